@@ -1,0 +1,23 @@
+//! weightsync moves weights from trainer ranks to inference ranks.
+//!
+//! *Describe* how both sides cut their tensors, *plan* once, look at the plan,
+//! then *execute* it after every training step:
+//!
+//! ```text
+//!   source layout ──┐
+//!                   ├─► plan ──► program of one rank ──► session ──► request
+//!   destination ────┘   (a value: deterministic,         (buffers     (one weight
+//!   layout               serialisable, checked)           by name)     version)
+//! ```
+//!
+//! The rooms of the house, imports running down only:
+//! `cli, capi -> exec -> plan -> layout`, with transports and devices behind
+//! traits that take work and return fences.
+
+pub mod error;
+pub mod layout;
+pub mod limits;
+pub mod rank;
+
+pub use error::{Error, Result, Status};
+pub use rank::Rank;
