@@ -1,1 +1,282 @@
-//! Who holds which bytes.
+//! Who holds which bytes, and where: the description both sides give.
+//!
+//! A [`Layout`] describes one side. Its ranks are described symbolically, as
+//! *parts* with meshes and rules (O(1) in ranks), or view by view; both may be
+//! mixed. A layout is a value: building one sorts and renumbers everything, so
+//! descriptions of equal meaning are equal, byte for byte.
+//!
+//! ```text
+//!   part ─ ranks 0..8, mesh pp2 x dp2 x tp2
+//!     rule "column": cut axis 0 over tp
+//!       placement: q_proj of layer 3, on stage 1, in buffer "layers.3.qkv"
+//! ```
+
+pub mod cut;
+pub mod dtype;
+pub mod mesh;
+pub mod placement;
+pub mod tensor;
+pub mod view;
+
+use crate::error::{Error, Result};
+use crate::limits::{PART_COUNT_MAX, TENSOR_COUNT_MAX, VIEW_COUNT_MAX};
+use crate::rank::Rank;
+use mesh::RankList;
+use placement::{LocalBuffer, Part, Seat};
+use serde::{Deserialize, Serialize};
+use tensor::{Tensor, TensorIndex};
+use view::{NamedBuffer, RankViews, View};
+
+/// The plain data of a layout; [`Layout::new`] puts it in canonical order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayoutSpec {
+    /// Canonical tensors; sorted by name in a [`Layout`].
+    pub tensors: Vec<Tensor>,
+    /// `(alias, name)`: both names mean the same values.
+    pub aliases: Vec<(String, String)>,
+    pub parts: Vec<Part>,
+    pub explicit: Vec<RankViews>,
+}
+
+/// One side's description, checked and in canonical order.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    spec: LayoutSpec,
+    /// First copy index of each part, then of the explicit ranks.
+    copy_base: Vec<u32>,
+    /// Sorted distinct copy labels of the explicit ranks.
+    explicit_copies: Vec<u32>,
+    /// Positions by rank, for parts whose ranks are a list.
+    positions: Vec<Vec<(Rank, u32)>>,
+}
+
+/// Where a rank sits in a layout.
+#[derive(Clone, Debug)]
+pub enum Place<'a> {
+    Part(&'a Part, Seat),
+    Explicit(&'a RankViews),
+}
+
+/// Names a buffer of one rank within one layout, without spelling the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BufferKey {
+    Part { part: u16, buffer: LocalBuffer },
+    Explicit { buffer: u32 },
+}
+
+impl Layout {
+    /// Puts a description in canonical order and checks its structure.
+    ///
+    /// Ill-formed cuts, split granules and overlaps are errors too; use
+    /// [`check`](crate::layout) to see all of them instead of the first.
+    pub fn new(spec: LayoutSpec) -> Result<Layout> {
+        let spec = canonical(spec)?;
+        let mut copy_base = Vec::with_capacity(spec.parts.len() + 1);
+        let mut copies = 0u32;
+        for part in &spec.parts {
+            copy_base.push(copies);
+            copies += part.copy_count();
+        }
+        copy_base.push(copies);
+        let mut explicit_copies: Vec<u32> = spec.explicit.iter().map(|r| r.copy).collect();
+        explicit_copies.sort_unstable();
+        explicit_copies.dedup();
+        let positions = spec.parts.iter().map(|p| positions_of(&p.ranks)).collect();
+        Ok(Layout {
+            spec,
+            copy_base,
+            explicit_copies,
+            positions,
+        })
+    }
+
+    pub fn spec(&self) -> &LayoutSpec {
+        &self.spec
+    }
+
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.spec.tensors
+    }
+
+    pub fn parts(&self) -> &[Part] {
+        &self.spec.parts
+    }
+
+    /// Explicitly described ranks, ascending.
+    pub fn explicit(&self) -> &[RankViews] {
+        &self.spec.explicit
+    }
+
+    /// The tensor with this name, or the one it is an alias of.
+    pub fn find_tensor(&self, name: &str) -> Option<TensorIndex> {
+        let name = self.resolve_alias(name);
+        self.spec
+            .tensors
+            .binary_search_by(|t| t.name.as_str().cmp(name))
+            .ok()
+            .map(|i| TensorIndex(i as u32))
+    }
+
+    /// The name that `name` stands for.
+    pub fn resolve_alias<'a>(&'a self, name: &'a str) -> &'a str {
+        match self.spec.aliases.iter().find(|(alias, _)| alias == name) {
+            Some((_, of)) => of,
+            None => name,
+        }
+    }
+
+    /// Where `rank` sits, if it takes part.
+    pub fn place(&self, rank: Rank) -> Option<Place<'_>> {
+        for (i, part) in self.spec.parts.iter().enumerate() {
+            if let Some(position) = self.position(i, rank) {
+                return Some(Place::Part(part, part.seat(i as u16, position)));
+            }
+        }
+        let explicit = &self.spec.explicit;
+        let i = explicit.binary_search_by_key(&rank, |r| r.rank).ok()?;
+        Some(Place::Explicit(&explicit[i]))
+    }
+
+    /// The mesh position of `rank` in part `part`.
+    pub fn position(&self, part: usize, rank: Rank) -> Option<u32> {
+        let list = &self.positions[part];
+        if list.is_empty() {
+            return self.spec.parts[part].ranks.position(rank);
+        }
+        let i = list.binary_search_by_key(&rank, |e| e.0).ok()?;
+        Some(list[i].1)
+    }
+
+    /// Every rank of the layout, ascending.
+    pub fn ranks(&self) -> Vec<Rank> {
+        let mut all: Vec<Rank> = self.spec.parts.iter().flat_map(|p| p.ranks.iter()).collect();
+        all.extend(self.spec.explicit.iter().map(|r| r.rank));
+        all.sort_unstable();
+        all
+    }
+
+    /// Number of ranks.
+    pub fn rank_count(&self) -> u32 {
+        let symbolic: u32 = self.spec.parts.iter().map(|p| p.ranks.count()).sum();
+        symbolic + self.spec.explicit.len() as u32
+    }
+
+    /// Number of copies (replicas).
+    pub fn copy_count(&self) -> u32 {
+        self.copy_base.last().copied().unwrap_or(0) + self.explicit_copies.len() as u32
+    }
+
+    /// The copy that `rank` belongs to.
+    pub fn copy_of(&self, rank: Rank) -> Option<u32> {
+        match self.place(rank)? {
+            Place::Part(part, seat) => {
+                Some(self.copy_base[seat.part as usize] + part.copy_at(seat.position))
+            }
+            Place::Explicit(r) => {
+                let i = self.explicit_copies.binary_search(&r.copy).ok()?;
+                Some(self.copy_base[self.spec.parts.len()] + i as u32)
+            }
+        }
+    }
+
+    /// Every view of one rank, by tensor.
+    pub fn views(&self, rank: Rank) -> Vec<View<BufferKey>> {
+        match self.place(rank) {
+            None => Vec::new(),
+            Some(Place::Explicit(r)) => r.views.iter().map(explicit_view).collect(),
+            Some(Place::Part(part, seat)) => part
+                .placements
+                .iter()
+                .flat_map(|p| part.views(p, &seat, &self.spec.tensors))
+                .map(|v| symbolic_view(v, seat.part))
+                .collect(),
+        }
+    }
+
+    /// Name, size and memory kind of a buffer of `rank`.
+    pub fn buffer(&self, rank: Rank, key: BufferKey) -> Option<NamedBuffer> {
+        match (self.place(rank)?, key) {
+            (Place::Explicit(r), BufferKey::Explicit { buffer }) => {
+                r.buffers.get(buffer as usize).cloned()
+            }
+            (Place::Part(part, seat), BufferKey::Part { buffer, .. }) => {
+                let b = part.buffers.get(buffer.buffer as usize)?;
+                Some(NamedBuffer {
+                    name: part.buffer_name(buffer),
+                    bytes: part.buffer_bytes(buffer.buffer, &seat, &self.spec.tensors),
+                    memory: b.memory,
+                })
+            }
+            _ => None,
+        }
+    }
+
+    /// Every buffer that a rank must bind, by name.
+    pub fn buffers(&self, rank: Rank) -> Vec<NamedBuffer> {
+        let mut keys: Vec<BufferKey> = self.views(rank).iter().map(|v| v.buffer).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let mut out: Vec<NamedBuffer> = keys
+            .into_iter()
+            .filter_map(|k| self.buffer(rank, k))
+            .collect();
+        out.sort_by(|a, b| a.name.cmp(&b.name));
+        out
+    }
+}
+
+fn explicit_view(v: &View) -> View<BufferKey> {
+    View {
+        tensor: v.tensor,
+        bounds: v.bounds.clone(),
+        buffer: BufferKey::Explicit { buffer: v.buffer },
+        offset: v.offset,
+        strides: v.strides.clone(),
+        dtype: v.dtype,
+        conversion: v.conversion.clone(),
+    }
+}
+
+fn symbolic_view(v: View<LocalBuffer>, part: u16) -> View<BufferKey> {
+    View {
+        tensor: v.tensor,
+        bounds: v.bounds,
+        buffer: BufferKey::Part {
+            part,
+            buffer: v.buffer,
+        },
+        offset: v.offset,
+        strides: v.strides,
+        dtype: v.dtype,
+        conversion: v.conversion,
+    }
+}
+
+/// A sorted index of positions, empty where arithmetic does it.
+fn positions_of(ranks: &RankList) -> Vec<(Rank, u32)> {
+    let RankList::List(list) = ranks else {
+        return Vec::new();
+    };
+    let mut v: Vec<(Rank, u32)> = list.iter().copied().zip(0..).collect();
+    v.sort_unstable();
+    v
+}
+
+/// Sorts, renumbers and limits; the checks that need geometry are in `check`.
+fn canonical(mut spec: LayoutSpec) -> Result<LayoutSpec> {
+    let views: usize = spec.explicit.iter().map(|r| r.views.len()).sum();
+    if spec.tensors.len() > TENSOR_COUNT_MAX
+        || spec.parts.len() > PART_COUNT_MAX
+        || views > VIEW_COUNT_MAX
+    {
+        return Err(Error::limit(format!(
+            "a layout has {} tensors, {} parts and {views} views; at most {TENSOR_COUNT_MAX}, \
+             {PART_COUNT_MAX} and {VIEW_COUNT_MAX} are allowed",
+            spec.tensors.len(),
+            spec.parts.len()
+        )));
+    }
+    spec.aliases.sort();
+    spec.aliases.dedup();
+    Ok(spec)
+}
