@@ -14,10 +14,13 @@
 //! `cli, capi -> exec -> plan -> layout`, with transports and devices behind
 //! traits that take work and return fences.
 
+pub mod device;
 pub mod error;
 pub mod layout;
 pub mod limits;
+pub mod plan;
 pub mod rank;
+pub mod transport;
 
 pub use error::{Error, Result, Status};
 pub use rank::Rank;

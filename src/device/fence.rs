@@ -1,0 +1,109 @@
+//! Points in queues of work, and the word that stops all of them.
+
+use crate::error::Error;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How far one queue has come. Only ever grows.
+#[derive(Debug, Default)]
+pub struct Timeline {
+    reached: AtomicU64,
+    lock: Mutex<()>,
+    moved: Condvar,
+}
+
+impl Timeline {
+    /// Says that everything up to `value` is finished.
+    pub fn advance(&self, value: u64) {
+        self.reached.fetch_max(value, Ordering::Release);
+        // Taking the lock orders us after a waiter's last look.
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+        self.moved.notify_all();
+    }
+
+    pub fn reached(&self) -> u64 {
+        self.reached.load(Ordering::Acquire)
+    }
+}
+
+/// A point in a queue. Cheap to clone; the default is already reached.
+#[derive(Clone, Debug, Default)]
+pub struct Fence {
+    at: Option<(Arc<Timeline>, u64)>,
+}
+
+impl Fence {
+    pub fn new(timeline: &Arc<Timeline>, value: u64) -> Fence {
+        Fence {
+            at: Some((timeline.clone(), value)),
+        }
+    }
+
+    /// True once everything before the point is finished.
+    pub fn is_reached(&self) -> bool {
+        match &self.at {
+            None => true,
+            Some((line, value)) => line.reached() >= *value,
+        }
+    }
+
+    /// Waits until the point is reached or `timeout` is over; says which.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        let Some((line, value)) = &self.at else {
+            return true;
+        };
+        if line.reached() >= *value {
+            return true;
+        }
+        let end = Instant::now().checked_add(timeout);
+        let mut guard = line.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        while line.reached() < *value {
+            let left = match end {
+                Some(end) => end.saturating_duration_since(Instant::now()),
+                None => Duration::from_secs(3600),
+            };
+            if left.is_zero() {
+                return false;
+            }
+            guard = line
+                .moved
+                .wait_timeout(guard, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        true
+    }
+}
+
+/// The abort word: the first reason wins and is what every later call reports.
+#[derive(Debug, Default)]
+pub struct AbortCell {
+    is_set: AtomicBool,
+    reason: Mutex<Option<Error>>,
+}
+
+impl AbortCell {
+    /// Sets the reason if none is set; true if this one won.
+    pub fn set(&self, reason: Error) -> bool {
+        let mut held = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.is_some() {
+            return false;
+        }
+        *held = Some(reason);
+        self.is_set.store(true, Ordering::Release);
+        true
+    }
+
+    /// One load: what every copy asks before it writes.
+    pub fn is_set(&self) -> bool {
+        self.is_set.load(Ordering::Acquire)
+    }
+
+    pub fn reason(&self) -> Option<Error> {
+        self.reason
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}

@@ -1,0 +1,117 @@
+//! Where bytes live and how they are copied.
+//!
+//! A [`Device`] takes work and returns [`Fence`]s; it never waits. Work on one
+//! device runs in the order it was enqueued, each item not before the fence
+//! it names:
+//!
+//! ```text
+//!   pack(step 0) ──► fence ──► transport ──► fence ──► unpack(step 0)
+//!   pack(step 1) ──► ...
+//! ```
+//!
+//! Only `test`, `wait` and the watchdog look at a fence.
+
+pub mod fence;
+
+use crate::error::Result;
+use crate::plan::program::Program;
+use fence::{AbortCell, Fence};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A range of caller or session memory. Whoever makes one promises that it
+/// stays valid, and is not used otherwise, while a request that uses it runs.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryRange {
+    pub address: usize,
+    pub bytes: u64,
+}
+
+/// A program with its memory: what transports and devices work on. Made when
+/// a plan is loaded; immutable but for marks and sums.
+#[derive(Debug)]
+pub struct Binding {
+    pub program: Arc<Program>,
+    /// By buffer slot.
+    pub memory: Vec<MemoryRange>,
+    pub staging: MemoryRange,
+    pub relay: MemoryRange,
+    pub abort: Arc<AbortCell>,
+    pub marks: Marks,
+    /// Per tensor digest sums, written by `Task::Digest*`.
+    pub sums: DigestSums,
+}
+
+/// What the memory's owner can say about a request's progress. Values are the
+/// request's sequence number, so nothing needs resetting.
+#[derive(Debug, Default)]
+pub struct Marks {
+    /// The last request that may have written destination memory.
+    pub first_write: AtomicU64,
+    /// Steps finished by the running request.
+    pub steps_done: AtomicU64,
+}
+
+impl Marks {
+    /// Records, before the first write of request `sequence`, that destination
+    /// memory may change from now on.
+    pub fn write_begins(&self, sequence: u64) {
+        self.first_write.fetch_max(sequence, Ordering::Release);
+    }
+
+    /// True if request `sequence` may have written destination memory.
+    pub fn has_written(&self, sequence: u64) -> bool {
+        self.first_write.load(Ordering::Acquire) >= sequence
+    }
+}
+
+/// Sums mod 2^64 of `mix(canonical flat index, bits)`, by tensor of the plan.
+#[derive(Debug, Default)]
+pub struct DigestSums {
+    /// Source elements, each once over all ranks (lowest holder counts).
+    pub once: Vec<AtomicU64>,
+    /// Source elements, weighted by how many ranks of a copy receive them.
+    pub sent: Vec<AtomicU64>,
+    /// Destination elements of this rank, all of them.
+    pub held: Vec<AtomicU64>,
+}
+
+/// What a device can be asked to do with a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Gather the outgoing packed messages of a step into staging.
+    Pack { step: u32 },
+    /// Scatter the incoming packed messages of a step from staging.
+    Unpack { step: u32 },
+    /// Do the local copies of a step.
+    Local { step: u32 },
+    /// Zero the destination padding.
+    Fill,
+    /// Sum source elements.
+    DigestSource,
+    /// Sum destination elements.
+    DigestDestination,
+}
+
+/// One item of work.
+#[derive(Clone, Debug)]
+pub struct Work {
+    pub binding: Arc<Binding>,
+    pub task: Task,
+    /// Sequence number of the request, for marks.
+    pub sequence: u64,
+}
+
+/// Memory of one kind and the queue that works on it. Thread safe.
+pub trait Device: Send + Sync + std::fmt::Debug {
+    /// Memory for staging or relay; freed with the device.
+    fn allocate(&self, bytes: u64) -> Result<MemoryRange>;
+
+    /// Gives back what `allocate` gave.
+    fn free(&self, range: MemoryRange);
+
+    /// Adds work to the queue; it starts after `after` and in queue order.
+    /// Never waits, never allocates once warm. After an abort the work is
+    /// skipped and its fence reached.
+    fn enqueue(&self, work: Work, after: &Fence) -> Result<Fence>;
+}

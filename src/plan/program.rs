@@ -1,0 +1,196 @@
+//! What one rank does: the part of a plan that is derived for it alone.
+//!
+//! A program is a list of *steps*. A step holds messages (to and from peers)
+//! and local copies; a message holds pieces, each a strided region of local
+//! memory and its place in the message:
+//!
+//! ```text
+//!   step 3 ─ send to 12   bytes 0..4096  direct: contiguous in "w1", no copy
+//!          ─ send to 12   bytes 0..640   packed: 5 pieces, 16-byte aligned
+//!          ─ receive from 7 ...
+//! ```
+//!
+//! Sender and receiver derive the same messages in the same order, each with
+//! its own regions. Memory is named by slots; pointers are bound later.
+
+use crate::layout::BufferKey;
+use crate::layout::dtype::Dtype;
+use crate::layout::tensor::{IndexBox, TensorIndex};
+use crate::rank::Rank;
+use std::ops::Range;
+
+/// Source (training) or destination (inference).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    Source,
+    Destination,
+}
+
+/// A local buffer the program touches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BufferUse {
+    pub side: Side,
+    pub key: BufferKey,
+}
+
+/// Index into [`Program::buffers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BufferSlot(pub u32);
+
+impl BufferSlot {
+    /// Memory that the session owns: bytes received to be forwarded later.
+    pub const RELAY: BufferSlot = BufferSlot(u32::MAX);
+}
+
+/// One loop of a strided region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Loop {
+    pub count: u64,
+    /// Bytes between iterations.
+    pub stride: i64,
+}
+
+/// A strided region of local memory: `loops` (outermost first) around runs of
+/// `run` contiguous elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Region {
+    pub slot: BufferSlot,
+    /// Bytes from the start of the buffer.
+    pub offset: u64,
+    /// Dtype in memory.
+    pub dtype: Dtype,
+    /// Contiguous elements of the innermost run; at least 1.
+    pub run: u64,
+    /// Range in [`Program::loops`].
+    pub loops: (u32, u32),
+}
+
+/// One region's place in a message. The elements of the region, in order, are
+/// the wire elements at `at..at + bytes` of the message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    pub tensor: TensorIndex,
+    pub bounds: IndexBox,
+    pub region: Region,
+    /// Bytes from the start of the message; a multiple of 16 in packed ones.
+    pub at: u64,
+    /// Bytes on the wire.
+    pub bytes: u64,
+    /// Dtype on the wire.
+    pub wire: Dtype,
+}
+
+/// Which way a message goes, seen from the program's rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    Send,
+    Receive,
+}
+
+/// One message of one step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    pub peer: Rank,
+    pub direction: Direction,
+    pub step: u32,
+    /// Stage of the route: 0 for direct, 1 for a forward.
+    pub stage: u32,
+    pub bucket: u32,
+    /// Bytes on the wire, gaps of alignment included.
+    pub bytes: u64,
+    /// Range in [`Program::pieces`].
+    pub pieces: (u32, u32),
+    /// True if our side is one contiguous run that needs no conversion: the
+    /// transport may read or write it in place.
+    pub is_direct: bool,
+    /// Where the message lies in this rank's staging, unless `is_direct`.
+    pub staging: u64,
+}
+
+/// A copy within the rank: source region to destination region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalCopy {
+    pub tensor: TensorIndex,
+    pub bounds: IndexBox,
+    pub source: Region,
+    pub destination: Region,
+    /// Bytes written at the destination.
+    pub bytes: u64,
+}
+
+/// The messages and local copies of one step, as ranges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Step {
+    /// Range in [`Program::messages`]: by peer, then order within the pair.
+    pub messages: (u32, u32),
+    /// Range in [`Program::locals`].
+    pub locals: (u32, u32),
+    /// Staging this step uses, in bytes.
+    pub staging_bytes: u64,
+}
+
+/// Everything one rank does for one execution of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    pub rank: Rank,
+    pub buffers: Vec<BufferUse>,
+    pub loops: Vec<Loop>,
+    pub pieces: Vec<Piece>,
+    pub messages: Vec<Message>,
+    pub locals: Vec<LocalCopy>,
+    /// Destination padding to be zeroed, if the layout asks for it.
+    pub fills: Vec<Region>,
+    pub steps: Vec<Step>,
+    /// Staging to allocate: two steps in flight, both directions.
+    pub staging_bytes: u64,
+    /// Relay memory to allocate, for plans with forwards.
+    pub relay_bytes: u64,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    pub bytes_local: u64,
+    /// Sum over sent pair lists minus received ones, of their hashes, mod
+    /// 2^128: zero in total over all ranks of a consistent plan.
+    pub pair_balance: u128,
+}
+
+impl Program {
+    /// True if the rank takes no part.
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty() && self.locals.is_empty()
+    }
+
+    pub fn messages_of(&self, step: &Step) -> &[Message] {
+        &self.messages[range(step.messages)]
+    }
+
+    pub fn locals_of(&self, step: &Step) -> &[LocalCopy] {
+        &self.locals[range(step.locals)]
+    }
+
+    pub fn pieces_of(&self, message: &Message) -> &[Piece] {
+        &self.pieces[range(message.pieces)]
+    }
+
+    pub fn loops_of(&self, region: &Region) -> &[Loop] {
+        &self.loops[range(region.loops)]
+    }
+
+    /// Elements of a region.
+    pub fn elements(&self, region: &Region) -> u64 {
+        region.run * self.loops_of(region).iter().map(|l| l.count).product::<u64>()
+    }
+
+    /// Every rank this one sends to or receives from, ascending.
+    pub fn peers(&self) -> Vec<Rank> {
+        let mut peers: Vec<Rank> = self.messages.iter().map(|m| m.peer).collect();
+        peers.sort_unstable();
+        peers.dedup();
+        peers
+    }
+}
+
+fn range(r: (u32, u32)) -> Range<usize> {
+    r.0 as usize..r.1 as usize
+}
