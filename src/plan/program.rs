@@ -15,9 +15,10 @@
 
 use crate::layout::BufferKey;
 use crate::layout::dtype::Dtype;
-use crate::layout::tensor::{IndexBox, TensorIndex};
+use crate::layout::tensor::{IndexBox, Tensor, TensorIndex};
 use crate::rank::Rank;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Source (training) or destination (inference).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
@@ -120,6 +121,22 @@ pub struct LocalCopy {
     pub bytes: u64,
 }
 
+/// A region whose elements enter a digest: the sum mod 2^64 of
+/// `mix(canonical flat index, bits in digest dtype)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DigestItem {
+    pub tensor: TensorIndex,
+    pub bounds: IndexBox,
+    pub region: Region,
+    /// The dtype the destination stores; values are converted to it first.
+    pub dtype: Dtype,
+    /// Source items: counts in the published digest (one holder does).
+    pub is_once: bool,
+    /// Source items: how often the destination holds these elements, per copy
+    /// where all copies are alike, else in all.
+    pub weight: u64,
+}
+
 /// The messages and local copies of one step, as ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Step {
@@ -143,6 +160,10 @@ pub struct Program {
     /// Destination padding to be zeroed, if the layout asks for it.
     pub fills: Vec<Region>,
     pub steps: Vec<Step>,
+    /// Every canonical tensor of the plan, by [`TensorIndex`].
+    pub tensors: Arc<[Tensor]>,
+    pub digest_source: Vec<DigestItem>,
+    pub digest_destination: Vec<DigestItem>,
     /// Staging to allocate: two steps in flight, both directions.
     pub staging_bytes: u64,
     /// Relay memory to allocate, for plans with forwards.
