@@ -92,6 +92,7 @@ enum Needers {
 /// One cell of one tensor on its line.
 struct Item {
     tensor: u32,
+    group: u32,
     template: u32,
     cell: u32,
     /// Buffer of the placement on our side.
@@ -105,6 +106,8 @@ struct Group {
     needers: RankSet,
     /// Which holder or needer we are; `None` when receiving: we hold it too.
     own: Option<u64>,
+    /// All needers, those that hold it too included.
+    needer_count: u64,
     bytes: u64,
     items: Vec<u32>,
 }
@@ -171,6 +174,21 @@ pub fn derive(inputs: Inputs<'_>, rank: Rank) -> Result<Program> {
     builder.add_messages(&send, &mut raw)?;
     builder.add_fills();
     Ok(builder.finish())
+}
+
+/// The digest items of `rank`: `(source, destination)`, with the program whose
+/// buffers and loops their regions name.
+pub fn digests(inputs: Inputs<'_>, program: &mut Program, alike_copies: u64) -> Result<()> {
+    let rank = program.rank;
+    let mut builder = Builder::resume(inputs, std::mem::take(program));
+    let mut send = Walk::new(inputs, rank, Direction::Send);
+    send.collect_holdings()?;
+    builder.add_source_digests(&send, alike_copies);
+    let mut receive = Walk::new(inputs, rank, Direction::Receive);
+    receive.collect_needs()?;
+    builder.add_destination_digests(&receive);
+    *program = builder.program;
+    Ok(())
 }
 
 impl<'a> Walk<'a> {
@@ -480,6 +498,7 @@ impl<'a> Walk<'a> {
             group.items.push(self.items.len() as u32);
             self.items.push(Item {
                 tensor: t,
+                group: g,
                 template,
                 cell: c as u32,
                 buffer,
@@ -552,8 +571,9 @@ impl<'a> Walk<'a> {
                 RankSet::union(destination, std::slice::from_ref(s), &[])
             }
             NeederKey::Listed(v) => RankSet::union(destination, &[], v),
-        }
-        .less(destination, &holders, source);
+        };
+        let needer_count = needers.len();
+        let needers = needers.less(destination, &holders, source);
         let own = match self.direction {
             Direction::Receive => needers.index_of(destination, self.rank),
             Direction::Send => holders.index_of(source, self.rank),
@@ -563,6 +583,7 @@ impl<'a> Walk<'a> {
             holders,
             needers,
             own,
+            needer_count,
             bytes: 0,
             items: Vec::new(),
         });
@@ -826,6 +847,61 @@ impl<'a> Builder<'a> {
             },
             slots: HashMap::new(),
             loops: SmallVec::new(),
+        }
+    }
+
+    /// Goes on with a finished program.
+    fn resume(inputs: Inputs<'a>, program: Program) -> Builder<'a> {
+        let slots = program.buffers.iter().enumerate();
+        Builder {
+            inputs,
+            slots: slots.map(|(i, u)| (*u, BufferSlot(i as u32))).collect(),
+            program,
+            loops: SmallVec::new(),
+        }
+    }
+
+    /// Every element counts at its lowest holder only, so that holders which
+    /// have drifted apart are seen.
+    fn add_source_digests(&mut self, walk: &Walk<'a>, alike_copies: u64) {
+        let part = self.part_of(Side::Source);
+        for item in &walk.items {
+            let cell = walk.cell_of(item);
+            let group = &walk.groups[item.group as usize];
+            if group.own != Some(0) {
+                continue;
+            }
+            let is_once = matches!(&cell.needers, Needers::Slice(s) if s.placement == 0)
+                || matches!(cell.needers, Needers::Listed(_));
+            for b in split_boxes(&cell.bounds, cell.own.split.is_some()) {
+                let region = self.region(Side::Source, part, item.buffer, &cell.own, &b);
+                self.program.digest_source.push(DigestItem {
+                    tensor: TensorIndex(item.tensor),
+                    bounds: b,
+                    region,
+                    dtype: cell.peers[0].dtype,
+                    is_once,
+                    weight: group.needer_count / alike_copies,
+                });
+            }
+        }
+    }
+
+    fn add_destination_digests(&mut self, walk: &Walk<'a>) {
+        let part = self.part_of(Side::Destination);
+        for item in &walk.items {
+            let cell = walk.cell_of(item);
+            for b in split_boxes(&cell.bounds, cell.own.split.is_some()) {
+                let region = self.region(Side::Destination, part, item.buffer, &cell.own, &b);
+                self.program.digest_destination.push(DigestItem {
+                    tensor: TensorIndex(item.tensor),
+                    bounds: b,
+                    region,
+                    dtype: cell.own.dtype,
+                    is_once: false,
+                    weight: 1,
+                });
+            }
         }
     }
 
