@@ -14,12 +14,18 @@
 mod canonical;
 pub mod cut;
 pub mod dtype;
+pub mod frame;
 mod index;
 mod json;
 pub mod mesh;
 pub mod placement;
 pub mod tensor;
 pub mod view;
+pub mod views;
+mod wire;
+
+pub use json::LAYOUT_FILE_VERSION;
+pub use wire::LAYOUT_BLOB_VERSION;
 
 use crate::error::Result;
 use crate::rank::Rank;
