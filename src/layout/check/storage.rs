@@ -4,7 +4,7 @@ use super::cuts::Classes;
 use super::{Finding, FindingKind, Findings};
 use crate::layout::mesh::{Coords, Mesh};
 use crate::layout::placement::{Buffer, LocalAxis, Part, Placement, Rule};
-use crate::layout::tensor::{Dims, Tensor};
+use crate::layout::tensor::{Dims, Tensor, TensorIndex};
 use crate::limits::{NAME_BYTES_MAX, TENSOR_BYTES_MAX, VIEW_COUNT_MAX};
 use crate::rank::Rank;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -129,9 +129,14 @@ impl<'a> Checker<'a> {
                 self.say(FindingKind::Fused, b, plain(text), out);
             }
         }
+        let mut seen: BTreeSet<TensorIndex> = BTreeSet::from([first.tensor]);
         for &m in &b.members[1..] {
             let other = part.member(m);
             let c = self.tensor(other);
+            if !seen.insert(other.tensor) {
+                let text = format!("tensor \"{}\" is a member twice; once is enough", c.name);
+                self.say(FindingKind::Fused, b, plain(text), out);
+            }
             if !self.same_stage(first, other) {
                 let text = format!(
                     "tensor \"{}\" is on {} and tensor \"{}\" on {}; members of one buffer are on \
