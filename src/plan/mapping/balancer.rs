@@ -38,7 +38,7 @@ pub(super) struct Book {
     next: u32,
     /// The devices of the members, by slot.
     devices: Vec<u32>,
-    /// The same, ascending, to find out quickly whether a device is among them.
+    /// The devices to avoid, ascending: the same ones, or none at all.
     sorted: Vec<u32>,
 }
 
@@ -73,12 +73,18 @@ impl Book {
         }
     }
 
-    /// True if some member is on `device`.
+    /// The same book, but any member may receive from its own device.
+    pub fn keeping_same_device(mut self) -> Book {
+        self.sorted.clear();
+        self
+    }
+
+    /// True if some member must not receive from `device`.
     pub fn collides(&self, device: u32) -> bool {
         self.sorted.binary_search(&device).is_ok()
     }
 
-    /// Chooses a member for a sender on `device`; none if all are on it.
+    /// Chooses a member for a sender on `device`; none if all must be avoided.
     pub fn choose(&mut self, device: u32) -> Option<Choice> {
         if self.collides(device) {
             return self.choose_around(device);
@@ -183,5 +189,74 @@ mod tests {
     fn none_if_all_collide() {
         let mut book = Book::new(vec![7, 7], 0);
         assert_eq!(book.choose(7), None);
+    }
+}
+
+/// The recorded calls, with the books after each.
+#[cfg(test)]
+mod recorded {
+    use super::*;
+    use serde::Deserialize;
+    use std::collections::BTreeMap;
+
+    #[derive(Deserialize)]
+    struct Record {
+        /// By rank.
+        devices: Vec<u32>,
+        calls: Vec<Call>,
+    }
+
+    /// Sender, whether contested senders are being served, the slot that would
+    /// open the book, members, who was chosen, whether any member collided, the
+    /// next sequence number, and the entries `[hits, seq, slot]` in order.
+    #[derive(Deserialize)]
+    struct Call(
+        usize,
+        u8,
+        usize,
+        Vec<usize>,
+        Option<usize>,
+        u8,
+        u32,
+        Vec<[u32; 3]>,
+    );
+
+    #[test]
+    fn every_recorded_call() {
+        let text = include_str!("../../../tests/golden/mapping/balancer.json");
+        let records: Vec<Record> = serde_json::from_str(text).unwrap();
+        let mut calls = 0;
+        for record in &records {
+            let mut books = BTreeMap::new();
+            for call in &record.calls {
+                replay(call, &record.devices, &mut books);
+                calls += 1;
+            }
+        }
+        assert_eq!(records.len(), 18);
+        println!("compared {calls} calls of {} configurations", records.len());
+    }
+
+    fn replay(call: &Call, devices: &[u32], books: &mut BTreeMap<Vec<usize>, Book>) {
+        let Call(sender, contested, first, members, chosen, collided, next, entries) = call;
+        let book = books
+            .entry(members.clone())
+            .or_insert_with(|| Book::new(members.iter().map(|&r| devices[r]).collect(), *first));
+        let device = devices[*sender];
+        assert_eq!(book.collides(device), *collided == 1);
+        let got = if book.collides(device) == (*contested == 1) {
+            book.choose(device).map(|choice| members[choice.slot])
+        } else {
+            None
+        };
+        assert_eq!(got, *chosen);
+        assert_eq!(book.next, *next);
+        let mut now: Vec<_> = book
+            .heap
+            .iter()
+            .map(|e| [e.0.hits, e.0.seq, e.0.slot])
+            .collect();
+        now.sort_unstable();
+        assert_eq!(now, *entries);
     }
 }

@@ -187,6 +187,9 @@ pub struct MappingSpec {
     /// Both models live on the same devices. [`single_stage`] and [`expert`]
     /// then take the source copies in reverse order if the source TP is odd.
     pub colocated: bool,
+    /// Same-device pairs are as good as any other, because a local copy serves
+    /// them: nothing is avoided, nothing is infeasible.
+    pub keep_same_device: bool,
     /// The destination of [`expert`] is vLLM, not Megatron.
     pub destination_is_vllm: bool,
     /// One list per source copy. [`two_stage`] and [`expert`] (for everything
@@ -209,6 +212,7 @@ impl Default for MappingSpec {
             source_devices: Vec::new(),
             destination_devices: Vec::new(),
             colocated: false,
+            keep_same_device: false,
             destination_is_vllm: false,
             source_ranks: None,
             expert_source_ranks: None,
@@ -305,8 +309,8 @@ pub struct Mapping {
     pub regroup_groups: Vec<Vec<Rank>>,
     /// Pairs that were moved to avoid a same-device pair, in order of choice.
     pub moved: Vec<Moved>,
-    /// Pairs of stage 1 within one device, which a local copy serves. Always
-    /// empty in two-stage.
+    /// Pairs of stage 1 within one device, which a local copy serves. Two-stage
+    /// has some only if [`MappingSpec::keep_same_device`] is set.
     pub same_device: Vec<Pair>,
     /// Every source rank that may send, copy by copy.
     pub sources: Vec<Seat>,

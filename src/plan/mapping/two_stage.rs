@@ -13,6 +13,7 @@ use crate::rank::Rank;
 
 use super::balancer::{Book, Choice};
 use super::lists::{self, Cut, Grid};
+use super::single_stage::same_device;
 use super::stages::{StageEdge, stage_edges};
 use super::{Mapping, MappingSpec, Moved, Pair, Variant, bound, constraint};
 
@@ -21,7 +22,8 @@ use super::{Mapping, MappingSpec, Moved, Pair, Variant, bound, constraint};
 /// Every destination rank is reached by `I` source ranks, directly or by a
 /// forward, where `I` is source PP / destination PP (1 if that is less than 1).
 /// No member of a group receives from more than `ceil(I / m)` of them as long
-/// as no two ranks of one side share a device. No pair lies within one device.
+/// as no two ranks of one side share a device. No pair lies within one device,
+/// unless [`MappingSpec::keep_same_device`] allows it.
 ///
 /// # Errors
 ///
@@ -66,11 +68,11 @@ pub(super) fn map(spec: &MappingSpec, sources: &Grid, destinations: &Grid) -> Re
     Ok(Mapping {
         variant: Variant::TwoStage,
         group_size: m as u32,
+        same_device: same_device(spec, &run.pairs),
         pairs: run.pairs,
         forwards: run.forwards,
         regroup_groups: Vec::new(),
         moved: run.moved,
-        same_device: Vec::new(),
         sources: sources.seats(spec),
         destinations: destinations.seats(spec),
     })
@@ -144,7 +146,12 @@ impl<'a> Run<'a> {
             }
             for members in self.members(row, edge.destination).chunks_exact(self.m) {
                 let devices = members.iter().map(|&r| self.spec.device(r)).collect();
-                books.push(Book::new(devices, first_slot(n, self.m)));
+                let book = Book::new(devices, first_slot(n, self.m));
+                books.push(if self.spec.keep_same_device {
+                    book.keeping_same_device()
+                } else {
+                    book
+                });
             }
         }
         books
@@ -224,7 +231,7 @@ struct Collisions {
 }
 
 impl Collisions {
-    const NAMED_MAX: usize = 4;
+    const NAMED_MAX: usize = 8;
 
     fn add(&mut self, sender: Rank, device: u32, members: &[Rank]) {
         self.count += 1;
@@ -253,8 +260,8 @@ impl Collisions {
             n => format!("; and {n} more"),
         };
         let message = format!(
-            "two-stage mapping is infeasible: {}{more}; a local copy on the device \
-             resolves it, as strategy `direct` does",
+            "two-stage mapping is infeasible: {}{more}; a local copy on the \
+             device resolves it, as strategies `direct` and `two_stage` make one",
             self.named.join("; ")
         );
         Err(Error::new(Status::Infeasible, message).by(first))
