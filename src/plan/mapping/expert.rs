@@ -280,3 +280,105 @@ fn with_seats(spec: &MappingSpec, whole: &Grid, destinations: &Grid, pairs: Vec<
         destinations: destinations.seats(spec),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::mapping::{DestinationSizes, Refusal, SourceSizes};
+
+    fn spec(source: SourceSizes, destination: DestinationSizes, vllm: bool) -> MappingSpec {
+        let n = source.tp * source.pp * source.ep * source.dp;
+        let k = destination.tp * destination.pp * destination.ep * destination.replicas;
+        MappingSpec {
+            source,
+            destination,
+            source_devices: (0..n).collect(),
+            destination_devices: (n..n + k).collect(),
+            destination_is_vllm: vllm,
+            ..MappingSpec::default()
+        }
+    }
+
+    const SRC: SourceSizes = SourceSizes::ONE;
+    const DST: DestinationSizes = DestinationSizes::ONE;
+
+    fn numbers(pairs: &[Pair]) -> Vec<(u32, u32)> {
+        pairs.iter().map(|p| (p.sender.0, p.receiver.0)).collect()
+    }
+
+    #[test]
+    fn routed_experts_on_their_own() {
+        let source = SourceSizes { ep: 2, ..SRC };
+        let got = expert(&spec(source, DestinationSizes { tp: 2, ..DST }, true)).unwrap();
+        assert_eq!(numbers(&got.routed), [(0, 2), (1, 3)]);
+        assert_eq!(numbers(&got.rest.pairs), [(0, 2)]);
+        assert_eq!(numbers(&got.rest.forwards), [(2, 3)]);
+        assert_eq!(got.regroup, Regroup::AllToAll);
+    }
+
+    #[test]
+    fn successive_stages_take_successive_rows() {
+        let source = SourceSizes {
+            tp: 2,
+            pp: 2,
+            ep: 2,
+            ..SRC
+        };
+        let got = expert(&spec(source, DestinationSizes { tp: 2, ..DST }, true)).unwrap();
+        assert_eq!(numbers(&got.rest.pairs), [(0, 8), (1, 9), (6, 8), (7, 9)]);
+        assert_eq!(got.regroup, Regroup::AllGather);
+    }
+
+    #[test]
+    fn every_expert_row_of_the_destination_is_served() {
+        let source = SourceSizes { ep: 4, ..SRC };
+        let got = expert(&spec(
+            source,
+            DestinationSizes {
+                tp: 2,
+                ep: 2,
+                ..DST
+            },
+            true,
+        ))
+        .unwrap();
+        assert_eq!(numbers(&got.routed), [(0, 4), (1, 5), (2, 6), (3, 7)]);
+    }
+
+    /// Routed experts go backwards through the copies, the rest forwards; with
+    /// one replica they meet different copies, and both must be regrouped.
+    #[test]
+    fn whoever_sends_routed_experts_has_regrouped_them() {
+        let source = SourceSizes {
+            ep: 2,
+            dp: 2,
+            pp: 2,
+            ..SRC
+        };
+        let mut spec = spec(source, DestinationSizes { tp: 4, ..DST }, true);
+        spec.colocated = true;
+        let got = expert(&spec).unwrap();
+        assert!(got.routed.is_empty());
+        let groups: Vec<Vec<u32>> = got
+            .regroup_groups
+            .iter()
+            .map(|group| group.iter().map(|r| r.0).collect())
+            .collect();
+        assert_eq!(groups, [[2, 3], [6, 7], [0, 1], [4, 5]]);
+    }
+
+    #[test]
+    fn refusals_name_their_numbers() {
+        let refused = |source, destination, vllm| {
+            let e = expert(&spec(source, destination, vllm)).unwrap_err();
+            assert_eq!(Refusal::of(&e), Refusal::Constraint);
+            e.message
+        };
+        let message = refused(SourceSizes { tp: 2, ..SRC }, DST, true);
+        assert!(message.contains("destination TP 1 is not a multiple of source TP 2"));
+        let message = refused(SRC, DestinationSizes { ep: 2, ..DST }, true);
+        assert!(message.contains("destination EP 2 is greater than source EP 1"));
+        let message = refused(SRC, DestinationSizes { tp: 2, ..DST }, false);
+        assert!(message.contains("source TP 1 x EP 1 = 1 and destination TP 2 x EP 1 = 2"));
+    }
+}

@@ -23,7 +23,7 @@
 //!   stage 3: rank 3 ──────╱  ╲───► rank 5 ─╯
 //! ```
 //!
-//! A [balancer](self) spreads the pipeline stages over the members of a group,
+//! A balancer spreads the pipeline stages over the members of a group,
 //! so that no member receives more than its share, and avoids pairs whose ends
 //! sit on one device: two ranks of one device cannot meet in one communicator.
 //!
