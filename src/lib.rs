@@ -16,6 +16,7 @@
 
 pub mod device;
 pub mod error;
+pub mod exec;
 pub mod layout;
 pub mod limits;
 pub mod plan;
