@@ -248,6 +248,19 @@ impl Rule {
         }
     }
 
+    /// The slab of axis `dim` that holds index `x`: no bound of this rule lies
+    /// inside it.
+    pub fn span_at(&self, mesh: &Mesh, dim: usize, size: u64, x: u64) -> Span {
+        let mut base = Span::new(0, size);
+        for cut in self.cuts_of(dim) {
+            let n = cut.part_count(mesh);
+            let j = cut.kind.slab_of(base.len(), n, x - base.lo);
+            let s = cut.kind.slab(base.len(), n, j);
+            base = Span::new(base.lo + s.lo, base.lo + s.hi);
+        }
+        base
+    }
+
     /// Appends every bound of this rule strictly inside `range` of axis `dim`.
     pub fn bounds_within(
         &self,
