@@ -1,6 +1,7 @@
 //! What there is to say about one execution, for people and programs.
 
 use super::flight::FlightInner;
+use super::message::NO_COPY;
 use super::request::State;
 use super::session::Slot;
 use super::{FLAG_DRY_RUN, FLAG_VERIFY, Outcome};
@@ -89,7 +90,7 @@ impl RequestReport {
             state: inner.state,
             rank_outcome: inner.rank_outcome,
             copy_outcome: inner.copy_outcome,
-            copy: slot.plan.copy_of(program.rank),
+            copy: Some(slot.card.copy).filter(|c| *c != NO_COPY),
             error: inner.error.as_ref().map(ErrorReport::new),
             is_dry_run: inner.flags & FLAG_DRY_RUN != 0,
             is_verified: inner.flags & FLAG_VERIFY != 0 && inner.has_digests,

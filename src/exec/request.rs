@@ -134,7 +134,7 @@ impl Request {
             self.session.set_latest(&self.flight);
             self.begin(options, binding);
         });
-        if ready.is_err() || self.flight.slot.program.is_empty() {
+        if ready.is_err() || !self.flight.slot.takes_part {
             shared.leave_seat();
             return ready;
         }
@@ -152,7 +152,7 @@ impl Request {
     pub fn start_after(&self, after: &Fence) -> Result<()> {
         self.session.check_open()?;
         let binding = self.begin_running()?;
-        if self.flight.slot.program.is_empty() {
+        if !self.flight.slot.takes_part {
             let mut inner = self.flight.lock();
             inner.is_enqueued = true;
             inner.finish(Instant::now(), None, Outcome::Complete, Outcome::Complete);
@@ -260,7 +260,7 @@ impl Request {
         inner.agree_ns = or_default(options.agree_deadline_ns, AGREE_DEADLINE_DEFAULT_NS);
         inner.stall_ns = or_default(options.stall_deadline_ns, STALL_DEADLINE_DEFAULT_NS);
         inner.binding = Some(binding);
-        if slot.program.is_empty() {
+        if !slot.takes_part {
             inner.state = State::Ready;
             inner.times.ready = Some(Instant::now());
         }
@@ -355,7 +355,7 @@ impl Drop for Request {
         let state = self.flight.lock().state;
         match state {
             State::Preparing => self.session.shared.order_withdraw(&self.flight),
-            State::Ready if !self.flight.slot.program.is_empty() => {
+            State::Ready if self.flight.slot.takes_part => {
                 let reason = "a request was destroyed after ranks had agreed and before it started";
                 let rank = self.session.shared.rank;
                 self.session

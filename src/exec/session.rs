@@ -93,6 +93,8 @@ pub(crate) struct Slot {
     /// What this rank says when ranks agree.
     pub card: Card,
     pub shapes: Vec<StepShape>,
+    /// True if this rank is one of the plan's participants.
+    pub takes_part: bool,
     /// True if the program writes destination memory.
     pub writes: bool,
     /// Numbers the executions of this plan on this transport.
@@ -218,7 +220,7 @@ impl Session {
             )));
         }
         let slot = Slot::new(inner, plan)?;
-        if !slot.program.is_empty() {
+        if slot.takes_part {
             let ns = or_default(inner.options.load_deadline_ns, LOAD_DEADLINE_DEFAULT_NS);
             let now = Instant::now();
             let never = now + Duration::from_secs(1 << 30);
@@ -390,7 +392,8 @@ impl Slot {
     fn new(session: &SessionInner, plan: Arc<dyn PlanView>) -> Result<Slot> {
         let shared = &session.shared;
         let program = Arc::new(plan.program(shared.rank)?);
-        let card = make_card(shared, &*plan, &program)?;
+        let participants = plan.participants();
+        let card = make_card(shared, &*plan, &program, &participants)?;
         let needs = make_needs(&*plan, &program)?;
         let state = session.lock();
         check_needs(&state, &needs)?;
@@ -418,7 +421,8 @@ impl Slot {
         Ok(Slot {
             card,
             shapes: program.steps.iter().map(|s| shape(&program, s)).collect(),
-            writes: writes(&program),
+            takes_part: participants.binary_search(&shared.rank).is_ok(),
+            writes: receives(&program) || !program.fills.is_empty(),
             sequence: shared.counter(plan.fingerprint()),
             history: Mutex::new(None),
             is_unloaded: AtomicBool::new(false),
@@ -487,14 +491,19 @@ fn shape(program: &Program, step: &crate::plan::program::Step) -> StepShape {
     }
 }
 
-fn writes(program: &Program) -> bool {
-    let receives = |m: &crate::plan::program::Message| m.direction == Direction::Receive;
-    program.messages.iter().any(receives) || !program.locals.is_empty() || !program.fills.is_empty()
+/// True if anything arrives on this rank.
+fn receives(program: &Program) -> bool {
+    let is_incoming = |m: &crate::plan::program::Message| m.direction == Direction::Receive;
+    program.messages.iter().any(is_incoming) || !program.locals.is_empty()
 }
 
-fn make_card(shared: &Shared, plan: &dyn PlanView, program: &Program) -> Result<Card> {
-    let participants = plan.participants();
-    for rank in &participants {
+fn make_card(
+    shared: &Shared,
+    plan: &dyn PlanView,
+    program: &Program,
+    participants: &[Rank],
+) -> Result<Card> {
+    for rank in participants {
         if !shared.ranks.contains(*rank) {
             return Err(Error::invalid(format!(
                 "the plan needs rank {rank}, which is none of the {} ranks of this transport",
@@ -503,7 +512,8 @@ fn make_card(shared: &Shared, plan: &dyn PlanView, program: &Program) -> Result<
             .by(*rank));
         }
     }
-    let copy = plan.copy_of(shared.rank);
+    // On both sides, a rank may send without receiving for its copy.
+    let copy = plan.copy_of(shared.rank).filter(|_| receives(program));
     Ok(Card {
         rank: shared.rank,
         plan: plan.fingerprint(),
@@ -513,7 +523,7 @@ fn make_card(shared: &Shared, plan: &dyn PlanView, program: &Program) -> Result<
         copy: copy.unwrap_or(NO_COPY),
         copy_ranks: copy.map_or(0, |c| plan.copy_ranks(c)),
         copies_are_alike: plan.copies_are_alike(),
-        participants: super::message::Participants::new(&participants),
+        participants: super::message::Participants::new(participants),
     })
 }
 
