@@ -142,10 +142,7 @@ fn f32_to_f16(x: u32) -> u16 {
         .to_bits()
         .wrapping_sub(SHIFTER);
     let odd = (x >> 13) & 1;
-    let normal = x
-        .wrapping_sub((127 - 15) << 23)
-        .wrapping_add(0xfff + odd)
-        >> 13;
+    let normal = x.wrapping_sub((127 - 15) << 23).wrapping_add(0xfff + odd) >> 13;
     let bits = if x >= OVERFLOW {
         special
     } else if x < NORMAL {
@@ -188,7 +185,14 @@ mod tests {
     fn run<A: Copy, B: Copy + Default>(cast: Cast, from: &[A]) -> Vec<B> {
         let mut to = vec![B::default(); from.len()];
         // SAFETY: two slices of equal length; the tests name the right types.
-        unsafe { convert(cast, from.as_ptr().cast(), to.as_mut_ptr().cast(), from.len()) };
+        unsafe {
+            convert(
+                cast,
+                from.as_ptr().cast(),
+                to.as_mut_ptr().cast(),
+                from.len(),
+            )
+        };
         to
     }
 
@@ -221,8 +225,18 @@ mod tests {
         let to_f16: Vec<u16> = run(Cast::F32ToF16, &from);
         for (i, &x) in from.iter().enumerate() {
             let x = f32::from_bits(x);
-            assert_eq!(to_bf16[i], bf16::from_f32(x).to_bits(), "{:#x}", x.to_bits());
-            assert_eq!(to_f16[i], f16::from_f32_const(x).to_bits(), "{:#x}", x.to_bits());
+            assert_eq!(
+                to_bf16[i],
+                bf16::from_f32(x).to_bits(),
+                "{:#x}",
+                x.to_bits()
+            );
+            assert_eq!(
+                to_f16[i],
+                f16::from_f32_const(x).to_bits(),
+                "{:#x}",
+                x.to_bits()
+            );
             assert_eq!(to_f16[i], f16::from_f32(x).to_bits(), "{:#x}", x.to_bits());
         }
     }

@@ -106,7 +106,10 @@ impl Check<'_> {
                 return Err(broken(format!("step {i} names what does not exist")));
             }
             if let Some(m) = p.messages_of(step).iter().find(|m| m.step as usize != i) {
-                return Err(broken(format!("a message of step {} is in step {i}", m.step)));
+                return Err(broken(format!(
+                    "a message of step {} is in step {i}",
+                    m.step
+                )));
             }
         }
         Ok(())
@@ -158,10 +161,7 @@ impl Check<'_> {
             run *= l.count;
             ok
         });
-        piece.at == 0
-            && piece.bytes == m.bytes
-            && piece.region.dtype == piece.wire
-            && is_dense
+        piece.at == 0 && piece.bytes == m.bytes && piece.region.dtype == piece.wire && is_dense
     }
 
     fn piece(&self, piece: &Piece) -> Result<()> {

@@ -359,7 +359,13 @@ impl MessageCursor {
             && ahead.at < at
         {
             let mut walk = walk(binding, &ahead.region);
-            walk.skip((at - ahead.at) / ahead.wire.bytes() * ahead.region.dtype.bytes());
+            let (memory, wire) = (ahead.region.dtype, ahead.wire);
+            let behind = at - ahead.at;
+            walk.skip(if memory == wire {
+                behind
+            } else {
+                behind / wire.bytes() * memory.bytes()
+            });
             cursor.inside = Some((cursor.next, walk));
             cursor.next += 1;
         }

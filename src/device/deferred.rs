@@ -205,7 +205,9 @@ fn poison_incoming(work: &Work) {
 }
 
 fn poison_staging(binding: &Binding, step: u32, direction: Direction) {
-    let messages = binding.program.messages_of(&binding.program.steps[step as usize]);
+    let messages = binding
+        .program
+        .messages_of(&binding.program.steps[step as usize]);
     for m in of_direction(messages, direction).filter(|m| !m.is_direct) {
         poison(work::staged(binding, m));
     }

@@ -26,14 +26,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// One term of a digest. Never changes: digests are compared between versions
 /// of the library.
 ///
-/// The index is spread over the word by an odd multiplier (2^64 divided by the
+/// The index plus one is spread over the word by an odd multiplier (2^64 divided by the
 /// golden ratio) and joined with the bits; then two rounds of shift and
 /// multiply (the "moremur" constants) make every output bit depend on every
 /// input bit. For a fixed index different bits, and for fixed bits different
 /// indices, never give the same term.
 #[inline(always)]
 pub const fn mix(index: u64, bits: u64) -> u64 {
-    finish(index.wrapping_mul(SPREAD) ^ bits)
+    finish(index.wrapping_add(1).wrapping_mul(SPREAD) ^ bits)
 }
 
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -186,7 +186,7 @@ unsafe fn sum_run_any(first: u64, at: usize, size: u64, run: u64) -> u64 {
 #[inline(always)]
 unsafe fn sum_words<T: Copy>(first: u64, at: usize, run: u64, bits: impl Fn(T) -> u64) -> u64 {
     let start: *const T = with_exposed_provenance(at);
-    let mut spread = first.wrapping_mul(SPREAD);
+    let mut spread = first.wrapping_add(1).wrapping_mul(SPREAD);
     let mut sum = 0u64;
     for i in 0..run as usize {
         // SAFETY: `i < run`, and the caller's contract.
@@ -231,8 +231,16 @@ mod tests {
     /// Recorded once. A change here breaks every comparison of digests
     /// between two versions of the library.
     const VECTORS: &[(u64, u64, u64)] = &[
-        (0, 0, 0),
-        (0, 1, 0),
+        (0x0, 0x0, 0xb70fb2cc55af013f),
+        (0x0, 0x1, 0x087164d5c9e6ae5e),
+        (0x1, 0x0, 0x48351dbe177366f6),
+        (0x1, 0x1, 0x25f31cc6c3559f2d),
+        (0x7, 0x3f80, 0x2cdffb24cb10e55c),
+        (0x7, 0x4000, 0x61fb9c8431840951),
+        (0x100000000, 0x3f800000, 0xe09316055c23c3ba),
+        (0x3ffffffffffff, 0xffffffffffffffff, 0xb549655924d87f43),
+        (0xffffffffffffffff, 0x0, 0x0000000000000000),
+        (0xffffffffffffffff, 0x5, 0x24dfbc5ef38ab030),
     ];
 
     #[test]

@@ -71,7 +71,7 @@ fn align_longer(a: Block, b: Block) -> (Block, Block) {
     let cut = Block {
         run: a.run,
         rows,
-        stride: 0,
+        stride: a.run as isize,
         ..b
     };
     (Block { rows, ..a }, cut)

@@ -5,12 +5,46 @@
 //! message of a pair on one side is the n-th on the other: nothing is tagged,
 //! nothing is negotiated.
 
+pub mod loopback;
+
 use crate::device::Binding;
 use crate::device::fence::{AbortCell, Fence};
 use crate::error::Result;
 use crate::rank::Rank;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How far a transport has come. For reports and for the watchdog, which sees
+/// a stall where `steps_done` and the bytes stand still.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub steps_enqueued: u64,
+    pub steps_done: u64,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+}
+
+/// Misbehaviour for tests: `rank` does `kind` when it is about to begin its
+/// `step`-th step, counted from 0 over all steps of its transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub rank: Rank,
+    pub step: u64,
+    pub kind: FaultKind,
+}
+
+/// What a fault does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// The rank makes no further step until it is aborted.
+    Stall,
+    /// The rank is gone: a process kills itself; on loopback it makes no
+    /// further step, and neither hears nor tells of aborts. Only its own abort
+    /// word, or dropping its transport, releases its fences.
+    Die,
+    /// The rank goes on after this time.
+    Delay(Duration),
+}
 
 /// The data plane of one rank. Thread safe; outlives sessions.
 pub trait Transport: Send + Sync + std::fmt::Debug {
@@ -45,4 +79,8 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
 
     /// Wakes whatever sleeps, so that it sees the abort word.
     fn wake(&self);
+    /// How far this rank has come.
+    fn progress(&self) -> Progress {
+        Progress::default()
+    }
 }
