@@ -12,7 +12,7 @@ use super::endpoint::{Endpoint, Shared};
 use super::flight::Flight;
 use super::message::{Card, NO_COPY};
 use super::{LOAD_DEADLINE_DEFAULT_NS, PlanView, instant_in, or_default};
-use crate::device::{Binding, Device, DigestSums, Marks, MemoryRange};
+use crate::device::{Binding, Device, MemoryRange};
 use crate::error::{Error, Result, Status};
 use crate::layout::view::Memory;
 use crate::limits::{NAME_BYTES_MAX, PLAN_COUNT_MAX};
@@ -324,54 +324,21 @@ impl SessionInner {
         let mut bindings = slot.lock_bindings();
         if bindings.is_stale {
             check_needs(&state, &slot.needs)?;
-            refresh(&state, slot, &mut bindings);
+            refresh(&state, slot, &mut bindings)?;
         }
         Ok(bindings.current.clone())
     }
 }
 
-/// Writes the bound ranges into the binding, in place if nobody looks at it.
-fn refresh(state: &SessionState, slot: &Slot, bindings: &mut Bindings) {
-    let memory = slot.needs.iter().map(|n| state.range(n));
-    match Arc::get_mut(&mut bindings.current) {
-        Some(binding) => {
-            binding.memory.clear();
-            binding.memory.extend(memory);
-        }
-        None => {
-            let old = &bindings.current;
-            let fresh = new_binding(
-                &slot.program,
-                memory.collect(),
-                (old.staging, old.relay),
-                &old.abort,
-            );
-            bindings.current = Arc::new(fresh);
-        }
-    }
+/// Makes a binding with the ranges that are bound now.
+fn refresh(state: &SessionState, slot: &Slot, bindings: &mut Bindings) -> Result<()> {
+    let memory = slot.needs.iter().map(|n| state.range(n)).collect();
+    let old = &bindings.current;
+    let abort = old.abort.clone();
+    let fresh = Binding::new(slot.program.clone(), memory, old.staging, old.relay, abort)?;
+    bindings.current = Arc::new(fresh);
     bindings.is_stale = false;
-}
-
-fn new_binding(
-    program: &Arc<Program>,
-    memory: Vec<MemoryRange>,
-    (staging, relay): (MemoryRange, MemoryRange),
-    abort: &Arc<crate::device::fence::AbortCell>,
-) -> Binding {
-    let sums = || program.tensors.iter().map(|_| AtomicU64::new(0)).collect();
-    Binding {
-        program: program.clone(),
-        memory,
-        staging,
-        relay,
-        abort: abort.clone(),
-        marks: Marks::default(),
-        sums: DigestSums {
-            once: sums(),
-            sent: sums(),
-            held: sums(),
-        },
-    }
+    Ok(())
 }
 
 impl SessionState {
@@ -380,11 +347,7 @@ impl SessionState {
     }
 
     fn range(&self, need: &Need) -> MemoryRange {
-        const NOTHING: MemoryRange = MemoryRange {
-            address: 0,
-            bytes: 0,
-        };
-        self.find(need).map_or(NOTHING, |b| b.range)
+        self.find(need).map_or(MemoryRange::EMPTY, |b| b.range)
     }
 }
 
@@ -417,7 +380,11 @@ impl Slot {
         let relay = allocate(&*session.device, program.relay_bytes)
             .inspect_err(|_| release(&*session.device, staging))?;
         let abort = shared.transport.abort_cell();
-        let binding = new_binding(&program, memory, (staging, relay), abort);
+        let binding = Binding::new(program.clone(), memory, staging, relay, abort.clone())
+            .inspect_err(|_| {
+                release(&*session.device, staging);
+                release(&*session.device, relay);
+            })?;
         Ok(Slot {
             card,
             shapes: program.steps.iter().map(|s| shape(&program, s)).collect(),
@@ -466,10 +433,7 @@ impl Drop for Slot {
 
 fn allocate(device: &dyn Device, bytes: u64) -> Result<MemoryRange> {
     if bytes == 0 {
-        return Ok(MemoryRange {
-            address: 0,
-            bytes: 0,
-        });
+        return Ok(MemoryRange::EMPTY);
     }
     device.allocate(bytes)
 }

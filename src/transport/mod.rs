@@ -12,6 +12,7 @@
 
 pub mod control;
 pub mod greeting;
+pub mod loopback;
 mod mac;
 pub mod rendezvous;
 
@@ -20,7 +21,39 @@ use crate::device::fence::{AbortCell, Fence};
 use crate::error::Result;
 use crate::rank::Rank;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How far a transport has come. For reports and for the watchdog, which sees
+/// a stall where `steps_done` and the bytes stand still.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub steps_enqueued: u64,
+    pub steps_done: u64,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+}
+
+/// Misbehaviour for tests: `rank` does `kind` when it is about to begin its
+/// `step`-th step, counted from 0 over all steps of its transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub rank: Rank,
+    pub step: u64,
+    pub kind: FaultKind,
+}
+
+/// What a fault does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// The rank makes no further step until it is aborted.
+    Stall,
+    /// The rank is gone: a process kills itself; on loopback it makes no
+    /// further step, and neither hears nor tells of aborts. Only its own abort
+    /// word, or dropping its transport, releases its fences.
+    Die,
+    /// The rank goes on after this time.
+    Delay(Duration),
+}
 
 /// Which data plane: the same on all ranks that meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
@@ -128,5 +161,10 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
     /// watchdog follows these to the rank that everybody waits for.
     fn waits_for(&self) -> Option<Rank> {
         None
+    }
+
+    /// How far this rank has come.
+    fn progress(&self) -> Progress {
+        Progress::default()
     }
 }
