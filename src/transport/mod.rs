@@ -10,6 +10,7 @@
 //! [`greeting`]s, which the caller gathers however it likes, or through the
 //! built-in [`rendezvous`].
 
+pub mod bootstrap;
 pub mod control;
 pub mod greeting;
 pub mod loopback;
