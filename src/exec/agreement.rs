@@ -81,14 +81,22 @@ pub(super) enum Stage {
     Done(Outcome),
 }
 
+/// How far a started rank has come; whoever stands still in all of it stalls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Progress {
+    pub enqueued: u32,
+    pub done: u32,
+    /// Bytes that its transport has moved.
+    pub moved: u64,
+}
+
 /// One rank's part in a group.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seat {
     pub stage: Stage,
     pub terms: Terms,
     pub copy: u32,
-    pub enqueued: u32,
-    pub steps_done: u32,
+    pub progress: Progress,
     pub waits_for: u32,
     /// When it was last heard of, and when it last came further.
     pub beat: Instant,
@@ -103,8 +111,7 @@ impl Seat {
             stage: Stage::Absent,
             terms: Terms::default(),
             copy: NO_COPY,
-            enqueued: 0,
-            steps_done: 0,
+            progress: Progress::default(),
             waits_for: super::message::NO_RANK,
             beat: now,
             advance: now,

@@ -4,7 +4,7 @@
 //! no lock. It needs no plan either, everything it counts comes with the
 //! messages. It runs on the control thread of the lowest rank.
 
-use super::agreement::{self, Group, Phase, Seat, Stage};
+use super::agreement::{self, Group, Phase, Progress, Seat, Stage};
 use super::endpoint::RankSet;
 use super::message::{Agree, Key, MISMATCH_COUNT_MAX, Message, NO_RANK, Sums, range_list};
 use super::outcome::CopyTally;
@@ -177,8 +177,16 @@ impl Coordinator {
                 key,
                 enqueued,
                 done,
+                moved,
                 waits_for,
-            } => self.beat(rank, key, (enqueued, done, waits_for), now),
+            } => {
+                let progress = Progress {
+                    enqueued,
+                    done,
+                    moved,
+                };
+                self.beat(Rank(rank), key, progress, waits_for, now);
+            }
             Message::Done {
                 rank,
                 key,
@@ -421,14 +429,8 @@ impl Coordinator {
         }
     }
 
-    fn beat(
-        &mut self,
-        rank: u32,
-        key: Key,
-        (enqueued, done, waits_for): (u32, u32, u32),
-        now: Instant,
-    ) {
-        let Some(index) = self.land.ranks.index_of(Rank(rank)) else {
+    fn beat(&mut self, rank: Rank, key: Key, progress: Progress, waits_for: u32, now: Instant) {
+        let Some(index) = self.land.ranks.index_of(rank) else {
             return;
         };
         let Some(group) = self.groups.iter_mut().find(|g| g.key == key) else {
@@ -437,12 +439,11 @@ impl Coordinator {
         let seat = &mut group.seats[index];
         seat.beat = now;
         seat.waits_for = waits_for;
-        if enqueued != seat.enqueued || done != seat.steps_done {
-            seat.enqueued = enqueued;
-            seat.steps_done = done;
+        if progress != seat.progress {
+            seat.progress = progress;
             seat.advance = now;
         }
-        if enqueued > 0 {
+        if progress.enqueued > 0 {
             group.first_start.get_or_insert(now);
         }
     }

@@ -37,7 +37,9 @@ const DRAIN: Duration = Duration::from_millis(200);
 /// How much longer than the coordinator an aborted rank waits for an OUTCOME.
 const SETTLE_SLACK: Duration = Duration::from_millis(500);
 /// How often the fences of a running request are looked at if nobody waits.
-const LOOK: Duration = Duration::from_millis(5);
+const LOOK: Duration = Duration::from_millis(2);
+/// Digests that are slower than this count as stalled.
+const DIGEST_BYTES_PER_SECOND: u64 = 50_000_000;
 /// Participant lists up to this size are sent by everybody.
 const SHORT_RANGES_BYTES: usize = 128;
 
@@ -71,14 +73,10 @@ struct Active {
     next_beat: Instant,
     /// Since when the parent is expected to be heard.
     watched_since: Instant,
-    said: Said,
-}
-
-/// What the coordinator has been told of the running request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Said {
-    enqueued: u32,
-    done: u32,
+    /// True once the coordinator knows that the request has started.
+    has_started: bool,
+    /// When all steps were done and only digests were left.
+    digests_since: Option<Instant>,
 }
 
 /// Signs of life between neighbours, while anything is going on.
@@ -298,7 +296,8 @@ impl Member {
             stall_ns,
             next_beat: now,
             watched_since: now,
-            said: Said::default(),
+            has_started: false,
+            digests_since: None,
             flight: flight.clone(),
         });
         if let Some(rank) = self.parent_left {
@@ -570,28 +569,31 @@ impl Member {
         let Some(active) = &mut self.active else {
             return;
         };
-        let said = {
+        let (enqueued, done) = {
             let mut flight = active.flight.lock();
             flight.look();
             let steps = flight.steps.len() as u32;
-            Said {
-                // At least one once started: a step or not, it is under way.
-                enqueued: steps.max(u32::from(flight.state == State::Running)),
-                done: flight.steps_done,
-            }
+            // At least one once started: a step or not, it is under way.
+            (
+                steps.max(u32::from(flight.state == State::Running)),
+                flight.steps_done,
+            )
         };
-        let has_started = active.said.enqueued == 0 && said.enqueued > 0;
-        if now < active.next_beat && !has_started {
+        if now < active.next_beat && (active.has_started || enqueued == 0) {
             return;
         }
-        active.said = said;
+        active.has_started |= enqueued > 0;
         active.next_beat = now + beat_interval(active.stall_ns, count);
+        let progress = self.shared.transport.progress();
+        let moved = progress.bytes_sent.wrapping_add(progress.bytes_received);
+        let moved = moved.wrapping_add(active.digesting(done, now));
         let waits_for = self.shared.transport.waits_for();
         let message = Message::Beat {
             rank: self.shared.rank.0,
             key: active.key,
-            enqueued: said.enqueued,
-            done: said.done,
+            enqueued,
+            done,
+            moved,
             waits_for: waits_for.map_or(NO_RANK, |r| r.0),
         };
         self.up(net, &message);
@@ -812,6 +814,23 @@ impl Handler for Member {
             self.shared.leave_seat();
         }
         self.shared.notify_farewell();
+    }
+}
+
+impl Active {
+    /// Digests of everything are one piece of work, which may well take longer
+    /// than a step. As long as they may still be busy, time counts as progress.
+    fn digesting(&mut self, steps_done: u32, now: Instant) -> u64 {
+        let program = &self.flight.slot.program;
+        let flags = self.flight.lock().flags;
+        if flags & FLAG_VERIFY == 0 || (steps_done as usize) < program.steps.len() {
+            return 0;
+        }
+        let bytes = program.bytes_sent + program.bytes_received + program.bytes_local;
+        let budget = Duration::from_secs(bytes / DIGEST_BYTES_PER_SECOND);
+        let since = *self.digests_since.get_or_insert(now);
+        let busy = now.saturating_duration_since(since).min(budget);
+        busy.as_millis() as u64
     }
 }
 

@@ -148,6 +148,8 @@ pub enum Message<'a> {
         key: Key,
         enqueued: u32,
         done: u32,
+        /// Bytes that the transport has moved, ever.
+        moved: u64,
         waits_for: u32,
     },
     Done {
@@ -240,6 +242,7 @@ impl<'a> Message<'a> {
                 key,
                 enqueued,
                 done,
+                moved,
                 waits_for,
             } => w
                 .u8(kind::BEAT)
@@ -247,6 +250,7 @@ impl<'a> Message<'a> {
                 .key(key)
                 .u32(*enqueued)
                 .u32(*done)
+                .u64(*moved)
                 .u32(*waits_for)
                 .end(),
             Message::Done {
@@ -493,6 +497,7 @@ impl<'a> Reader<'a> {
                 key: self.key()?,
                 enqueued: self.u32()?,
                 done: self.u32()?,
+                moved: self.u64()?,
                 waits_for: self.u32()?,
             },
             kind::DONE => Message::Done {
@@ -610,6 +615,7 @@ mod tests {
                 key,
                 enqueued: 5,
                 done: 3,
+                moved: 1 << 33,
                 waits_for: NO_RANK,
             },
             Message::Done {

@@ -414,27 +414,29 @@ struct Queue<'a> {
 
 impl Queue<'_> {
     fn run(&self, after: &Fence, verify: bool) -> Result<()> {
-        let slot = &self.flight.slot;
-        let mut last = after.clone();
+        let program = &self.flight.slot.program;
         if verify {
             self.clear_sums();
-            if !slot.program.digest_source.is_empty() {
-                last = self.work(Task::DigestSource, &last)?;
-            }
         }
-        if !slot.program.fills.is_empty() {
-            last = self.work(Task::Fill, &last)?;
+        if !program.fills.is_empty() {
+            let filled = self.work(Task::Fill, after)?;
+            self.flight.lock().last = filled;
         }
-        self.flight.lock().last = last;
-        if self.packs() && !slot.is_relayed() {
+        if self.packs() && !self.flight.slot.is_relayed() {
             self.overlapped(after)?;
         } else {
             self.one_by_one(after)?;
         }
-        if verify && !slot.program.digest_destination.is_empty() {
+        // The source cannot change before the request has ended, so its digest
+        // holds up nobody when it is taken last.
+        if verify && !program.digest_source.is_empty() {
+            let summed = self.work(Task::DigestSource, after)?;
+            self.flight.lock().last = summed;
+        }
+        if verify && !program.digest_destination.is_empty() {
             let exchanged = self.exchanged();
-            let last = self.work(Task::DigestDestination, &exchanged)?;
-            self.flight.lock().last = last;
+            let summed = self.work(Task::DigestDestination, &exchanged)?;
+            self.flight.lock().last = summed;
         }
         Ok(())
     }

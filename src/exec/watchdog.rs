@@ -59,7 +59,7 @@ pub(super) fn check(group: &Group, land: &Landscape, now: Instant) -> Option<Err
     let text = format!(
         "rank {rank} {why}: no progress within {} ms, {} of {} steps done, version {}",
         limit.as_millis(),
-        seat.steps_done.min(group.terms.steps),
+        seat.progress.done.min(group.terms.steps),
         group.terms.steps,
         group.terms.version
     );
@@ -82,13 +82,15 @@ fn blame(group: &Group, land: &Landscape, now: Instant) -> Option<(usize, &'stat
     if let Some(index) = silent.min() {
         return Some((index, "is silent"));
     }
-    let mut idle = waiting.iter().filter(|&&i| group.seats[i].enqueued == 0);
+    let mut idle = waiting
+        .iter()
+        .filter(|&&i| group.seats[i].progress.enqueued == 0);
     if let Some(&index) = idle.next() {
         return Some((index, "has not started"));
     }
     let first = waiting
         .iter()
-        .min_by_key(|&&i| (group.seats[i].steps_done, i))?;
+        .min_by_key(|&&i| (group.seats[i].progress.done, i))?;
     Some((follow(group, land, *first), "has stalled"))
 }
 
@@ -142,8 +144,8 @@ mod tests {
         group.terms.steps = 9;
         for seat in &mut group.seats {
             seat.stage = Stage::Agreed;
-            seat.enqueued = 9;
-            seat.steps_done = 3;
+            seat.progress.enqueued = 9;
+            seat.progress.done = 3;
         }
         group
     }
@@ -193,7 +195,7 @@ mod tests {
         let mut g = group(start);
         let now = start + SECOND * 2;
         hear(&mut g, now);
-        g.seats[0].steps_done = 1;
+        g.seats[0].progress.done = 1;
         g.seats[3].beat = start;
         assert_eq!(culprit(&g, &land(), now), Some(3));
         let mut l = land();
@@ -207,8 +209,8 @@ mod tests {
         let mut g = group(start);
         let now = start + SECOND * 2;
         hear(&mut g, now);
-        g.seats[2].enqueued = 0;
-        g.seats[2].steps_done = 0;
+        g.seats[2].progress.enqueued = 0;
+        g.seats[2].progress.done = 0;
         assert_eq!(culprit(&g, &land(), now), Some(2));
     }
 
@@ -234,8 +236,8 @@ mod tests {
         let mut g = group(start);
         let now = start + SECOND * 2;
         hear(&mut g, now);
-        g.seats[1].steps_done = 2;
-        g.seats[3].steps_done = 2;
+        g.seats[1].progress.done = 2;
+        g.seats[3].progress.done = 2;
         assert_eq!(culprit(&g, &land(), now), Some(1));
     }
 

@@ -63,8 +63,14 @@ fn views(rank: u32, copy: u32, by_rows: bool, half: u64) -> RankViews {
     let mut all = Vec::new();
     for (i, (name, cols)) in TENSORS.iter().enumerate() {
         let (rows, cols) = match by_rows {
-            true => (Span::new(half * ROWS / 2, (half + 1) * ROWS / 2), Span::new(0, *cols)),
-            false => (Span::new(0, ROWS), Span::new(half * cols / 2, (half + 1) * cols / 2)),
+            true => (
+                Span::new(half * ROWS / 2, (half + 1) * ROWS / 2),
+                Span::new(0, *cols),
+            ),
+            false => (
+                Span::new(0, ROWS),
+                Span::new(half * cols / 2, (half + 1) * cols / 2),
+            ),
         };
         buffers.push(NamedBuffer {
             name: name.to_string(),
@@ -106,7 +112,9 @@ impl Shape {
     }
 
     pub fn copy_of(self, rank: u32) -> Option<usize> {
-        self.copies().iter().position(|&c| rank == c || rank == c + 1)
+        self.copies()
+            .iter()
+            .position(|&c| rank == c || rank == c + 1)
     }
 
     fn sides(self, rank: u32) -> Vec<(Side, RankViews)> {
@@ -388,7 +396,10 @@ impl Rig {
     /// Compares memory with the version that was to come and what was before.
     pub fn verdict(&self, world: &World, version: u64, before: &[Vec<u8>]) -> Verdict {
         let now = self.destination().map(Held::now).unwrap_or_default();
-        let new = self.destination().map(|d| d.expected(version)).unwrap_or_default();
+        let new = self
+            .destination()
+            .map(|d| d.expected(version))
+            .unwrap_or_default();
         Verdict {
             rank: self.rank,
             copy: world.shape.copy_of(self.rank),
@@ -408,7 +419,11 @@ pub fn check_verdicts(verdicts: &[Verdict], what: &str) {
         let Some((rank, copy)) = v.outcome else {
             continue;
         };
-        let same = || verdicts.iter().filter(|o| o.copy.is_some() && o.copy == v.copy);
+        let same = || {
+            verdicts
+                .iter()
+                .filter(|o| o.copy.is_some() && o.copy == v.copy)
+        };
         let claim = format!("{what}: rank {} says {rank}, copy {copy}", v.rank);
         match rank {
             Outcome::Complete => assert!(v.is_new, "{claim}, and is not new"),
