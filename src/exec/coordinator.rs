@@ -100,6 +100,8 @@ fn first_above(marks: &[bool], index: usize) -> Option<usize> {
 pub(super) struct Outbox {
     /// Messages for everybody, each preceded by its length.
     frames: Vec<u8>,
+    /// Where the next message starts.
+    at: usize,
     /// Stop everything, for this reason.
     pub abort: Option<Error>,
 }
@@ -113,22 +115,19 @@ impl Outbox {
         self.frames[at..at + 4].copy_from_slice(&length.to_le_bytes());
     }
 
-    /// Takes the messages out, leaving their memory in `spare`'s place.
-    pub fn take(&mut self, spare: Vec<u8>) -> Vec<u8> {
-        debug_assert!(spare.is_empty());
-        std::mem::replace(&mut self.frames, spare)
-    }
-
-    /// The frames of what [`take`](Outbox::take) gave.
-    pub fn frames(taken: &[u8]) -> impl Iterator<Item = &[u8]> {
-        let mut rest = taken;
-        std::iter::from_fn(move || {
-            let (head, tail) = rest.split_first_chunk::<4>()?;
-            let length = u32::from_le_bytes(*head) as usize;
-            let (frame, tail) = tail.split_at_checked(length)?;
-            rest = tail;
-            Some(frame)
-        })
+    /// Moves the next message to `frame`; false if there is none.
+    pub fn next(&mut self, frame: &mut Vec<u8>) -> bool {
+        frame.clear();
+        let rest = &self.frames[self.at..];
+        let Some((head, rest)) = rest.split_first_chunk::<4>() else {
+            self.frames.clear();
+            self.at = 0;
+            return false;
+        };
+        let length = u32::from_le_bytes(*head) as usize;
+        frame.extend_from_slice(&rest[..length]);
+        self.at += 4 + length;
+        true
     }
 }
 

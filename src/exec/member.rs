@@ -56,7 +56,9 @@ pub(super) struct Member {
     frame: Vec<u8>,
     vectors: Vec<u8>,
     outbox: Outbox,
-    spare: Vec<u8>,
+    /// The frame that is being dispatched.
+    current: Vec<u8>,
+    is_dispatching: bool,
     is_leaving: bool,
 }
 
@@ -107,7 +109,8 @@ impl Member {
             frame: Vec::with_capacity(4096),
             vectors: Vec::new(),
             outbox: Outbox::default(),
-            spare: Vec::with_capacity(4096),
+            current: Vec::with_capacity(4096),
+            is_dispatching: false,
             is_leaving: false,
             shared,
         }
@@ -131,22 +134,28 @@ impl Member {
     }
 
     /// Sends what the coordinator has written, to everybody and to itself.
+    /// What is written meanwhile comes after it.
     fn dispatch(&mut self, net: &mut Net) {
+        if std::mem::replace(&mut self.is_dispatching, true) {
+            return;
+        }
         loop {
-            let frames = self.outbox.take(std::mem::take(&mut self.spare));
-            let is_quiet = frames.is_empty();
-            for frame in Outbox::frames(&frames) {
-                net.down(frame);
-                self.apply(net, frame);
+            let mut frame = std::mem::take(&mut self.current);
+            let has_frame = self.outbox.next(&mut frame);
+            if has_frame {
+                net.down(&frame);
+                self.apply(net, &frame);
             }
-            self.spare = frames;
-            self.spare.clear();
-            if let Some(error) = self.outbox.abort.take() {
-                self.abort(net, error, None);
-            } else if is_quiet {
-                return;
+            self.current = frame;
+            if has_frame {
+                continue;
+            }
+            match self.outbox.abort.take() {
+                Some(error) => self.abort(net, error, None),
+                None => break,
             }
         }
+        self.is_dispatching = false;
     }
 
     /// Sets the abort word and tells everybody who does not know yet.
