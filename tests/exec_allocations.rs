@@ -5,7 +5,6 @@ mod exec_support;
 use exec_support::*;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use weightsync::exec::*;
 
@@ -60,7 +59,7 @@ fn the_third_request_allocates_nothing() {
     for carrier in CARRIERS {
         for flags in [0, FLAG_VERIFY] {
             let world = World::new(carrier, Shape::Apart, 5);
-            let gate = Barrier::new(world.shape.rank_count() as usize);
+            let gate = Gate::new(world.shape.rank_count() as usize);
             world.run(|rig| {
                 for version in 1..=6 {
                     rig.store(version);

@@ -463,14 +463,19 @@ impl Shared {
         self.is_dead.load(Ordering::Acquire)
     }
 
+    /// Why nothing goes on here.
+    pub fn closed(&self) -> Error {
+        let text = format!("the control channel of rank {} has closed", self.rank);
+        Error::new(Status::PeerLost, text).by(self.rank)
+    }
+
     /// Ends a request that the control thread can no longer end.
     pub fn finish_alone(&self, flight: &Flight) {
         let mut inner = flight.lock();
         if !inner.state.is_active() {
             return;
         }
-        let gone = || Error::new(Status::PeerLost, "the control channel has closed").by(self.rank);
-        let reason = self.abort_reason().unwrap_or_else(gone);
+        let reason = self.abort_reason().unwrap_or_else(|| self.closed());
         self.transport.abort_cell().set(reason.clone());
         self.transport.wake();
         let rank = match inner.state {

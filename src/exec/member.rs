@@ -77,6 +77,8 @@ struct Active {
     watched_since: Instant,
     /// True once the coordinator knows that the request has started.
     has_started: bool,
+    /// What the coordinator said of the copy while we were still busy.
+    told: Option<Outcome>,
     /// When all steps were done and only digests were left.
     digests_since: Option<Instant>,
 }
@@ -306,6 +308,7 @@ impl Member {
             next_beat: now,
             watched_since: now,
             has_started: false,
+            told: None,
             digests_since: None,
             flight: flight.clone(),
         });
@@ -425,6 +428,10 @@ impl Member {
     fn while_settling(&mut self, net: &mut Net, now: Instant) {
         let Some(active) = &self.active else { return };
         if let Some(reason) = self.shared.abort_reason() {
+            if let Some(copy) = active.told {
+                let rank = active.flight.lock().rank_outcome.unwrap_or(Outcome::Torn);
+                return self.finish(Some(reason), rank, copy);
+            }
             let is_deaf = self.coordinator.is_none() && !net.has_parent();
             let give_up = *active
                 .give_up
@@ -502,7 +509,9 @@ impl Member {
         else {
             return;
         };
-        let Some(active) = &self.active else { return };
+        let Some(active) = &mut self.active else {
+            return;
+        };
         let flight = active.flight.clone();
         let card = &flight.slot.card;
         let copy = match card.copy {
@@ -510,6 +519,11 @@ impl Member {
             copy => find_copy(exceptions, copy).unwrap_or(copies),
         };
         let mut inner = flight.lock();
+        if inner.state == State::Running {
+            // Aborted, and the others did not wait for our last word.
+            active.told = Some(copy);
+            return;
+        }
         let mut rank = inner.rank_outcome.unwrap_or(Outcome::Untouched);
         if !once.is_empty() {
             publish(&flight, &mut inner, once);

@@ -168,11 +168,16 @@ impl Request {
         result
     }
 
-    /// `prepare`, wait for READY, `start`.
+    /// `prepare`, wait for READY, `start`. If it fails after `prepare` has
+    /// succeeded, the request has ended and there is an outcome.
     pub fn submit(&self, options: &RequestOptions) -> Result<()> {
         self.prepare(options)?;
-        self.wait_ready(NO_DEADLINE)?;
-        self.start()
+        let started = self.wait_ready(NO_DEADLINE).and_then(|_| self.start());
+        if started.is_err() && self.state().is_active() {
+            // Aborted in between: settling is bounded.
+            self.wait(NO_DEADLINE)?;
+        }
+        started
     }
 
     /// Where the request is now. Once it has FAILED this is its error.
@@ -241,6 +246,7 @@ impl Request {
     fn check_abort(&self) -> Result<()> {
         match self.session.shared.abort_reason() {
             Some(reason) => Err(reason),
+            None if self.session.shared.is_dead() => Err(self.session.shared.closed()),
             None => Ok(()),
         }
     }
@@ -272,6 +278,11 @@ impl Request {
         match inner.state {
             State::Ready => {}
             State::Failed => return Err(inner.failure()),
+            // Aborted before it could start.
+            State::Settling if inner.times.started.is_none() => {
+                self.check_abort()?;
+                return Err(Error::internal("a request settles that has not started"));
+            }
             State::Idle | State::Preparing | State::Running | State::Settling | State::Done => {
                 return Err(Error::new(
                     Status::InvalidState,

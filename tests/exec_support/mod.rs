@@ -13,7 +13,7 @@
 #![allow(dead_code)]
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 use weightsync::device::deferred::DeferredDevice;
 use weightsync::device::host::HostDevice;
@@ -268,6 +268,34 @@ impl Rig {
     }
 }
 
+/// A barrier that gives up, so that a failed test ends.
+pub struct Gate {
+    count: usize,
+    arrived: Mutex<usize>,
+    moved: Condvar,
+}
+
+impl Gate {
+    pub fn new(count: usize) -> Gate {
+        Gate {
+            count,
+            arrived: Mutex::new(0),
+            moved: Condvar::new(),
+        }
+    }
+
+    pub fn wait(&self) {
+        let mut arrived = self.arrived.lock().unwrap();
+        *arrived += 1;
+        let turn = arrived.div_ceil(self.count) * self.count;
+        self.moved.notify_all();
+        let limit = Duration::from_secs(30);
+        let waited = self.moved.wait_timeout_while(arrived, limit, |a| *a < turn);
+        let is_late = waited.unwrap().1.timed_out();
+        assert!(!is_late, "another rank has failed");
+    }
+}
+
 /// Ranks that have met and loaded the plan.
 pub struct World {
     pub carrier: Carrier,
@@ -315,7 +343,7 @@ impl World {
         script: impl Fn(&mut Rig) -> T + Sync,
     ) -> Vec<T> {
         let endpoints = meet(self.shape.rank_count(), |r| self.bootstrap(r)).unwrap();
-        let end = Barrier::new(endpoints.len());
+        let end = Gate::new(endpoints.len());
         std::thread::scope(|scope| {
             let threads: Vec<_> = endpoints
                 .into_iter()
