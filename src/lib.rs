@@ -18,6 +18,7 @@ pub mod capi;
 pub mod device;
 pub mod env;
 pub mod error;
+pub mod exec;
 pub mod layout;
 pub mod limits;
 pub mod log;

@@ -63,9 +63,7 @@ impl RankList {
     /// The same ranks, as a range where they are one.
     pub fn canonical(self) -> RankList {
         match self {
-            RankList::List(v)
-                if !v.is_empty() && v.windows(2).all(|w| w[0].0 + 1 == w[1].0) =>
-            {
+            RankList::List(v) if !v.is_empty() && v.windows(2).all(|w| w[0].0 + 1 == w[1].0) => {
                 RankList::Range {
                     first: v[0].0,
                     count: v.len() as u32,
@@ -212,7 +210,10 @@ pub struct MeshSlice {
 impl MeshSlice {
     /// Number of positions in the slice.
     pub fn len(&self) -> u64 {
-        self.ranges.iter().map(|&(lo, hi)| u64::from(hi - lo)).product()
+        self.ranges
+            .iter()
+            .map(|&(lo, hi)| u64::from(hi - lo))
+            .product()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -268,7 +269,9 @@ mod tests {
 
     #[test]
     fn a_mesh_that_does_not_cover_its_ranks_is_refused() {
-        let e = Mesh::new("dense", &[("tp", 2), ("dp", 3)]).validate(8).unwrap_err();
+        let e = Mesh::new("dense", &[("tp", 2), ("dp", 3)])
+            .validate(8)
+            .unwrap_err();
         assert!(e.message.contains("\"dense\" has 6 positions"), "{e}");
     }
 }

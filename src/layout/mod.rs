@@ -149,7 +149,12 @@ impl Layout {
 
     /// Every rank of the layout, ascending.
     pub fn ranks(&self) -> Vec<Rank> {
-        let mut all: Vec<Rank> = self.spec.parts.iter().flat_map(|p| p.ranks.iter()).collect();
+        let mut all: Vec<Rank> = self
+            .spec
+            .parts
+            .iter()
+            .flat_map(|p| p.ranks.iter())
+            .collect();
         all.extend(self.spec.explicit.iter().map(|r| r.rank));
         all.sort_unstable();
         all

@@ -284,8 +284,7 @@ impl Rule {
         shape: &[u64],
         start: impl Fn(usize) -> u64,
     ) -> MeshSlice {
-        let mut ranges: SmallVec<[(u32, u32); 8]> =
-            mesh.axes.iter().map(|a| (0, a.size)).collect();
+        let mut ranges: SmallVec<[(u32, u32); 8]> = mesh.axes.iter().map(|a| (0, a.size)).collect();
         if let (Some(axis), Some(s)) = (self.stage_axis, stage) {
             ranges[axis as usize] = (s, s + 1);
         }
@@ -396,13 +395,20 @@ impl Part {
                 row += self.member_block_bytes(m, seat, tensors, shared);
             }
         }
-        (before, storage_strides(rule, &extents, shared, element, row))
+        (
+            before,
+            storage_strides(rule, &extents, shared, element, row),
+        )
     }
 
     fn member_block_bytes(&self, m: u32, seat: &Seat, tensors: &[Tensor], shared: usize) -> u64 {
         let q = &self.placements[m as usize];
         let rule = self.rule(q);
-        let extents: Dims = self.local_axes(q, seat, tensors).iter().map(|a| a.extent).collect();
+        let extents: Dims = self
+            .local_axes(q, seat, tensors)
+            .iter()
+            .map(|a| a.extent)
+            .collect();
         let element = rule.stored_dtype(&tensors[q.tensor.index()]).bytes();
         self.block_bytes(rule, &extents, shared, element)
     }
