@@ -631,7 +631,7 @@ enum wsync_regroup_kind
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
   /**
-   * They do not.
+   * They do not, or a mapping of a single stage leaves it open.
    */
   WSYNC_REGROUP_KIND_NONE = 0,
   /**
@@ -843,7 +843,7 @@ typedef struct wsync_session wsync_session;
  * wsync_transport_create, wsync_transport_greeting, wsync_transport_meet,
  * wsync_transport_rendezvous, wsync_transport_rank,
  * wsync_transport_rank_count, wsync_transport_status, wsync_transport_abort,
- * wsync_transport_destroy.
+ * wsync_transport_finalize, wsync_transport_destroy.
  *
  * Since: 0.1
  */
@@ -1375,11 +1375,6 @@ typedef struct wsync_transport_options {
    * 0.
    */
   uint32_t reserved;
-  /**
-   * Keeps groups of loopback ranks of one process apart; equal on all ranks
-   * of a group.
-   */
-  uint64_t group_key;
   /**
    * shm: bytes of shared memory per pair and direction; 0 is
    * WSYNC_SHM_RING_BYTES from the environment, or 8 MiB.
@@ -2050,7 +2045,7 @@ wsync_status wsync_transport_create(const struct wsync_transport_options *option
  * holds a secret of the group; do not publish it. With a `capacity` of 0 only
  * `out_needed` is written.
  *
- * Errors: BUFFER_TOO_SMALL; INVALID_STATE once the ranks have met.
+ * Errors: BUFFER_TOO_SMALL.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_transport_greeting(const struct wsync_transport *transport,
@@ -2130,6 +2125,20 @@ wsync_status wsync_transport_status(const struct wsync_transport *transport,
 wsync_status wsync_transport_abort(struct wsync_transport *transport,
                                    const char *reason,
                                    struct wsync_error *err);
+
+/**
+ * The polite end: leaves together with all other ranks. Waits until every
+ * rank has called this, at most `deadline_ns` nanoseconds. No request can be
+ * prepared any more.
+ *
+ * Errors: MEET_TIMEOUT names a rank that did not come; INVALID_STATE if the
+ * ranks have not met; the reason, if the transport was aborted.
+ * Thread safety: one call at a time per transport; abort may be called
+ * meanwhile. Since: 0.1
+ */
+wsync_status wsync_transport_finalize(struct wsync_transport *transport,
+                                      uint64_t deadline_ns,
+                                      struct wsync_error *err);
 
 /**
  * Ends the transport; sessions that use it keep it alive until they are gone.
@@ -2325,7 +2334,7 @@ wsync_status wsync_request_submit(struct wsync_request *request,
  * one. Never waits. OK says that it ended well on every rank; to serve, ask
  * wsync_request_outcome.
  *
- * Errors: whatever ended the request.
+ * Errors: whatever ended the request; INVALID_STATE if it was never prepared.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_request_test(const struct wsync_request *request,
@@ -2334,10 +2343,10 @@ wsync_status wsync_request_test(const struct wsync_request *request,
 /**
  * Waits until the request has ended, at most `deadline_ns` nanoseconds; 0
  * only looks, WSYNC_NO_DEADLINE waits as long as the deadlines of the request
- * let it. Then like wsync_request_test. A request that was not prepared, or
- * is READY, is not waited for: IN_PROGRESS at once.
+ * let it. Then like wsync_request_test. A request that is READY, and thus
+ * waits to be started, is not waited for: IN_PROGRESS at once.
  *
- * Errors: whatever ended the request.
+ * Errors: whatever ended the request; INVALID_STATE if it was never prepared.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_request_wait(const struct wsync_request *request,
@@ -2463,6 +2472,6 @@ static inline int wsync_header_matches(void) {
 #define WSYNC_SELECTOR_INIT { sizeof(wsync_selector), NULL, 0, NULL, 0 }
 #define WSYNC_PROGRAM_INFO_INIT { sizeof(wsync_program_info), 0, 0, 0, 0, 0, 0, 0, 0 }
 #define WSYNC_TRANSPORT_OPTIONS_INIT \
-  { sizeof(wsync_transport_options), 0, 0, NULL, 0, 0, 0, 0 }
+  { sizeof(wsync_transport_options), 0, 0, NULL, 0, 0, 0 }
 #define WSYNC_SESSION_OPTIONS_INIT { sizeof(wsync_session_options), 0 }
 #define WSYNC_REQUEST_OPTIONS_INIT { sizeof(wsync_request_options), 0, 0, 0, 0, 0 }

@@ -2,21 +2,22 @@
 
 use super::args::{self, plain_element, plain_struct};
 use super::handle::{self, Handle, shared};
-use super::out::{Buffer, Out, StructOut, TextBuffer, fill_text};
+use super::out::{Out, StructOut, TextBuffer, fill_text};
 use super::types::{
-    wsync_buffer_info, wsync_bytes, wsync_dtype, wsync_error, wsync_memory, wsync_side,
+    wsync_buffer_info, wsync_dtype, wsync_error, wsync_memory, wsync_side,
     wsync_status, wsync_text,
 };
-use super::{guard, guard_value};
+use super::{count_u32, guard, guard_value};
 use crate::error::{Error, Result, Status};
-use crate::layout::Layout;
+use crate::layout::{Layout, LayoutSpec};
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Span, Tensor, TensorIndex};
-use crate::layout::view::{Memory, NamedBuffer, RankViews, View};
+use crate::layout::view::{Memory, NamedBuffer, RankViews, Strides, View};
 use crate::limits::{FILE_BYTES_MAX, TENSOR_COUNT_MAX, VIEW_COUNT_MAX};
 use crate::plan::program::Side;
 use crate::rank::Rank;
 use std::ffi::{c_char, c_void};
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// One side's description: which rank holds which part of which tensor, and
@@ -177,13 +178,9 @@ pub unsafe extern "C" fn wsync_layout_create_from_json(
         let out = unsafe { Out::new(out_layout, "out_layout")? };
         // SAFETY: the header asks for `json_bytes` readable bytes.
         let json = unsafe { args::bytes(json.cast(), json_bytes, "json", FILE_BYTES_MAX)? };
-        let _ = (json, out);
-        Err(unwired())
+        out.put(LayoutObject::new(Layout::from_json(json)?));
+        Ok(())
     })
-}
-
-fn unwired() -> Error {
-    Error::new(Status::Unsupported, "not wired yet")
 }
 
 /// Makes a layout of one rank from flat arrays of tensors, buffers and views.
@@ -203,9 +200,9 @@ pub unsafe extern "C" fn wsync_layout_create_from_views(
         let out = unsafe { Out::new(out_layout, "out_layout")? };
         // SAFETY: the header asks for a struct whose struct_size is set, and
         // whose arrays have the counts and strides that stand beside them.
-        let views = unsafe { args::structure(views)? };
-        let _ = (views, out);
-        Err(unwired())
+        let layout = unsafe { views_layout(views)? };
+        out.put(LayoutObject::new(layout));
+        Ok(())
     })
 }
 
@@ -225,8 +222,8 @@ pub unsafe extern "C" fn wsync_layout_create_from_bytes(
         let out = unsafe { Out::new(out_layout, "out_layout")? };
         // SAFETY: the header asks for `byte_count` readable bytes.
         let bytes = unsafe { args::bytes(bytes, byte_count, "bytes", FILE_BYTES_MAX)? };
-        let _ = (bytes, out);
-        Err(unwired())
+        out.put(LayoutObject::new(Layout::from_bytes(bytes)?));
+        Ok(())
     })
 }
 
@@ -252,8 +249,9 @@ pub unsafe extern "C" fn wsync_layout_merge(
             // SAFETY: each is a live layout, as the header asks.
             parts.push(unsafe { shared(handle)? }.layout.clone());
         }
-        let _ = (parts, out);
-        Err(unwired())
+        let parts: Vec<&Layout> = parts.iter().map(|p| &**p).collect();
+        out.put(LayoutObject::new(Layout::merge(&parts)?));
+        Ok(())
     })
 }
 
@@ -275,8 +273,7 @@ pub unsafe extern "C" fn wsync_layout_serialize(
         let out = unsafe { super::out::bytes(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for a live layout.
         let layout = unsafe { shared(layout)? };
-        let _ = (layout, out);
-        Err(unwired())
+        out.write(&layout.layout.to_bytes())
     })
 }
 
@@ -298,8 +295,7 @@ pub unsafe extern "C" fn wsync_layout_to_json(
         let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for a live layout.
         let layout = unsafe { shared(layout)? };
-        let _ = (layout, out);
-        Err(unwired())
+        out.write(layout.layout.to_json())
     })
 }
 
@@ -332,7 +328,7 @@ pub unsafe extern "C" fn wsync_layout_check(
         // SAFETY: the header asks for a live layout.
         let source = unsafe { shared(source)? };
         let _ = (source, destination, out, count);
-        Err(unwired())
+        Err(super::unwired())
     })
 }
 
@@ -364,7 +360,7 @@ pub unsafe extern "C" fn wsync_layout_check_json(
             args::bytes(source_json.cast(), source_json_bytes, "source_json", FILE_BYTES_MAX)?
         };
         let _ = (source, destination_json, destination_json_bytes, out, count);
-        Err(unwired())
+        Err(super::unwired())
     })
 }
 
@@ -388,7 +384,7 @@ pub unsafe extern "C" fn wsync_layout_describe(
         // SAFETY: the header asks for a live layout.
         let layout = unsafe { shared(layout)? };
         let _ = (layout, out);
-        Err(unwired())
+        Err(super::unwired())
     })
 }
 
@@ -412,7 +408,7 @@ pub unsafe extern "C" fn wsync_layout_tensor_count(layout: *const wsync_layout) 
     guard_value(0, || {
         // SAFETY: the header asks for NULL or a live layout.
         let layout = unsafe { shared(layout) }.ok()?;
-        Some(super::count_u32(layout.layout.tensors().len()))
+        Some(count_u32(layout.layout.tensors().len()))
     })
 }
 
@@ -528,8 +524,148 @@ pub(super) fn buffer_info(side: Option<Side>, buffer: &NamedBuffer) -> wsync_buf
         name_bytes: 0,
         name: [0; 1032],
     };
-    info.name_bytes = super::count_u32(fill_text(&mut info.name, &buffer.name));
+    info.name_bytes = count_u32(fill_text(&mut info.name, &buffer.name));
     info
+}
+
+/// # Safety
+///
+/// `views` has its struct_size set, and its arrays have the counts and strides
+/// that stand beside them.
+unsafe fn views_layout(views: *const wsync_rank_views) -> Result<Layout> {
+    // SAFETY: passed on.
+    let given = unsafe { args::structure(views)? };
+    // SAFETY: passed on.
+    let (tensors, buffers, views, aliases) = unsafe {
+        (
+            args::strided(given.tensors, given.tensor_count, given.tensor_stride, TENSOR_COUNT_MAX)?,
+            args::strided(given.buffers, given.buffer_count, given.buffer_stride, VIEW_COUNT_MAX)?,
+            args::strided(given.views, given.view_count, given.view_stride, VIEW_COUNT_MAX)?,
+            args::strided(given.aliases, given.alias_count, given.alias_stride, TENSOR_COUNT_MAX)?,
+        )
+    };
+    // SAFETY: passed on, for each element.
+    let (tensors, buffers, aliases) = unsafe {
+        (
+            tensors.iter().map(|t| tensor_of(t)).collect::<Result<Vec<Tensor>>>()?,
+            buffers.iter().map(|b| buffer_of(b)).collect::<Result<Vec<NamedBuffer>>>()?,
+            aliases.iter().map(|a| alias_of(a)).collect::<Result<Vec<_>>>()?,
+        )
+    };
+    let views = views.iter().map(|v| view_of(v, &tensors)).collect::<Result<Vec<View>>>()?;
+    Layout::new(LayoutSpec {
+        tensors,
+        aliases,
+        explicit: vec![RankViews {
+            rank: Rank(given.rank),
+            copy: given.copy,
+            buffers,
+            views,
+        }],
+        ..LayoutSpec::default()
+    })
+}
+
+/// # Safety
+///
+/// The name points to its number of readable bytes.
+unsafe fn tensor_of(item: &wsync_tensor) -> Result<Tensor> {
+    // SAFETY: passed on.
+    let name = unsafe { args::text(&item.name, "a tensor name")? };
+    let shape = numbers(&item.shape, item.dim_count, "shape", name)?;
+    let granule = numbers(&item.granule, item.dim_count, "granule", name)?;
+    let made = Tensor {
+        name: name.to_string(),
+        shape: shape.into(),
+        dtype: dtype_of(item.dtype)?,
+        granule: granule.iter().map(|&g| g.max(1)).collect(),
+    };
+    made.validate()?;
+    Ok(made)
+}
+
+/// # Safety
+///
+/// The name points to its number of readable bytes.
+unsafe fn buffer_of(item: &wsync_buffer) -> Result<NamedBuffer> {
+    // SAFETY: passed on.
+    let name = unsafe { args::text(&item.name, "a buffer name")? };
+    Ok(NamedBuffer {
+        name: name.to_string(),
+        bytes: item.bytes,
+        memory: memory(item.memory, item.device)?,
+    })
+}
+
+/// # Safety
+///
+/// Both names point to their number of readable bytes.
+unsafe fn alias_of(item: &wsync_alias) -> Result<(String, String)> {
+    // SAFETY: passed on.
+    let (alias, name) = unsafe {
+        (args::text(&item.alias, "an alias")?, args::text(&item.name, "a tensor name")?)
+    };
+    Ok((alias.to_string(), name.to_string()))
+}
+
+fn view_of(item: &wsync_view, tensors: &[Tensor]) -> Result<View> {
+    let Some(tensor) = tensors.get(item.tensor as usize) else {
+        return Err(Error::invalid(format!(
+            "a view is of tensor {}; {} are given",
+            item.tensor,
+            tensors.len()
+        )));
+    };
+    args::reserved(<wsync_view as args::Plain>::NAME, item.reserved)?;
+    let axes = count_u32(tensor.shape.len());
+    let lo = numbers(&item.lo, axes, "lo", &tensor.name)?;
+    let hi = numbers(&item.hi, axes, "hi", &tensor.name)?;
+    let bounds = IndexBox(lo.iter().zip(hi).map(|(&lo, &hi)| Span::new(lo, hi)).collect());
+    let dtype = match item.dtype {
+        wsync_dtype { code: 0, bits: 0, lanes: 0 } => tensor.dtype,
+        given => dtype_of(given)?,
+    };
+    let strides: Strides = numbers(&item.strides, axes, "strides", &tensor.name)?.into();
+    let strides = match strides.iter().all(|&s| s == 0) {
+        false => strides,
+        true => bounds.contiguous_strides(dtype.bytes()).ok_or_else(|| {
+            Error::limit(format!("tensor \"{}\": the box {bounds} exceeds 2^63 bytes", tensor.name))
+        })?,
+    };
+    Ok(View {
+        tensor: TensorIndex(item.tensor),
+        bounds,
+        buffer: item.buffer,
+        offset: item.offset,
+        strides,
+        dtype,
+        conversion: None,
+    })
+}
+
+/// The first `axes` of eight numbers; the others must be 0.
+fn numbers<'a, T: Copy + Default + PartialEq + Display>(
+    all: &'a [T; 8],
+    axes: u32,
+    field: &str,
+    tensor: &str,
+) -> Result<&'a [T]> {
+    let Some((used, rest)) = all.split_at_checked(axes as usize) else {
+        return Err(Error::limit(format!(
+            "tensor \"{tensor}\" has {axes} axes; at most {} are allowed",
+            all.len()
+        )));
+    };
+    match rest.iter().find(|n| **n != T::default()) {
+        None => Ok(used),
+        Some(n) => Err(Error::invalid(format!(
+            "tensor \"{tensor}\" has {axes} axes, and {field} has a {n} beyond them"
+        ))),
+    }
+}
+
+fn dtype_of(dtype: wsync_dtype) -> Result<Dtype> {
+    Dtype::new(dtype.code, dtype.bits, dtype.lanes)
 }
 
 /// The memory kind that two numbers of C mean.

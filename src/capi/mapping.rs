@@ -5,7 +5,13 @@ use super::handle::{self, Handle, shared};
 use super::out::{Buffer, Out, TextBuffer};
 use super::types::{wsync_error, wsync_rank_list, wsync_status};
 use super::{guard, guard_value};
-use crate::error::{Error, Status};
+use crate::error::{Error, Result, Status};
+use crate::limits::RANK_COUNT_MAX;
+use crate::plan::mapping::{
+    self, DestinationSizes, Mapping, MappingSpec, Moved, Pair, Regroup, Seat, SourceSizes,
+};
+use crate::rank::Rank;
+use serde::Serialize;
 use std::ffi::c_char;
 
 /// Who sends to whom, as two-stage weight synchronisation maps ranks, without
@@ -23,8 +29,16 @@ pub struct wsync_mapping {
     _opaque: [u8; 0],
 }
 
+/// What a mapping handle holds.
+pub(super) struct MappingObject {
+    mapping: Mapping,
+    routed: Vec<Pair>,
+    regroup_groups: Vec<Vec<Rank>>,
+    regroup: Option<Regroup>,
+}
+
 impl Handle for wsync_mapping {
-    type Value = ();
+    type Value = MappingObject;
     const MAGIC: u64 = 0x7773_796e_6d61_7001;
     const NOUN: &'static str = "mapping";
     const SURVIVES_FORK: bool = true;
@@ -82,7 +96,7 @@ pub enum wsync_mapping_list {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum wsync_regroup_kind {
-    /// They do not.
+    /// They do not, or a mapping of a single stage leaves it open.
     WSYNC_REGROUP_KIND_NONE = 0,
     /// Each rank ends up with the slice of one destination rank.
     WSYNC_REGROUP_KIND_ALL_TO_ALL = 1,
@@ -161,13 +175,11 @@ pub unsafe extern "C" fn wsync_mapping_create(
         let out = unsafe { Out::new(out_mapping, "out_mapping")? };
         // SAFETY: the header asks for a struct whose struct_size is set.
         let options = unsafe { args::structure(options)? };
-        let _ = (out, options);
-        Err(unwired())
+        // SAFETY: its lists have the counts that stand beside them.
+        let spec = unsafe { spec_of(&options)? };
+        out.put(MappingObject::new(options.kind, &spec)?);
+        Ok(())
     })
-}
-
-fn unwired() -> Error {
-    Error::new(Status::Unsupported, "not wired yet")
 }
 
 /// Copies `list`, a wsync_mapping_list, to `pairs`, which holds `capacity` of
@@ -189,8 +201,8 @@ pub unsafe extern "C" fn wsync_mapping_pairs(
         let out = unsafe { Buffer::new(pairs, capacity, out_count, "out_count")? };
         // SAFETY: the header asks for a live mapping.
         let mapping = unsafe { shared(mapping)? };
-        let _ = (out, mapping, list);
-        Err(unwired())
+        let pairs: Vec<wsync_pair> = mapping.list(list)?.iter().map(pair_of).collect();
+        out.write(&pairs)
     })
 }
 
@@ -202,8 +214,8 @@ pub unsafe extern "C" fn wsync_mapping_pairs(
 pub unsafe extern "C" fn wsync_mapping_group_size(mapping: *const wsync_mapping) -> u32 {
     guard_value(0, || {
         // SAFETY: the header asks for NULL or a live mapping.
-        let _mapping = unsafe { shared(mapping) }.ok()?;
-        Some(0)
+        let mapping = unsafe { shared(mapping) }.ok()?;
+        Some(mapping.mapping.group_size)
     })
 }
 
@@ -215,8 +227,8 @@ pub unsafe extern "C" fn wsync_mapping_group_size(mapping: *const wsync_mapping)
 pub unsafe extern "C" fn wsync_mapping_regroup_kind(mapping: *const wsync_mapping) -> u32 {
     guard_value(0, || {
         // SAFETY: the header asks for NULL or a live mapping.
-        let _mapping = unsafe { shared(mapping) }.ok()?;
-        Some(0)
+        let mapping = unsafe { shared(mapping) }.ok()?;
+        Some(mapping.regroup_kind() as u32)
     })
 }
 
@@ -228,8 +240,8 @@ pub unsafe extern "C" fn wsync_mapping_regroup_kind(mapping: *const wsync_mappin
 pub unsafe extern "C" fn wsync_mapping_regroup_count(mapping: *const wsync_mapping) -> usize {
     guard_value(0, || {
         // SAFETY: the header asks for NULL or a live mapping.
-        let _mapping = unsafe { shared(mapping) }.ok()?;
-        Some(0)
+        let mapping = unsafe { shared(mapping) }.ok()?;
+        Some(mapping.regroup_groups.len())
     })
 }
 
@@ -252,8 +264,15 @@ pub unsafe extern "C" fn wsync_mapping_regroup_at(
         let out = unsafe { Buffer::new(ranks, capacity, out_count, "out_count")? };
         // SAFETY: the header asks for a live mapping.
         let mapping = unsafe { shared(mapping)? };
-        let _ = (out, mapping, index);
-        Err(unwired())
+        let groups = &mapping.regroup_groups;
+        let group = groups.get(index).ok_or_else(|| {
+            Error::new(
+                Status::NotFound,
+                format!("the mapping has {} regroup groups; index {index} is none", groups.len()),
+            )
+        })?;
+        let ranks: Vec<u32> = group.iter().map(|r| r.0).collect();
+        out.write(&ranks)
     })
 }
 
@@ -276,8 +295,7 @@ pub unsafe extern "C" fn wsync_mapping_report(
         let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for a live mapping.
         let mapping = unsafe { shared(mapping)? };
-        let _ = (out, mapping);
-        Err(unwired())
+        out.write_json(&mapping.report())
     })
 }
 
@@ -288,4 +306,207 @@ pub unsafe extern "C" fn wsync_mapping_report(
 pub unsafe extern "C" fn wsync_mapping_destroy(mapping: *mut wsync_mapping) {
     // SAFETY: the header asks for NULL or a mapping that nobody uses any more.
     unsafe { handle::destroy(mapping) };
+}
+
+impl MappingObject {
+    fn new(kind: u32, spec: &MappingSpec) -> Result<MappingObject> {
+        const TWO_STAGE: u32 = wsync_mapping_kind::WSYNC_MAPPING_KIND_TWO_STAGE as u32;
+        const SINGLE_STAGE: u32 = wsync_mapping_kind::WSYNC_MAPPING_KIND_SINGLE_STAGE as u32;
+        const EXPERT: u32 = wsync_mapping_kind::WSYNC_MAPPING_KIND_EXPERT as u32;
+        match kind {
+            TWO_STAGE => Ok(mapping::two_stage(spec)?.into()),
+            SINGLE_STAGE => Ok(mapping::single_stage(spec)?.into()),
+            EXPERT => {
+                let made = mapping::expert(spec)?;
+                Ok(MappingObject {
+                    mapping: made.rest,
+                    routed: made.routed,
+                    regroup: (!made.regroup_groups.is_empty()).then_some(made.regroup),
+                    regroup_groups: made.regroup_groups,
+                })
+            }
+            other => Err(args::unknown("kind", other)),
+        }
+    }
+
+    fn list(&self, list: u32) -> Result<&[Pair]> {
+        const PAIRS: u32 = wsync_mapping_list::WSYNC_MAPPING_LIST_PAIRS as u32;
+        const FORWARDS: u32 = wsync_mapping_list::WSYNC_MAPPING_LIST_FORWARDS as u32;
+        const ROUTED: u32 = wsync_mapping_list::WSYNC_MAPPING_LIST_ROUTED as u32;
+        const SAME_DEVICE: u32 = wsync_mapping_list::WSYNC_MAPPING_LIST_SAME_DEVICE as u32;
+        match list {
+            PAIRS => Ok(&self.mapping.pairs),
+            FORWARDS => Ok(&self.mapping.forwards),
+            ROUTED => Ok(&self.routed),
+            SAME_DEVICE => Ok(&self.mapping.same_device),
+            other => Err(args::unknown("list", other)),
+        }
+    }
+
+    fn regroup_kind(&self) -> wsync_regroup_kind {
+        match self.regroup {
+            None => wsync_regroup_kind::WSYNC_REGROUP_KIND_NONE,
+            Some(Regroup::AllToAll) => wsync_regroup_kind::WSYNC_REGROUP_KIND_ALL_TO_ALL,
+            Some(Regroup::AllGather) => wsync_regroup_kind::WSYNC_REGROUP_KIND_ALL_GATHER,
+        }
+    }
+
+    fn report(&self) -> MappingReport<'_> {
+        MappingReport {
+            group_size: self.mapping.group_size,
+            pairs: &self.mapping.pairs,
+            forwards: &self.mapping.forwards,
+            routed: &self.routed,
+            same_device: &self.mapping.same_device,
+            moved: &self.mapping.moved,
+            regroup: self.regroup,
+            regroup_groups: &self.regroup_groups,
+            sources: self.mapping.sources.iter().map(|s| SeatReport::new(s, None)).collect(),
+            destinations: self
+                .mapping
+                .destinations
+                .iter()
+                .map(|s| SeatReport::new(s, Some(self.mapping.slice(s))))
+                .collect(),
+        }
+    }
+}
+
+impl From<Mapping> for MappingObject {
+    fn from(mut mapping: Mapping) -> MappingObject {
+        MappingObject {
+            routed: Vec::new(),
+            regroup_groups: std::mem::take(&mut mapping.regroup_groups),
+            regroup: None,
+            mapping,
+        }
+    }
+}
+
+/// The whole mapping, for JSON.
+#[derive(Serialize)]
+struct MappingReport<'a> {
+    group_size: u32,
+    pairs: &'a [Pair],
+    forwards: &'a [Pair],
+    routed: &'a [Pair],
+    same_device: &'a [Pair],
+    moved: &'a [Moved],
+    regroup: Option<Regroup>,
+    regroup_groups: &'a [Vec<Rank>],
+    sources: Vec<SeatReport>,
+    destinations: Vec<SeatReport>,
+}
+
+/// Where a rank sits on its side.
+#[derive(Serialize)]
+struct SeatReport {
+    rank: Rank,
+    device: u32,
+    copy: u32,
+    stage: u32,
+    expert: u32,
+    tensor: u32,
+    /// The slice of its group's weights that a destination rank keeps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slice: Option<u32>,
+}
+
+impl SeatReport {
+    fn new(seat: &Seat, slice: Option<u32>) -> SeatReport {
+        SeatReport {
+            rank: seat.rank,
+            device: seat.device,
+            copy: seat.copy,
+            stage: seat.stage,
+            expert: seat.expert,
+            tensor: seat.tensor,
+            slice,
+        }
+    }
+}
+
+fn pair_of(pair: &Pair) -> wsync_pair {
+    wsync_pair {
+        sender: pair.sender.0,
+        receiver: pair.receiver.0,
+    }
+}
+
+/// # Safety
+///
+/// Every list of `given` has the count that stands beside it.
+unsafe fn spec_of(given: &wsync_mapping_options) -> Result<MappingSpec> {
+    const COLOCATED: u32 = wsync_mapping_flag::WSYNC_MAPPING_FLAG_COLOCATED as u32;
+    const KEEP_SAME_DEVICE: u32 = wsync_mapping_flag::WSYNC_MAPPING_FLAG_KEEP_SAME_DEVICE as u32;
+    const VLLM: u32 = wsync_mapping_flag::WSYNC_MAPPING_FLAG_VLLM as u32;
+    args::reserved(<wsync_mapping_options as args::Plain>::NAME, given.reserved)?;
+    let unknown = given.flags & !(COLOCATED | KEEP_SAME_DEVICE | VLLM);
+    if unknown != 0 {
+        return Err(args::unknown("flags", unknown));
+    }
+    let max = RANK_COUNT_MAX as usize;
+    // SAFETY: passed on; any bit pattern is a `u32`.
+    let (source_devices, destination_devices) = unsafe {
+        let (a, a_count) = (given.source_devices, given.source_device_count);
+        let (b, b_count) = (given.destination_devices, given.destination_device_count);
+        (
+            args::slice(a, a_count, "source_devices", max)?.to_vec(),
+            args::slice(b, b_count, "destination_devices", max)?.to_vec(),
+        )
+    };
+    // SAFETY: passed on.
+    let (source_ranks, expert_source_ranks, destination_ranks) = unsafe {
+        (
+            lists(given.source_ranks, given.source_list_count, "source_ranks")?,
+            lists(
+                given.expert_source_ranks,
+                given.expert_source_list_count,
+                "expert_source_ranks",
+            )?,
+            lists(given.destination_ranks, given.destination_list_count, "destination_ranks")?,
+        )
+    };
+    Ok(MappingSpec {
+        source: SourceSizes {
+            tp: given.source_tp.max(1),
+            pp: given.source_pp.max(1),
+            ep: given.source_ep.max(1),
+            dp: given.source_dp.max(1),
+            cp: given.source_cp.max(1),
+        },
+        destination: DestinationSizes {
+            tp: given.destination_tp.max(1),
+            pp: given.destination_pp.max(1),
+            ep: given.destination_ep.max(1),
+            replicas: given.replica_count.max(1),
+        },
+        source_devices,
+        destination_devices,
+        colocated: given.flags & COLOCATED != 0,
+        keep_same_device: given.flags & KEEP_SAME_DEVICE != 0,
+        destination_is_vllm: given.flags & VLLM != 0,
+        source_ranks,
+        expert_source_ranks,
+        destination_ranks,
+    })
+}
+
+/// # Safety
+///
+/// `ptr` is NULL or points to `count` lists, each with its number of ranks.
+unsafe fn lists(
+    ptr: *const wsync_rank_list,
+    count: usize,
+    name: &str,
+) -> Result<Option<Vec<Vec<Rank>>>> {
+    let max = RANK_COUNT_MAX as usize;
+    // SAFETY: passed on; any bit pattern is a list.
+    let items = unsafe { args::slice(ptr, count, name, max)? };
+    let lists = items.iter().map(|item| {
+        // SAFETY: passed on.
+        unsafe { args::ranks(item, name, max) }
+    });
+    let lists = lists.collect::<Result<Vec<_>>>()?;
+    Ok((!lists.is_empty()).then_some(lists))
 }

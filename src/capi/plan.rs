@@ -9,7 +9,7 @@ use super::types::{
 };
 use super::{count_u32, guard, guard_value};
 use crate::env;
-use crate::error::{Error, Result, Status};
+use crate::error::Result;
 use crate::limits::{FILE_BYTES_MAX, TENSOR_COUNT_MAX};
 use crate::plan::decision::{PlanOptions, SourceRule, Strategy};
 use crate::plan::{Plan, Selector};
@@ -195,12 +195,8 @@ pub unsafe extern "C" fn wsync_plan_create_from_bytes(
         // SAFETY: the header asks for `byte_count` readable bytes.
         let bytes = unsafe { args::bytes(bytes, byte_count, "bytes", FILE_BYTES_MAX)? };
         let _ = (out, bytes);
-        Err(unwired())
+        Err(super::unwired())
     })
-}
-
-fn unwired() -> Error {
-    Error::new(Status::Unsupported, "not wired yet")
 }
 
 /// Makes the plan that moves only the selected tensors of `plan`, with a
@@ -247,7 +243,7 @@ pub unsafe extern "C" fn wsync_plan_serialize(
         // SAFETY: the header asks for a live plan.
         let plan = unsafe { shared(plan)? };
         let _ = (out, plan);
-        Err(unwired())
+        Err(super::unwired())
     })
 }
 
@@ -506,7 +502,7 @@ pub unsafe extern "C" fn wsync_plan_diff(
         // SAFETY: the header asks for live plans.
         let (plan, other) = unsafe { (shared(plan)?, shared(other)?) };
         let _ = (out, plan, other);
-        Err(unwired())
+        Err(super::unwired())
     })
 }
 

@@ -4,9 +4,11 @@ use super::args::{self, plain_struct};
 use super::handle::{self, Handle, exclusive, shared};
 use super::out::{Out, TextBuffer};
 use super::session::wsync_session;
-use super::types::{wsync_error, wsync_status};
+use super::types::{wsync_error, wsync_outcome, wsync_state, wsync_status};
 use super::{guard, guard_status, guard_value};
-use crate::error::{Error, Status};
+use crate::env;
+use crate::error::{Error, Result, Status};
+use crate::exec::{Endpoint, Outcome, PlanSlot, Request, RequestOptions, State};
 use std::ffi::{c_char, c_void};
 
 /// One execution of a loaded plan; made once and used for every version.
@@ -29,10 +31,20 @@ pub struct wsync_request {
 }
 
 impl Handle for wsync_request {
-    type Value = ();
+    type Value = RequestObject;
     const MAGIC: u64 = 0x7773_796e_7265_7101;
     const NOUN: &'static str = "request";
     const SURVIVES_FORK: bool = false;
+
+    fn poisoned(value: &RequestObject) {
+        value.endpoint.abort("an internal error of the library, on a request");
+    }
+}
+
+/// What a request handle holds.
+pub(super) struct RequestObject {
+    request: Request,
+    endpoint: Endpoint,
 }
 
 /// Flags of wsync_request_options.
@@ -89,13 +101,12 @@ pub unsafe extern "C" fn wsync_request_create(
         let out = unsafe { Out::new(out_request, "out_request")? };
         // SAFETY: the header asks for a live session.
         let session = unsafe { exclusive(session)? };
-        let _ = (out, session, slot);
-        Err(unwired())
+        out.put(RequestObject {
+            request: Request::new(&session.session, PlanSlot(slot))?,
+            endpoint: session.session.endpoint().clone(),
+        });
+        Ok(())
     })
-}
-
-fn unwired() -> Error {
-    Error::new(Status::Unsupported, "not wired yet")
 }
 
 /// Begins to agree with all ranks of the plan that this version is to move.
@@ -116,9 +127,8 @@ pub unsafe extern "C" fn wsync_request_prepare(
         // SAFETY: the header asks for a live request.
         let request = unsafe { exclusive(request)? };
         // SAFETY: the header asks for NULL or a struct with its struct_size.
-        let options = unsafe { args::optional(options)? };
-        let _ = (request, options);
-        Err(unwired())
+        let options = unsafe { options_of(options)? };
+        request.request.prepare(&options)
     })
 }
 
@@ -138,8 +148,14 @@ pub unsafe extern "C" fn wsync_request_wait_ready(
     guard_status(err, || {
         // SAFETY: the header asks for a live request.
         let request = unsafe { shared(request)? };
-        let _ = (request, deadline_ns);
-        Err(unwired())
+        let state = request.request.wait_ready(deadline_ns)?;
+        match state {
+            State::Idle => Err(never_prepared()),
+            State::Preparing => Ok(Status::InProgress),
+            State::Ready | State::Running | State::Settling | State::Done | State::Failed => {
+                Ok(Status::Ok)
+            }
+        }
     })
 }
 
@@ -159,8 +175,8 @@ pub unsafe extern "C" fn wsync_request_start(
     guard(err, || {
         // SAFETY: the header asks for a live request.
         let request = unsafe { exclusive(request)? };
-        let _ = (request, stream);
-        Err(unwired())
+        check_stream(stream)?;
+        request.request.start()
     })
 }
 
@@ -180,9 +196,9 @@ pub unsafe extern "C" fn wsync_request_submit(
         // SAFETY: the header asks for a live request.
         let request = unsafe { exclusive(request)? };
         // SAFETY: the header asks for NULL or a struct with its struct_size.
-        let options = unsafe { args::optional(options)? };
-        let _ = (request, options, stream);
-        Err(unwired())
+        let options = unsafe { options_of(options)? };
+        check_stream(stream)?;
+        request.request.submit(&options)
     })
 }
 
@@ -190,7 +206,7 @@ pub unsafe extern "C" fn wsync_request_submit(
 /// one. Never waits. OK says that it ended well on every rank; to serve, ask
 /// wsync_request_outcome.
 ///
-/// Errors: whatever ended the request.
+/// Errors: whatever ended the request; INVALID_STATE if it was never prepared.
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_request_test(
@@ -200,17 +216,16 @@ pub unsafe extern "C" fn wsync_request_test(
     guard_status(err, || {
         // SAFETY: the header asks for a live request.
         let request = unsafe { shared(request)? };
-        let _ = request;
-        Err(unwired())
+        progress(request.request.test()?)
     })
 }
 
 /// Waits until the request has ended, at most `deadline_ns` nanoseconds; 0
 /// only looks, WSYNC_NO_DEADLINE waits as long as the deadlines of the request
-/// let it. Then like wsync_request_test. A request that was not prepared, or
-/// is READY, is not waited for: IN_PROGRESS at once.
+/// let it. Then like wsync_request_test. A request that is READY, and thus
+/// waits to be started, is not waited for: IN_PROGRESS at once.
 ///
-/// Errors: whatever ended the request.
+/// Errors: whatever ended the request; INVALID_STATE if it was never prepared.
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_request_wait(
@@ -221,8 +236,7 @@ pub unsafe extern "C" fn wsync_request_wait(
     guard_status(err, || {
         // SAFETY: the header asks for a live request.
         let request = unsafe { shared(request)? };
-        let _ = (request, deadline_ns);
-        Err(unwired())
+        progress(request.request.wait(deadline_ns)?)
     })
 }
 
@@ -234,8 +248,8 @@ pub unsafe extern "C" fn wsync_request_wait(
 pub unsafe extern "C" fn wsync_request_state(request: *const wsync_request) -> u32 {
     guard_value(0, || {
         // SAFETY: the header asks for NULL or a live request.
-        let _request = unsafe { shared(request) }.ok()?;
-        Some(0)
+        let request = unsafe { shared(request) }.ok()?;
+        Some(wsync_state::from(request.request.state()) as u32)
     })
 }
 
@@ -262,8 +276,16 @@ pub unsafe extern "C" fn wsync_request_outcome(
         };
         // SAFETY: the header asks for a live request.
         let request = unsafe { shared(request)? };
-        let _ = (rank, copy, request);
-        Err(unwired())
+        let (of_rank, of_copy) = request.request.outcome().ok_or_else(|| {
+            let state = request.request.state().name();
+            Error::new(
+                Status::InvalidState,
+                format!("a request has an outcome once it has ended; this one is {state}"),
+            )
+        })?;
+        rank.write(wsync_outcome::from(of_rank) as u32);
+        copy.write(wsync_outcome::from(of_copy) as u32);
+        Ok(())
     })
 }
 
@@ -275,8 +297,8 @@ pub unsafe extern "C" fn wsync_request_outcome(
 pub unsafe extern "C" fn wsync_request_step_count(request: *const wsync_request) -> u32 {
     guard_value(0, || {
         // SAFETY: the header asks for NULL or a live request.
-        let _request = unsafe { shared(request) }.ok()?;
-        Some(0)
+        let request = unsafe { shared(request) }.ok()?;
+        Some(request.request.step_count())
     })
 }
 
@@ -288,8 +310,8 @@ pub unsafe extern "C" fn wsync_request_step_count(request: *const wsync_request)
 pub unsafe extern "C" fn wsync_request_steps_done(request: *const wsync_request) -> u32 {
     guard_value(0, || {
         // SAFETY: the header asks for NULL or a live request.
-        let _request = unsafe { shared(request) }.ok()?;
-        Some(0)
+        let request = unsafe { shared(request) }.ok()?;
+        Some(request.request.steps_done())
     })
 }
 
@@ -313,8 +335,7 @@ pub unsafe extern "C" fn wsync_request_report(
         let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for a live request.
         let request = unsafe { shared(request)? };
-        let _ = (out, request);
-        Err(unwired())
+        out.write_json(&request.request.report())
     })
 }
 
@@ -340,8 +361,8 @@ pub unsafe extern "C" fn wsync_request_tensor_digest(
         let request = unsafe { shared(request)? };
         // SAFETY: the header asks for a NUL-terminated name.
         let tensor = unsafe { args::name(tensor, "the tensor name")? };
-        let _ = (out, request, tensor);
-        Err(unwired())
+        out.write(request.request.tensor_digest(tensor)?);
+        Ok(())
     })
 }
 
@@ -355,4 +376,76 @@ pub unsafe extern "C" fn wsync_request_tensor_digest(
 pub unsafe extern "C" fn wsync_request_destroy(request: *mut wsync_request) {
     // SAFETY: the header asks for NULL or a request that nobody uses any more.
     unsafe { handle::destroy(request) };
+}
+
+/// # Safety
+///
+/// `options` is NULL or has its struct_size set.
+unsafe fn options_of(options: *const wsync_request_options) -> Result<RequestOptions> {
+    // SAFETY: passed on.
+    let given = unsafe { args::optional(options)? };
+    let mut made = RequestOptions::default();
+    if let Some(given) = given {
+        args::reserved(<wsync_request_options as args::Plain>::NAME, given.reserved)?;
+        made.version = given.version;
+        made.agree_deadline_ns = given.agree_deadline_ns;
+        made.stall_deadline_ns = given.stall_deadline_ns;
+        made.flags = given.flags;
+    }
+    if made.agree_deadline_ns == 0 {
+        made.agree_deadline_ns = env::agree_deadline_ns()?;
+    }
+    if made.stall_deadline_ns == 0 {
+        made.stall_deadline_ns = env::stall_deadline_ns()?;
+    }
+    Ok(made)
+}
+
+/// Host memory has no streams.
+fn check_stream(stream: *mut c_void) -> Result<()> {
+    if stream.is_null() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Status::Unsupported,
+        format!("stream {stream:p} was given; a session of host memory takes NULL"),
+    ))
+}
+
+fn progress(state: State) -> Result<Status> {
+    match state {
+        State::Idle => Err(never_prepared()),
+        State::Preparing | State::Ready | State::Running | State::Settling => {
+            Ok(Status::InProgress)
+        }
+        State::Done | State::Failed => Ok(Status::Ok),
+    }
+}
+
+fn never_prepared() -> Error {
+    Error::new(Status::InvalidState, "the request was never prepared")
+}
+
+impl From<Outcome> for wsync_outcome {
+    fn from(o: Outcome) -> wsync_outcome {
+        match o {
+            Outcome::Untouched => wsync_outcome::WSYNC_OUTCOME_UNTOUCHED,
+            Outcome::Complete => wsync_outcome::WSYNC_OUTCOME_COMPLETE,
+            Outcome::Torn => wsync_outcome::WSYNC_OUTCOME_TORN,
+        }
+    }
+}
+
+impl From<State> for wsync_state {
+    fn from(s: State) -> wsync_state {
+        match s {
+            State::Idle => wsync_state::WSYNC_STATE_IDLE,
+            State::Preparing => wsync_state::WSYNC_STATE_PREPARING,
+            State::Ready => wsync_state::WSYNC_STATE_READY,
+            State::Running => wsync_state::WSYNC_STATE_RUNNING,
+            State::Settling => wsync_state::WSYNC_STATE_SETTLING,
+            State::Done => wsync_state::WSYNC_STATE_DONE,
+            State::Failed => wsync_state::WSYNC_STATE_FAILED,
+        }
+    }
 }

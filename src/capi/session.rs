@@ -8,10 +8,14 @@ use super::out::Out;
 use super::plan::wsync_plan;
 use super::transport::wsync_transport;
 use super::types::{wsync_error, wsync_side, wsync_status, wsync_text};
-use crate::error::{Error, Result, Status};
-use crate::limits::TENSOR_COUNT_MAX;
+use crate::device::MemoryRange;
+use crate::device::host::HostDevice;
+use crate::error::Result;
+use crate::exec::{BufferBinding, PlanSlot, Session, SessionOptions};
+use crate::limits::VIEW_COUNT_MAX;
 use crate::plan::program::Side;
 use std::ffi::{c_char, c_void};
+use std::sync::Arc;
 
 /// One rank's buffers, bound by name, and the plans it has loaded. Exclusive:
 /// one call at a time, but for abort. Does not survive fork.
@@ -26,10 +30,19 @@ pub struct wsync_session {
 }
 
 impl Handle for wsync_session {
-    type Value = ();
+    type Value = SessionObject;
     const MAGIC: u64 = 0x7773_796e_7365_7301;
     const NOUN: &'static str = "session";
     const SURVIVES_FORK: bool = false;
+
+    fn poisoned(value: &SessionObject) {
+        value.session.abort("an internal error of the library, on a session");
+    }
+}
+
+/// What a session handle holds.
+pub(super) struct SessionObject {
+    pub session: Session,
 }
 
 /// What a session is made with.
@@ -88,13 +101,14 @@ pub unsafe extern "C" fn wsync_session_create(
         let transport = unsafe { shared(transport)? };
         // SAFETY: the header asks for NULL or a struct with its struct_size.
         let options = unsafe { args::optional(options)? };
-        let _ = (out, transport, options);
-        Err(unwired())
+        let options = SessionOptions {
+            load_deadline_ns: options.map_or(0, |o| o.load_deadline_ns),
+        };
+        let device = Arc::new(HostDevice::new()?);
+        let session = Session::new(&transport.endpoint, device, options)?;
+        out.put(SessionObject { session });
+        Ok(())
     })
-}
-
-fn unwired() -> Error {
-    Error::new(Status::Unsupported, "not wired yet")
 }
 
 /// Names `bytes` bytes at `ptr` as the buffer `name` of `side`, a wsync_side.
@@ -123,8 +137,7 @@ pub unsafe extern "C" fn wsync_session_bind(
         // SAFETY: the header asks for a NUL-terminated name.
         let name = unsafe { args::name(name, "the buffer name")? };
         let memory = self::memory(memory, device)?;
-        let _ = (session, side_of(side)?, name, ptr, bytes, memory);
-        Err(unwired())
+        session.session.bind(side_of(side)?, name, range(ptr, bytes), memory)
     })
 }
 
@@ -145,9 +158,12 @@ pub unsafe extern "C" fn wsync_session_bind_many(
         // SAFETY: the header asks for a live session.
         let session = unsafe { exclusive(session)? };
         // SAFETY: the header asks for `binding_count` elements of `stride`.
-        let bindings = unsafe { args::strided(bindings, binding_count, stride, TENSOR_COUNT_MAX)? };
-        let _ = (session, bindings);
-        Err(unwired())
+        let bindings = unsafe { args::strided(bindings, binding_count, stride, VIEW_COUNT_MAX)? };
+        let bindings = bindings.iter().map(|b| {
+            // SAFETY: each name has its number of readable bytes.
+            unsafe { binding_of(b) }
+        });
+        session.session.bind_all(&bindings.collect::<Result<Vec<_>>>()?)
     })
 }
 
@@ -169,8 +185,7 @@ pub unsafe extern "C" fn wsync_session_unbind(
         let session = unsafe { exclusive(session)? };
         // SAFETY: the header asks for a NUL-terminated name.
         let name = unsafe { args::name(name, "the buffer name")? };
-        let _ = (session, side_of(side)?, name);
-        Err(unwired())
+        session.session.unbind(side_of(side)?, name)
     })
 }
 
@@ -196,8 +211,8 @@ pub unsafe extern "C" fn wsync_session_load(
         let session = unsafe { exclusive(session)? };
         // SAFETY: the header asks for a live plan.
         let plan = unsafe { shared(plan)? };
-        let _ = (out, session, plan);
-        Err(unwired())
+        out.write(session.session.load(plan.plan.clone())?.0);
+        Ok(())
     })
 }
 
@@ -215,8 +230,7 @@ pub unsafe extern "C" fn wsync_session_unload(
     guard(err, || {
         // SAFETY: the header asks for a live session.
         let session = unsafe { exclusive(session)? };
-        let _ = (session, slot);
-        Err(unwired())
+        session.session.unload(PlanSlot(slot))
     })
 }
 
@@ -236,8 +250,7 @@ pub unsafe extern "C" fn wsync_session_finalize(
     guard(err, || {
         // SAFETY: the header asks for a live session.
         let session = unsafe { exclusive(session)? };
-        let _ = (session, deadline_ns);
-        Err(unwired())
+        session.session.finalize(deadline_ns)
     })
 }
 
@@ -257,8 +270,8 @@ pub unsafe extern "C" fn wsync_session_abort(
         let session = unsafe { shared(session)? };
         // SAFETY: the header asks for a NUL-terminated reason.
         let reason = unsafe { args::name(reason, "the reason")? };
-        let _ = (session, reason);
-        Err(unwired())
+        session.session.abort(reason);
+        Ok(())
     })
 }
 
@@ -280,5 +293,28 @@ fn side_of(side: u32) -> Result<Side> {
         SOURCE => Ok(Side::Source),
         DESTINATION => Ok(Side::Destination),
         other => Err(args::unknown("side", other)),
+    }
+}
+
+/// # Safety
+///
+/// The name points to its number of readable bytes, for `'a`.
+unsafe fn binding_of<'a>(given: &wsync_binding) -> Result<BufferBinding<'a>> {
+    args::reserved(<wsync_binding as args::Plain>::NAME, given.reserved)?;
+    // SAFETY: passed on.
+    let name = unsafe { args::text(&given.name, "a buffer name")? };
+    Ok(BufferBinding {
+        side: side_of(given.side)?,
+        name,
+        range: range(given.ptr, given.bytes),
+        memory: memory(given.memory, given.device)?,
+    })
+}
+
+/// Memory whose address leaves Rust's sight: devices and peers use it.
+fn range(ptr: *mut c_void, bytes: u64) -> MemoryRange {
+    MemoryRange {
+        address: ptr.expose_provenance(),
+        bytes,
     }
 }

@@ -3,10 +3,14 @@
 use super::args::{self, plain_struct};
 use super::handle::{self, Handle, exclusive, shared};
 use super::out::Out;
-use super::types::{wsync_bytes, wsync_error, wsync_status};
-use super::{guard, guard_value};
-use crate::error::{Error, Status};
-use crate::limits::RANK_COUNT_MAX;
+use super::types::{WSYNC_RANK_NONE, wsync_bytes, wsync_error, wsync_rank_list, wsync_status};
+use super::{count_u32, guard, guard_value};
+use crate::error::Result;
+use crate::exec::{Endpoint, RankSet};
+use crate::limits::{GREETING_BYTES_MAX, RANK_COUNT_MAX, TOKEN_BYTES_MAX};
+use crate::rank::Rank;
+use crate::transport::Bootstrap;
+use crate::transport::bootstrap::Loopback;
 use std::ffi::{c_char, c_void};
 
 /// The way of one rank to all others: a data plane and a small control
@@ -16,7 +20,7 @@ use std::ffi::{c_char, c_void};
 /// wsync_transport_create, wsync_transport_greeting, wsync_transport_meet,
 /// wsync_transport_rendezvous, wsync_transport_rank,
 /// wsync_transport_rank_count, wsync_transport_status, wsync_transport_abort,
-/// wsync_transport_destroy.
+/// wsync_transport_finalize, wsync_transport_destroy.
 ///
 /// Since: 0.1
 pub struct wsync_transport {
@@ -24,10 +28,19 @@ pub struct wsync_transport {
 }
 
 impl Handle for wsync_transport {
-    type Value = ();
+    type Value = TransportObject;
     const MAGIC: u64 = 0x7773_796e_7472_6e01;
     const NOUN: &'static str = "transport";
     const SURVIVES_FORK: bool = false;
+
+    fn poisoned(value: &TransportObject) {
+        value.endpoint.abort("an internal error of the library, on a transport");
+    }
+}
+
+/// What a transport handle holds.
+pub(super) struct TransportObject {
+    pub endpoint: Endpoint,
 }
 
 /// Which data plane.
@@ -60,15 +73,12 @@ pub struct wsync_transport_options {
     pub rank_count: u32,
     /// 0.
     pub reserved: u32,
-    /// Keeps groups of loopback ranks of one process apart; equal on all ranks
-    /// of a group.
-    pub group_key: u64,
     /// shm: bytes of shared memory per pair and direction; 0 is
     /// WSYNC_SHM_RING_BYTES from the environment, or 8 MiB.
     pub ring_bytes_max: u64,
 }
 
-plain_struct!(wsync_transport_options, 48, "wsync_transport_options");
+plain_struct!(wsync_transport_options, 40, "wsync_transport_options");
 
 /// Makes a transport that has met nobody yet. Next is wsync_transport_greeting
 /// and wsync_transport_meet, or wsync_transport_rendezvous.
@@ -87,13 +97,11 @@ pub unsafe extern "C" fn wsync_transport_create(
         let out = unsafe { Out::new(out_transport, "out_transport")? };
         // SAFETY: the header asks for a struct whose struct_size is set.
         let options = unsafe { args::structure(options)? };
-        let _ = (out, options);
-        Err(unwired())
+        // SAFETY: its list has the count that stands beside it.
+        let endpoint = unsafe { endpoint(&options)? };
+        out.put(TransportObject { endpoint });
+        Ok(())
     })
-}
-
-fn unwired() -> Error {
-    Error::new(Status::Unsupported, "not wired yet")
 }
 
 /// Writes this rank's greeting, at most WSYNC_GREETING_BYTES_MAX bytes: what
@@ -102,7 +110,7 @@ fn unwired() -> Error {
 /// holds a secret of the group; do not publish it. With a `capacity` of 0 only
 /// `out_needed` is written.
 ///
-/// Errors: BUFFER_TOO_SMALL; INVALID_STATE once the ranks have met.
+/// Errors: BUFFER_TOO_SMALL.
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_transport_greeting(
@@ -117,8 +125,7 @@ pub unsafe extern "C" fn wsync_transport_greeting(
         let out = unsafe { super::out::bytes(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for a live transport.
         let transport = unsafe { shared(transport)? };
-        let _ = (out, transport);
-        Err(unwired())
+        out.write(transport.endpoint.greeting())
     })
 }
 
@@ -145,8 +152,12 @@ pub unsafe extern "C" fn wsync_transport_meet(
         let greetings = unsafe {
             args::slice(greetings, greeting_count, "greetings", RANK_COUNT_MAX as usize)?
         };
-        let _ = (transport, greetings, deadline_ns);
-        Err(unwired())
+        let greetings = greetings.iter().map(|g| {
+            // SAFETY: each has its number of readable bytes.
+            unsafe { args::bytes_item(g, "a greeting", GREETING_BYTES_MAX) }
+        });
+        let greetings = greetings.collect::<Result<Vec<&[u8]>>>()?;
+        transport.endpoint.meet(&greetings, deadline_ns)
     })
 }
 
@@ -176,10 +187,9 @@ pub unsafe extern "C" fn wsync_transport_rendezvous(
         let address = unsafe { args::name(address, "the address")? };
         // SAFETY: the header asks for `token_bytes` readable bytes.
         let token = unsafe {
-            args::bytes(token, token_bytes, "token", crate::limits::TOKEN_BYTES_MAX)?
+            args::bytes(token, token_bytes, "token", TOKEN_BYTES_MAX)?
         };
-        let _ = (transport, address, token, deadline_ns);
-        Err(unwired())
+        transport.endpoint.rendezvous(address, token, deadline_ns)
     })
 }
 
@@ -189,10 +199,10 @@ pub unsafe extern "C" fn wsync_transport_rendezvous(
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_transport_rank(transport: *const wsync_transport) -> u32 {
-    guard_value(super::types::WSYNC_RANK_NONE, || {
+    guard_value(WSYNC_RANK_NONE, || {
         // SAFETY: the header asks for NULL or a live transport.
-        let _transport = unsafe { shared(transport) }.ok()?;
-        None
+        let transport = unsafe { shared(transport) }.ok()?;
+        Some(transport.endpoint.rank().0)
     })
 }
 
@@ -203,8 +213,8 @@ pub unsafe extern "C" fn wsync_transport_rank(transport: *const wsync_transport)
 pub unsafe extern "C" fn wsync_transport_rank_count(transport: *const wsync_transport) -> u32 {
     guard_value(0, || {
         // SAFETY: the header asks for NULL or a live transport.
-        let _transport = unsafe { shared(transport) }.ok()?;
-        None
+        let transport = unsafe { shared(transport) }.ok()?;
+        Some(count_u32(transport.endpoint.ranks().len()))
     })
 }
 
@@ -222,8 +232,7 @@ pub unsafe extern "C" fn wsync_transport_status(
     guard(err, || {
         // SAFETY: the header asks for a live transport.
         let transport = unsafe { shared(transport)? };
-        let _ = transport;
-        Err(unwired())
+        transport.endpoint.abort_reason().map_or(Ok(()), Err)
     })
 }
 
@@ -243,8 +252,29 @@ pub unsafe extern "C" fn wsync_transport_abort(
         let transport = unsafe { shared(transport)? };
         // SAFETY: the header asks for a NUL-terminated reason.
         let reason = unsafe { args::name(reason, "the reason")? };
-        let _ = (transport, reason);
-        Err(unwired())
+        transport.endpoint.abort(reason);
+        Ok(())
+    })
+}
+
+/// The polite end: leaves together with all other ranks. Waits until every
+/// rank has called this, at most `deadline_ns` nanoseconds. No request can be
+/// prepared any more.
+///
+/// Errors: MEET_TIMEOUT names a rank that did not come; INVALID_STATE if the
+/// ranks have not met; the reason, if the transport was aborted.
+/// Thread safety: one call at a time per transport; abort may be called
+/// meanwhile. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_transport_finalize(
+    transport: *mut wsync_transport,
+    deadline_ns: u64,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a live transport.
+        let transport = unsafe { exclusive(transport)? };
+        transport.endpoint.finalize(deadline_ns)
     })
 }
 
@@ -256,4 +286,30 @@ pub unsafe extern "C" fn wsync_transport_abort(
 pub unsafe extern "C" fn wsync_transport_destroy(transport: *mut wsync_transport) {
     // SAFETY: the header asks for NULL or a transport that nobody uses.
     unsafe { handle::destroy(transport) };
+}
+
+/// # Safety
+///
+/// The list of ranks is NULL or has the count that stands beside it.
+unsafe fn endpoint(given: &wsync_transport_options) -> Result<Endpoint> {
+    const LOOPBACK: u32 = wsync_transport_kind::WSYNC_TRANSPORT_KIND_LOOPBACK as u32;
+    const SHM: u32 = wsync_transport_kind::WSYNC_TRANSPORT_KIND_SHM as u32;
+    args::reserved(<wsync_transport_options as args::Plain>::NAME, given.reserved)?;
+    let ranks = match given.ranks.is_null() {
+        true => RankSet::count(given.rank_count)?,
+        false => {
+            let list = wsync_rank_list {
+                ranks: given.ranks,
+                count: given.rank_count as usize,
+            };
+            // SAFETY: passed on.
+            RankSet::list(&unsafe { args::ranks(&list, "ranks", RANK_COUNT_MAX as usize)? })?
+        }
+    };
+    let bootstrap: Box<dyn Bootstrap> = match given.kind {
+        LOOPBACK => Box::new(Loopback),
+        SHM => return Err(super::unwired()),
+        other => return Err(args::unknown("kind", other)),
+    };
+    Endpoint::new(Rank(given.rank), ranks, bootstrap)
 }
