@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 /// The rule that places the bounds of a cut.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum CutKind {
     /// Equal parts; the range must divide.
     Even,
@@ -35,7 +35,7 @@ pub enum CutKind {
 }
 
 /// One cut of one tensor axis over mesh axes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Cut {
     /// The tensor axis.
     pub dim: u8,
@@ -89,9 +89,7 @@ impl CutKind {
             CutKind::Even => (x / (size / n).max(1)).min(n - 1),
             CutKind::Ceil => (x / size.div_ceil(n).max(1)).min(n - 1),
             CutKind::Chunk(c) => (x / (*c).max(1)).min(n - 1),
-            CutKind::Blocks(k) => {
-                (x / (size / (n * u64::from(*k))).max(1)).min(slabs - 1)
-            }
+            CutKind::Blocks(k) => (x / (size / (n * u64::from(*k))).max(1)).min(slabs - 1),
             // The last slab that starts at or before x and is not empty.
             CutKind::Floor => {
                 let mut j = (u128::from(x) * u128::from(n) / u128::from(size.max(1))) as u64;
@@ -116,7 +114,11 @@ mod tests {
     use super::*;
 
     fn kinds(size: u64, n: u64) -> Vec<CutKind> {
-        let mut v = vec![CutKind::Floor, CutKind::Ceil, CutKind::Chunk(size.div_ceil(n) + 1)];
+        let mut v = vec![
+            CutKind::Floor,
+            CutKind::Ceil,
+            CutKind::Chunk(size.div_ceil(n) + 1),
+        ];
         if size % n == 0 {
             v.push(CutKind::Even);
         }

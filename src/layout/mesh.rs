@@ -29,6 +29,14 @@ impl RankList {
         }
     }
 
+    /// The lowest rank.
+    pub fn lowest(&self) -> Option<Rank> {
+        match self {
+            RankList::Range { first, count } => (*count > 0).then_some(Rank(*first)),
+            RankList::List(v) => v.iter().min().copied(),
+        }
+    }
+
     /// The rank at mesh position `index`.
     pub fn rank(&self, index: u32) -> Rank {
         match self {
@@ -63,9 +71,7 @@ impl RankList {
     /// The same ranks, as a range where they are one.
     pub fn canonical(self) -> RankList {
         match self {
-            RankList::List(v)
-                if !v.is_empty() && v.windows(2).all(|w| w[0].0 + 1 == w[1].0) =>
-            {
+            RankList::List(v) if !v.is_empty() && v.windows(2).all(|w| w[0].0 + 1 == w[1].0) => {
                 RankList::Range {
                     first: v[0].0,
                     count: v.len() as u32,
@@ -157,8 +163,8 @@ impl Mesh {
         c
     }
 
-    /// Checks names and sizes, and that the mesh covers `ranks` ranks.
-    pub fn validate(&self, ranks: u32) -> Result<()> {
+    /// Checks names and sizes of the axes.
+    pub fn validate_axes(&self) -> Result<()> {
         let name = &self.name;
         if name.is_empty() || name.len() > NAME_BYTES_MAX {
             return Err(Error::limit(format!(
@@ -186,16 +192,34 @@ impl Mesh {
                 )));
             }
         }
-        if self.size() != u64::from(ranks) {
-            return Err(Error::layout(format!(
-                "mesh \"{name}\" has {} positions ({}) for {ranks} ranks",
-                self.size(),
-                self.axes
-                    .iter()
-                    .map(|a| format!("{} {}", a.name, a.size))
-                    .collect::<Vec<_>>()
-                    .join(" x ")
+        if self.size() > u64::from(RANK_COUNT_MAX) {
+            return Err(Error::limit(format!(
+                "mesh \"{name}\" has {} positions ({self}); at most {RANK_COUNT_MAX} are allowed",
+                self.size()
             )));
+        }
+        Ok(())
+    }
+
+    /// Checks names and sizes, and that the mesh covers `ranks` ranks.
+    pub fn validate(&self, ranks: u32) -> Result<()> {
+        self.validate_axes()?;
+        if self.size() == u64::from(ranks) {
+            return Ok(());
+        }
+        Err(Error::layout(format!(
+            "mesh \"{}\" has {} positions ({self}) for {ranks} ranks",
+            self.name,
+            self.size()
+        )))
+    }
+}
+
+impl std::fmt::Display for Mesh {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (i, a) in self.axes.iter().enumerate() {
+            let by = if i > 0 { " x " } else { "" };
+            write!(f, "{by}{} {}", a.name, a.size)?;
         }
         Ok(())
     }
@@ -212,7 +236,10 @@ pub struct MeshSlice {
 impl MeshSlice {
     /// Number of positions in the slice.
     pub fn len(&self) -> u64 {
-        self.ranges.iter().map(|&(lo, hi)| u64::from(hi - lo)).product()
+        self.ranges
+            .iter()
+            .map(|&(lo, hi)| u64::from(hi - lo))
+            .product()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -268,7 +295,9 @@ mod tests {
 
     #[test]
     fn a_mesh_that_does_not_cover_its_ranks_is_refused() {
-        let e = Mesh::new("dense", &[("tp", 2), ("dp", 3)]).validate(8).unwrap_err();
+        let e = Mesh::new("dense", &[("tp", 2), ("dp", 3)])
+            .validate(8)
+            .unwrap_err();
         assert!(e.message.contains("\"dense\" has 6 positions"), "{e}");
     }
 }

@@ -255,9 +255,7 @@ impl<'a> Walk<'a> {
             Some(&id) => id,
             None => {
                 let mut cells = Vec::new();
-                for (bounds, own) in
-                    own_views(part, p, seat, self.inputs.destination.tensors())?
-                {
+                for (bounds, own) in own_views(part, p, seat, self.inputs.destination.tensors())? {
                     for c in self.splitter(tensor).cells(&bounds, None) {
                         let needers = self.splitter(tensor).needers(j as usize, &c);
                         cells.push(self.cell(tensor, c, own.clone(), Needers::Slice(needers))?);
@@ -504,9 +502,10 @@ impl<'a> Walk<'a> {
                 buffer,
                 position: group.bytes,
             });
-            group.bytes = group.bytes.checked_add(bytes).ok_or_else(|| {
-                Error::limit("the bytes on one line exceed 64 bits".to_string())
-            })?;
+            group.bytes = group
+                .bytes
+                .checked_add(bytes)
+                .ok_or_else(|| Error::limit("the bytes on one line exceed 64 bits".to_string()))?;
         }
         Ok(())
     }
@@ -517,7 +516,12 @@ impl<'a> Walk<'a> {
         let stage = |layout: &Layout, r| placement(layout, r).1.stage.unwrap_or(u32::MAX);
         let mut stages: SmallVec<[u32; 4]> = SmallVec::new();
         stages.extend(tensor.holders.iter().map(|r| stage(self.inputs.source, *r)));
-        stages.extend(tensor.needers.iter().map(|r| stage(self.inputs.destination, *r)));
+        stages.extend(
+            tensor
+                .needers
+                .iter()
+                .map(|r| stage(self.inputs.destination, *r)),
+        );
         if let Some(g) = self.staged.get(&(template, stages.clone())) {
             return Ok(g.clone());
         }
@@ -539,12 +543,18 @@ impl<'a> Walk<'a> {
                 .holders
                 .slices
                 .iter()
-                .map(|s| s.at(placement(source, tensor.holders[s.placement as usize]).1.stage))
+                .map(|s| {
+                    s.at(placement(source, tensor.holders[s.placement as usize])
+                        .1
+                        .stage)
+                })
                 .collect(),
             listed: cell.holders.listed.iter().map(|e| e.0).collect(),
             needers: match &cell.needers {
                 Needers::Slice(s) => NeederKey::Slice(
-                    s.at(placement(destination, tensor.needers[s.placement as usize]).1.stage),
+                    s.at(placement(destination, tensor.needers[s.placement as usize])
+                        .1
+                        .stage),
                 ),
                 Needers::Listed(j) => NeederKey::Listed(
                     tensor.explicit_needers[*j as usize]
@@ -567,9 +577,7 @@ impl<'a> Walk<'a> {
             )));
         }
         let needers = match &key.needers {
-            NeederKey::Slice(s) => {
-                RankSet::union(destination, std::slice::from_ref(s), &[])
-            }
+            NeederKey::Slice(s) => RankSet::union(destination, std::slice::from_ref(s), &[]),
             NeederKey::Listed(v) => RankSet::union(destination, &[], v),
         };
         let needer_count = needers.len();
@@ -748,7 +756,11 @@ fn own_views(
     let dtype = rule.stored_dtype(&tensors[p.tensor.index()]);
     let mut out = Vec::new();
     for_each_box(&axes, |bounds, local| {
-        let at: i64 = local.iter().zip(&strides).map(|(&l, &s)| l as i64 * s).sum();
+        let at: i64 = local
+            .iter()
+            .zip(&strides)
+            .map(|(&l, &s)| l as i64 * s)
+            .sum();
         out.push((
             bounds.clone(),
             OwnView {
@@ -970,10 +982,12 @@ impl<'a> Builder<'a> {
             let (own, part, buffer) =
                 holding_view(inputs.source, self.program.rank, tensor, &cell.bounds)?;
             let here = self.part_of(Side::Destination);
-            for b in split_boxes(&cell.bounds, own.split.is_some() || cell.own.split.is_some()) {
+            for b in split_boxes(
+                &cell.bounds,
+                own.split.is_some() || cell.own.split.is_some(),
+            ) {
                 let source = self.region(Side::Source, part, buffer, &own, &b);
-                let destination =
-                    self.region(Side::Destination, here, item.buffer, &cell.own, &b);
+                let destination = self.region(Side::Destination, here, item.buffer, &cell.own, &b);
                 let bytes = b.elements() * cell.own.dtype.bytes();
                 self.program.bytes_local += bytes;
                 self.program.locals.push(LocalCopy {
@@ -1109,7 +1123,11 @@ impl<'a> Builder<'a> {
         let (mut at, mut end) = (0u64, 0);
         let packed = std::mem::take(&mut stream.packed);
         for (bounds, item) in &packed {
-            let element = stream.walk.cell_of(&stream.walk.items[*item as usize]).wire.bytes();
+            let element = stream
+                .walk
+                .cell_of(&stream.walk.items[*item as usize])
+                .wire
+                .bytes();
             self.add_pieces(stream, *item, bounds, at);
             end = at + bounds.elements() * element;
             at = end.next_multiple_of(ALIGN_BYTES);
@@ -1146,9 +1164,7 @@ impl<'a> Builder<'a> {
         let p = &mut self.program;
         let pieces = &p.pieces[start as usize..];
         let is_direct = match pieces {
-            [one] => {
-                one.region.dtype == one.wire && one.region.loops.0 == one.region.loops.1
-            }
+            [one] => one.region.dtype == one.wire && one.region.loops.0 == one.region.loops.1,
             _ => false,
         };
         stream.hash.update(&bytes.to_le_bytes());

@@ -218,7 +218,11 @@ impl Plan {
     fn choose_buckets(&mut self, is_given: bool) -> Result<()> {
         let budget = self.decision.staging_bytes_max;
         let (ranks, is_exact) = self.sample_ranks();
-        let room = if is_exact { budget } else { budget - budget / 64 };
+        let room = if is_exact {
+            budget
+        } else {
+            budget - budget / 64
+        };
         if is_given {
             let peak = self.staging_peak(&ranks)?;
             if peak.1 > budget {
@@ -303,7 +307,8 @@ impl Plan {
             source: self.source.spec(),
             destination: self.destination.spec(),
         };
-        postcard::to_stdvec(&body).map_err(|e| Error::internal(format!("a plan cannot be written: {e}")))
+        postcard::to_stdvec(&body)
+            .map_err(|e| Error::internal(format!("a plan cannot be written: {e}")))
     }
 
     fn inputs(&self) -> Inputs<'_> {
@@ -415,7 +420,9 @@ impl Plan {
             return true;
         }
         let [part] = d.parts() else { return false };
-        let Some(copies) = &part.copies else { return false };
+        let Some(copies) = &part.copies else {
+            return false;
+        };
         d.explicit().is_empty()
             && part.rules.iter().all(|r| {
                 r.mesh == copies.mesh
