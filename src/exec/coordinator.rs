@@ -227,9 +227,12 @@ impl Coordinator {
     /// is going on.
     pub fn ping_interval(&self) -> Option<Duration> {
         let ranks = self.land.ranks.len();
-        let open = self.groups.iter();
-        open.map(|g| watchdog::beat_interval(g.stall_ns, ranks))
-            .min()
+        let interval = |g: &Group| match g.phase {
+            // Silence should show well before the agree deadline.
+            Phase::Gathering => watchdog::beat_interval(g.stall_ns.min(g.agree_ns / 2), ranks),
+            Phase::Running | Phase::Closing { .. } => watchdog::beat_interval(g.stall_ns, ranks),
+        };
+        self.groups.iter().map(interval).min()
     }
 
     /// Everything stops: the last words decide over outcomes.

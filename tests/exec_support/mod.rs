@@ -52,6 +52,9 @@ pub enum Shape {
     Apart,
     /// Sources 0 and 1; copy 0 on 0 and 1, copy 1 on 2 and 3.
     Colocated,
+    /// Sources 0 and 1; eight copies on 2 to 17. Ranks 9 to 16 have rank 1
+    /// between them and the coordinator, rank 17 has rank 2.
+    Wide,
 }
 
 const ROWS: u64 = 8;
@@ -100,14 +103,16 @@ impl Shape {
         match self {
             Shape::Apart => 6,
             Shape::Colocated => 4,
+            Shape::Wide => 18,
         }
     }
 
     /// First rank of each copy.
-    fn copies(self) -> [u32; 2] {
+    fn copies(self) -> &'static [u32] {
         match self {
-            Shape::Apart => [2, 4],
-            Shape::Colocated => [0, 2],
+            Shape::Apart => &[2, 4],
+            Shape::Colocated => &[0, 2],
+            Shape::Wide => &[2, 4, 6, 8, 10, 12, 14, 16],
         }
     }
 
@@ -362,7 +367,7 @@ impl World {
         })
     }
 
-    fn rig(&self, endpoint: Endpoint, plan: &impl Fn(u32) -> Arc<Plan>) -> Rig {
+    pub fn rig(&self, endpoint: Endpoint, plan: &impl Fn(u32) -> Arc<Plan>) -> Rig {
         let rank = endpoint.rank().0;
         let session =
             Session::new(&endpoint, self.device(rank), SessionOptions::default()).unwrap();
