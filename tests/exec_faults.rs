@@ -5,7 +5,9 @@
 mod exec_support;
 
 use exec_support::*;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use weightsync::device::deferred::DeferredDevice;
 use weightsync::exec::endpoint::Fault as ControlFault;
 use weightsync::exec::*;
 use weightsync::transport::{Fault, FaultKind};
@@ -168,6 +170,41 @@ fn a_rank_that_dies_at_any_step_is_named() {
 #[test]
 fn a_rank_that_dies_at_any_step_is_named_when_staged() {
     die_at_every_step(Carrier::Staged);
+}
+
+#[test]
+fn a_device_that_hangs_is_its_ranks_fault() {
+    for victim in [0, 1, 2, 5] {
+        let what = format!("the device of rank {victim} hangs");
+        let mut world = World::new(Carrier::Staged, Shape::Apart, STEPS);
+        // Nobody ever pumps it, not even after the abort.
+        let hangs = Arc::new(DeferredDevice::new());
+        world.devices.insert(victim, hangs);
+        let endings = world.run(|rig| {
+            ending(&world, rig, 1, |rig| {
+                rig.request.submit(&RequestOptions {
+                    agree_deadline_ns: 20 * SECOND,
+                    ..short(1)
+                })?;
+                rig.request.wait(60 * SECOND)
+            })
+        });
+        let (rank, _) = endings[victim as usize].verdict.outcome.unwrap();
+        // What a hanging queue may still write, nobody knows.
+        let expected = if victim < 2 {
+            Outcome::Untouched
+        } else {
+            Outcome::Torn
+        };
+        assert_eq!(rank, expected, "{what}");
+        check(
+            endings,
+            victim,
+            Status::Stalled,
+            Duration::from_nanos(STALL),
+            &what,
+        );
+    }
 }
 
 #[test]
