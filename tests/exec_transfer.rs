@@ -245,13 +245,11 @@ fn a_wrong_digest_tears_and_names_the_tensor() {
         let result = rig.sync(&o(1));
         let e = failure(&result);
         assert_eq!(e.status, Status::ChecksumMismatch, "{e}");
-        assert!(
-            e.message.contains("b.weight") && e.message.contains("copy 1"),
-            "{e}"
-        );
+        assert!(e.message.contains("b.weight"), "{e}");
+        assert!(!e.message.contains("a.weight"), "{e}");
+        // Copies of ranks described one by one are compared in total only.
         let expected = match rig.rank {
             0 | 1 => (Outcome::Complete, Outcome::Torn),
-            2 | 3 => (Outcome::Complete, Outcome::Complete),
             _ => (Outcome::Torn, Outcome::Torn),
         };
         assert_eq!(rig.request.outcome(), Some(expected));

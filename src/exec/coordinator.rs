@@ -830,7 +830,7 @@ mod tests {
             assert_eq!(court.words(), []);
             court.later(1);
             let refused = Word::Refuse(1, Status::AgreementTimeout, missing, 1);
-            assert_eq!(court.words(), [refused.clone()]);
+            assert_eq!(court.words(), std::slice::from_ref(&refused));
             court.later(500);
             court.agree(missing, 1, |_| {});
             assert_eq!(court.words(), [refused]);
