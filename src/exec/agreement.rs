@@ -156,6 +156,7 @@ pub(super) struct Group {
     pub deadline: Option<Instant>,
     /// Set by a mismatch: when it is decided.
     pub decide_at: Option<Instant>,
+    pub agree_ns: u64,
     pub stall_ns: u64,
     /// When the first rank started.
     pub first_start: Option<Instant>,
@@ -176,6 +177,7 @@ impl Group {
             balance: 0,
             deadline: None,
             decide_at: None,
+            agree_ns: u64::MAX,
             stall_ns: u64::MAX,
             first_start: None,
             copies: Vec::new(),
@@ -195,6 +197,7 @@ impl Group {
         self.balance = 0;
         self.deadline = None;
         self.decide_at = None;
+        self.agree_ns = u64::MAX;
         self.stall_ns = u64::MAX;
         self.first_start = None;
         self.copies.clear();
@@ -223,6 +226,7 @@ impl Group {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
+        self.agree_ns = self.agree_ns.min(a.agree_ns);
         self.stall_ns = self.stall_ns.min(a.stall_ns);
         if self.ranges.is_empty() {
             self.ranges.extend_from_slice(a.ranges);

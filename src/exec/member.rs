@@ -822,6 +822,14 @@ impl Handler for Member {
         self.next_tick(next, now)
     }
 
+    fn leaving(&mut self, net: &mut Net) {
+        if self.active.is_some() {
+            let rank = self.shared.rank;
+            let text = format!("rank {rank} closed its transport while a request was under way");
+            self.abort(net, Error::new(Status::Aborted, text).by(rank), None);
+        }
+    }
+
     fn ended(&mut self, error: Option<Error>) {
         if let Some(error) = error {
             self.shared.transport.abort_cell().set(error);

@@ -378,9 +378,10 @@ impl Request {
                 drop(inner);
                 fence.wait(left.min(SLICE));
                 inner = self.flight.lock();
-            } else {
+            } else if !inner.is_enqueued {
                 inner = self.flight.wait(inner, left.min(SLICE));
             }
+            // Else the fence was reached just now: look again.
         }
     }
 }
