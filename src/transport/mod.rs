@@ -6,6 +6,9 @@
 //! nothing is negotiated.
 
 pub mod loopback;
+pub mod shm;
+
+mod queue;
 
 use crate::device::Binding;
 use crate::device::fence::{AbortCell, Fence};
