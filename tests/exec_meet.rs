@@ -9,8 +9,11 @@ use std::os::unix::net::{SocketAddr, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use weightsync::device::host::HostDevice;
+use weightsync::exec::endpoint::Fault;
 use weightsync::exec::*;
-use weightsync::transport::bootstrap::Loopback;
+use weightsync::plan::Plan;
+use weightsync::transport::Kind;
+use weightsync::transport::bootstrap::{Loopback, Ready};
 use weightsync::transport::control::Address;
 use weightsync::transport::greeting::Greeting;
 use weightsync::{Rank, Result, Status};
@@ -175,4 +178,60 @@ fn rank_sets_are_checked() {
     let ranks = RankSet::count(2).unwrap();
     let e = Endpoint::new(Rank(2), ranks, Box::new(Loopback)).unwrap_err();
     assert_eq!(e.status, Status::InvalidArgument);
+}
+
+/// The control channel over TCP, as transports across hosts have it.
+fn over_tcp(script: impl Fn(&World, Endpoint, Arc<Plan>) + Sync) {
+    let world = World::new(Carrier::Loopback, Shape::Wide, 3);
+    let plan = world.shape.plan(3);
+    let endpoints = meet(18, |r| {
+        let transport = world.hub.attach(Rank(r)).unwrap();
+        Box::new(Ready::new(Kind::Custom, transport))
+    })
+    .unwrap();
+    std::thread::scope(|scope| {
+        for endpoint in endpoints {
+            assert!(matches!(
+                Greeting::decode(endpoint.greeting()).unwrap().control,
+                Address::Tcp(_)
+            ));
+            let (world, script, plan) = (&world, &script, plan.clone());
+            scope.spawn(move || script(world, endpoint, plan));
+        }
+    });
+}
+
+#[test]
+fn versions_arrive_with_a_control_channel_over_tcp() {
+    let gate = Gate::new(18);
+    over_tcp(|world, endpoint, plan| {
+        let rig = world.rig(endpoint, &|_| plan.clone());
+        for version in 1..=3 {
+            assert_eq!(rig.sync(&options(version)), Ok(State::Done));
+            if let Some(d) = rig.destination() {
+                assert_eq!(d.now(), d.expected(version));
+            }
+        }
+        gate.wait();
+        assert_eq!(rig.endpoint.finalize(20 * SECOND), Ok(()));
+    });
+}
+
+#[test]
+fn a_death_is_seen_over_tcp() {
+    let gate = Gate::new(18);
+    over_tcp(|world, endpoint, plan| {
+        let rig = world.rig(endpoint, &|_| plan.clone());
+        gate.wait();
+        if rig.rank == 1 {
+            rig.request.prepare(&options(1)).unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+            rig.endpoint.inject(Fault::Die);
+        } else {
+            let result = rig.sync(&options(1));
+            let e = failure(&result);
+            assert_eq!((e.status, e.rank), (Status::PeerLost, Some(Rank(1))), "{e}");
+        }
+        gate.wait();
+    });
 }
