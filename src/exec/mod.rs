@@ -37,7 +37,7 @@ pub use endpoint::{Endpoint, RankSet};
 pub use outcome::Outcome;
 pub use report::RequestReport;
 pub use request::{Request, RequestOptions, State};
-pub use session::{PlanSlot, Session, SessionOptions};
+pub use session::{BufferBinding, PlanSlot, Session, SessionOptions};
 pub use view::PlanView;
 
 use std::time::{Duration, Instant};

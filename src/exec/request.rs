@@ -239,6 +239,30 @@ impl Request {
         RequestReport::new(&self.flight.slot, &inner)
     }
 
+    /// Steps of this rank's program.
+    pub fn step_count(&self) -> u32 {
+        self.flight.slot.program.steps.len() as u32
+    }
+
+    /// The published digest of a tensor in the version that was moved last.
+    pub fn tensor_digest(&self, name: &str) -> Result<u64> {
+        let tensors = self.flight.slot.plan.tensors();
+        let Ok(index) = tensors.binary_search_by(|t| t.name.as_str().cmp(name)) else {
+            return Err(Error::new(
+                Status::NotFound,
+                format!("tensor \"{name}\" is not in the plan"),
+            ));
+        };
+        let inner = self.flight.lock();
+        let digest = inner.digests.get(index).filter(|_| inner.has_digests);
+        digest.copied().ok_or_else(|| {
+            Error::new(
+                Status::InvalidState,
+                format!("tensor \"{name}\" has no digest: the request was not verified"),
+            )
+        })
+    }
+
     /// Ends the request if nobody else can.
     fn check_alive(&self) {
         if self.session.shared.is_dead() {

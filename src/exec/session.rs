@@ -67,6 +67,40 @@ struct Bound {
     memory: Memory,
 }
 
+/// A name and the memory it stands for.
+#[derive(Clone, Copy, Debug)]
+pub struct BufferBinding<'a> {
+    pub side: Side,
+    pub name: &'a str,
+    pub range: MemoryRange,
+    pub memory: Memory,
+}
+
+impl BufferBinding<'_> {
+    fn check(&self) -> Result<()> {
+        let BufferBinding { name, range, .. } = *self;
+        if name.is_empty() || name.len() > NAME_BYTES_MAX {
+            return Err(Error::limit(format!(
+                "a buffer name has {} bytes; 1 to {NAME_BYTES_MAX} are allowed",
+                name.len()
+            )));
+        }
+        if range.address.checked_add(range.bytes as usize).is_none() {
+            return Err(Error::invalid(format!(
+                "buffer \"{name}\": {} bytes at {:#x} leave the address space",
+                range.bytes, range.address
+            )));
+        }
+        if range.address == 0 && range.bytes > 0 {
+            return Err(Error::invalid(format!(
+                "buffer \"{name}\" is NULL and has {} bytes",
+                range.bytes
+            )));
+        }
+        Ok(())
+    }
+}
+
 /// A buffer that a program needs.
 #[derive(Debug)]
 struct Need {
@@ -158,36 +192,22 @@ impl Session {
     /// stay valid until it is replaced, unbound, or the session is gone and no
     /// request runs.
     pub fn bind(&self, side: Side, name: &str, range: MemoryRange, memory: Memory) -> Result<()> {
-        if name.is_empty() || name.len() > NAME_BYTES_MAX {
-            return Err(Error::limit(format!(
-                "a buffer name has {} bytes; 1 to {NAME_BYTES_MAX} are allowed",
-                name.len()
-            )));
-        }
-        if range.address.checked_add(range.bytes as usize).is_none() {
-            return Err(Error::invalid(format!(
-                "buffer \"{name}\": {} bytes at {:#x} leave the address space",
-                range.bytes, range.address
-            )));
-        }
-        if range.address == 0 && range.bytes > 0 {
-            return Err(Error::invalid(format!(
-                "buffer \"{name}\" is NULL and has {} bytes",
-                range.bytes
-            )));
-        }
+        self.bind_all(&[BufferBinding {
+            side,
+            name,
+            range,
+            memory,
+        }])
+    }
+
+    /// Binds several buffers: all of them, or none if one is refused.
+    pub fn bind_all(&self, bindings: &[BufferBinding<'_>]) -> Result<()> {
+        bindings.iter().try_for_each(BufferBinding::check)?;
         self.inner.check_open()?;
         let mut state = self.inner.lock();
         check_quiet(&state, "bind a buffer")?;
-        let bound = &mut state.bound[side_index(side)];
-        match bound.get_mut(name) {
-            Some(b) => *b = Bound { range, memory },
-            None => drop(bound.insert(name.to_string(), Bound { range, memory })),
-        }
-        for slot in state.slots.values() {
-            if slot.needs.iter().any(|n| n.side == side && n.name == name) {
-                slot.lock_bindings().is_stale = true;
-            }
+        for binding in bindings {
+            state.bind(binding);
         }
         Ok(())
     }
@@ -342,6 +362,28 @@ fn refresh(state: &SessionState, slot: &Slot, bindings: &mut Bindings) -> Result
 }
 
 impl SessionState {
+    /// Puts a checked binding in place; loaded plans take it with their next
+    /// `prepare`.
+    fn bind(&mut self, binding: &BufferBinding<'_>) {
+        let BufferBinding {
+            side,
+            name,
+            range,
+            memory,
+        } = *binding;
+        let fresh = Bound { range, memory };
+        let bound = &mut self.bound[side_index(side)];
+        match bound.get_mut(name) {
+            Some(b) => *b = fresh,
+            None => drop(bound.insert(name.to_string(), fresh)),
+        }
+        for slot in self.slots.values() {
+            if slot.needs.iter().any(|n| n.side == side && n.name == name) {
+                slot.lock_bindings().is_stale = true;
+            }
+        }
+    }
+
     fn find(&self, need: &Need) -> Option<&Bound> {
         self.bound[side_index(need.side)].get(&need.name)
     }

@@ -16,6 +16,7 @@
 //! decision depends on a float or on the order of a hash map.
 
 pub mod decision;
+pub mod mapping;
 pub mod program;
 pub mod report;
 pub mod verify;
