@@ -53,6 +53,8 @@ pub enum Shape {
     Apart,
     /// Sources 0 and 1; copy 0 on 0 and 1, copy 1 on 2 and 3.
     Colocated,
+    /// Sources 0 and 1; one copy on 2 and 3.
+    Half,
     /// Sources 0 and 1; eight copies on 2 to 17. Ranks 9 to 16 have rank 1
     /// between them and the coordinator, rank 17 has rank 2.
     Wide,
@@ -105,7 +107,7 @@ impl Shape {
     pub fn rank_count(self) -> u32 {
         match self {
             Shape::Apart => 6,
-            Shape::Colocated => 4,
+            Shape::Colocated | Shape::Half => 4,
             Shape::Wide => 18,
         }
     }
@@ -115,6 +117,7 @@ impl Shape {
         match self {
             Shape::Apart => &[2, 4],
             Shape::Colocated => &[0, 2],
+            Shape::Half => &[2],
             Shape::Wide => &[2, 4, 6, 8, 10, 12, 14, 16],
         }
     }
