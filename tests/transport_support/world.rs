@@ -275,6 +275,63 @@ pub fn enqueue_all(
     Ok(fences)
 }
 
+/// Runs `versions` requests of a world, one thread per rank, and compares
+/// every byte after each.
+pub fn run_world(
+    world: &World,
+    transports: &[Arc<dyn Transport>],
+    devices: &[Arc<dyn Device>],
+    versions: u64,
+) {
+    let barrier = std::sync::Barrier::new(world.ranks as usize);
+    std::thread::scope(|scope| {
+        for (transport, device) in transports.iter().zip(devices) {
+            let barrier = &barrier;
+            scope.spawn(move || {
+                run_rank(world, &**transport, &**device, versions, || {
+                    barrier.wait();
+                })
+            });
+        }
+    });
+}
+
+/// One rank's part of [`run_world`]; `meet` waits for all ranks.
+pub fn run_rank(
+    world: &World,
+    transport: &dyn Transport,
+    device: &dyn Device,
+    versions: u64,
+    meet: impl Fn(),
+) {
+    let rank = transport.rank().0;
+    let mut memory = world.memory(rank, 0);
+    let program = &world.programs[rank as usize];
+    let staging = match transport.gathers() {
+        true => MemoryRange::EMPTY,
+        false => device.allocate(program.staging_bytes).unwrap(),
+    };
+    let binding = world.bind(rank, &mut memory, staging, transport.abort_cell());
+    transport.connect(&binding, Instant::now() + LONG).unwrap();
+    for version in 1..=versions {
+        memory.refill(rank, version);
+        meet();
+        let fences = enqueue_all(transport, device, &binding, version).unwrap();
+        assert!(wait_all(&fences, LONG), "rank {rank} waits for ever");
+        assert_eq!(transport.abort_cell().reason(), None);
+        let want = world.expected(rank, version);
+        assert!(memory.target.bytes() == want, "rank {rank} got other bytes");
+        let receives = program.bytes_received > 0 || !program.locals.is_empty();
+        assert_eq!(binding.marks.has_written(version), receives);
+        meet();
+    }
+    let done = transport.progress();
+    assert_eq!(done.steps_done, versions * u64::from(world.steps));
+}
+
+/// Long enough for anything that is not broken.
+pub const LONG: Duration = Duration::from_secs(20);
+
 /// Waits for all; true if all were reached in time.
 pub fn wait_all(fences: &[Fence], timeout: Duration) -> bool {
     let end = Instant::now() + timeout;
