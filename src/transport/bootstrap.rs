@@ -1,7 +1,7 @@
 //! Data planes before their ranks have met.
 
 use super::loopback::LoopbackHub;
-use super::shm::ShmTransport;
+use super::shm::{ShmOptions, ShmTransport};
 use super::{Bootstrap, Kind, Transport};
 use crate::error::{Error, Result};
 use crate::rank::Rank;
@@ -35,7 +35,7 @@ impl Bootstrap for Loopback {
     }
 }
 
-/// Ranks as processes of one host.
+/// Ranks as processes of one host: each listens before anybody meets.
 #[derive(Debug)]
 pub struct Shm {
     transport: Arc<ShmTransport>,
@@ -43,12 +43,12 @@ pub struct Shm {
 }
 
 impl Shm {
-    /// A transport with the default options.
-    pub fn new(rank: Rank) -> Result<Shm> {
-        Ok(Shm::of(ShmTransport::new(rank)?))
+    /// Starts to listen.
+    pub fn new(rank: Rank, options: ShmOptions) -> Result<Shm> {
+        Ok(Shm::of(ShmTransport::with(rank, options)?))
     }
 
-    /// This transport, which has no peers yet.
+    /// This transport, which listens and has no peers yet.
     pub fn of(transport: Arc<ShmTransport>) -> Shm {
         Shm {
             address: transport.address(),
@@ -74,8 +74,7 @@ impl Bootstrap for Shm {
         _deadline: Instant,
     ) -> Result<Arc<dyn Transport>> {
         check_rank(&*self.transport, rank)?;
-        let others = peers.iter().filter(|(r, _)| *r != rank);
-        self.transport.set_peers(others.cloned().collect())?;
+        self.transport.set_peers(peers.to_vec())?;
         Ok(self.transport)
     }
 }
