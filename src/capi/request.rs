@@ -37,9 +37,7 @@ impl Handle for wsync_request {
     const SURVIVES_FORK: bool = false;
 
     fn poisoned(value: &RequestObject) {
-        value
-            .endpoint
-            .abort("an internal error of the library, on a request");
+        value.endpoint.abort("an internal error of the library, on a request");
     }
 }
 
