@@ -44,7 +44,7 @@ use std::io::{ErrorKind, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -143,7 +143,12 @@ struct Shared {
     is_door_closing: AtomicBool,
     bytes_sent: AtomicU64,
     bytes_received: AtomicU64,
+    /// The first peer that the running step waits for, or `NOBODY`.
+    waits_for: AtomicU32,
 }
+
+/// In place of a rank.
+const NOBODY: u32 = u32::MAX;
 
 impl Watch for Shared {
     fn moved(&self) {
@@ -212,6 +217,7 @@ impl ShmTransport {
             is_door_closing: AtomicBool::new(false),
             bytes_sent: AtomicU64::new(0),
             bytes_received: AtomicU64::new(0),
+            waits_for: AtomicU32::new(NOBODY),
         });
         let transport = ShmTransport {
             shared: shared.clone(),
@@ -504,6 +510,11 @@ impl Transport for ShmTransport {
             bytes_sent: self.shared.bytes_sent.load(Ordering::Relaxed),
             bytes_received: self.shared.bytes_received.load(Ordering::Relaxed),
         }
+    }
+
+    fn waits_for(&self) -> Option<Rank> {
+        let peer = self.shared.waits_for.load(Ordering::Relaxed);
+        (peer != NOBODY).then_some(Rank(peer))
     }
 }
 

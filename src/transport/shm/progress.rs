@@ -14,7 +14,7 @@
 use super::bell::Fate;
 use super::ring::Label;
 use super::stream::Stream;
-use super::{Link, Shared, sys};
+use super::{Link, NOBODY, Shared, sys};
 use crate::device::copy::{Halt, Stop};
 use crate::error::{Error, Result, Status};
 use crate::plan::program::{BufferSlot, Direction};
@@ -128,6 +128,7 @@ impl Runner {
         shared
             .bell
             .say_steps(shared.queue.enqueued(), shared.queue.done());
+        shared.waits_for.store(NOBODY, Ordering::Relaxed);
         if let Some(fault) = shared.faults.take(shared.rank, self.begun) {
             self.suffer(fault);
         }
@@ -173,6 +174,7 @@ impl Runner {
         if let Some(step) = step {
             let value = step.value;
             drop(step);
+            self.shared.waits_for.store(NOBODY, Ordering::Relaxed);
             let queue = &self.shared.queue;
             self.shared.bell.say_steps(queue.enqueued(), value);
             queue.timeline.advance(value);
@@ -188,7 +190,11 @@ impl Runner {
             }
             match self.shared.advance(step, lane) {
                 Ok(true) => pass = Pass::Moved,
-                Ok(false) if pass == Pass::Done => pass = Pass::Waiting,
+                Ok(false) if pass == Pass::Done => {
+                    pass = Pass::Waiting;
+                    let peer = lane.stream.peer.0;
+                    self.shared.waits_for.store(peer, Ordering::Relaxed);
+                }
                 Ok(false) => {}
                 Err(e) => return Err(e),
             }
