@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 /// The rule that places the bounds of a cut.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum CutKind {
     /// Equal parts; the range must divide.
     Even,
@@ -35,7 +35,7 @@ pub enum CutKind {
 }
 
 /// One cut of one tensor axis over mesh axes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Cut {
     /// The tensor axis.
     pub dim: u8,

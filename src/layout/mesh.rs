@@ -29,6 +29,14 @@ impl RankList {
         }
     }
 
+    /// The lowest rank.
+    pub fn lowest(&self) -> Option<Rank> {
+        match self {
+            RankList::Range { first, count } => (*count > 0).then_some(Rank(*first)),
+            RankList::List(v) => v.iter().min().copied(),
+        }
+    }
+
     /// The rank at mesh position `index`.
     pub fn rank(&self, index: u32) -> Rank {
         match self {
@@ -155,8 +163,8 @@ impl Mesh {
         c
     }
 
-    /// Checks names and sizes, and that the mesh covers `ranks` ranks.
-    pub fn validate(&self, ranks: u32) -> Result<()> {
+    /// Checks names and sizes of the axes.
+    pub fn validate_axes(&self) -> Result<()> {
         let name = &self.name;
         if name.is_empty() || name.len() > NAME_BYTES_MAX {
             return Err(Error::limit(format!(
@@ -184,16 +192,34 @@ impl Mesh {
                 )));
             }
         }
-        if self.size() != u64::from(ranks) {
-            return Err(Error::layout(format!(
-                "mesh \"{name}\" has {} positions ({}) for {ranks} ranks",
-                self.size(),
-                self.axes
-                    .iter()
-                    .map(|a| format!("{} {}", a.name, a.size))
-                    .collect::<Vec<_>>()
-                    .join(" x ")
+        if self.size() > u64::from(RANK_COUNT_MAX) {
+            return Err(Error::limit(format!(
+                "mesh \"{name}\" has {} positions ({self}); at most {RANK_COUNT_MAX} are allowed",
+                self.size()
             )));
+        }
+        Ok(())
+    }
+
+    /// Checks names and sizes, and that the mesh covers `ranks` ranks.
+    pub fn validate(&self, ranks: u32) -> Result<()> {
+        self.validate_axes()?;
+        if self.size() == u64::from(ranks) {
+            return Ok(());
+        }
+        Err(Error::layout(format!(
+            "mesh \"{}\" has {} positions ({self}) for {ranks} ranks",
+            self.name,
+            self.size()
+        )))
+    }
+}
+
+impl std::fmt::Display for Mesh {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (i, a) in self.axes.iter().enumerate() {
+            let by = if i > 0 { " x " } else { "" };
+            write!(f, "{by}{} {}", a.name, a.size)?;
         }
         Ok(())
     }

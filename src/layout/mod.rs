@@ -11,17 +11,31 @@
 //!       placement: q_proj of layer 3, on stage 1, in buffer "layers.3.qkv"
 //! ```
 
+mod canonical;
+pub mod check;
 pub mod cut;
+mod describe;
 pub mod dtype;
+pub mod frame;
+mod index;
+mod json;
 pub mod mesh;
 pub mod placement;
+mod restrict;
 pub mod tensor;
 pub mod view;
+pub mod views;
+mod wire;
 
-use crate::error::{Error, Result};
-use crate::limits::{PART_COUNT_MAX, TENSOR_COUNT_MAX, VIEW_COUNT_MAX};
+pub use json::LAYOUT_FILE_VERSION;
+pub use wire::LAYOUT_BLOB_VERSION;
+
+/// The JSON Schema (draft 2020-12) of the layout file.
+pub const LAYOUT_SCHEMA: &str = include_str!("layout.schema.json");
+
+use crate::error::Result;
 use crate::rank::Rank;
-use mesh::RankList;
+use index::RankIndex;
 use placement::{LocalBuffer, Part, Seat};
 use serde::{Deserialize, Serialize};
 use tensor::{Tensor, TensorIndex};
@@ -46,8 +60,9 @@ pub struct Layout {
     copy_base: Vec<u32>,
     /// Sorted distinct copy labels of the explicit ranks.
     explicit_copies: Vec<u32>,
-    /// Positions by rank, for parts whose ranks are a list.
-    positions: Vec<Vec<(Rank, u32)>>,
+    index: RankIndex,
+    /// Aliases by the name they stand for, as positions in the table.
+    aliases_of: Vec<u32>,
 }
 
 /// Where a rank sits in a layout.
@@ -68,9 +83,10 @@ impl Layout {
     /// Puts a description in canonical order and checks its structure.
     ///
     /// Ill-formed cuts, split granules and overlaps are errors too; use
-    /// [`check`](crate::layout) to see all of them instead of the first.
+    /// [`check`](check::check) to see all of them instead of the first.
     pub fn new(spec: LayoutSpec) -> Result<Layout> {
-        let spec = canonical(spec)?;
+        let (spec, index) = canonical::canonical(spec)?;
+        check::check_canonical(&spec).into_result()?;
         let mut copy_base = Vec::with_capacity(spec.parts.len() + 1);
         let mut copies = 0u32;
         for part in &spec.parts {
@@ -81,12 +97,14 @@ impl Layout {
         let mut explicit_copies: Vec<u32> = spec.explicit.iter().map(|r| r.copy).collect();
         explicit_copies.sort_unstable();
         explicit_copies.dedup();
-        let positions = spec.parts.iter().map(|p| positions_of(&p.ranks)).collect();
+        let mut aliases_of: Vec<u32> = (0..spec.aliases.len() as u32).collect();
+        aliases_of.sort_by_key(|&i| &spec.aliases[i as usize].1);
         Ok(Layout {
+            aliases_of,
             spec,
             copy_base,
             explicit_copies,
-            positions,
+            index,
         })
     }
 
@@ -117,47 +135,55 @@ impl Layout {
             .map(|i| TensorIndex(i as u32))
     }
 
+    /// The tensor of this layout that means the same values as `tensor` of
+    /// `other`: the one of its name, or else of one of its aliases there.
+    pub fn find_counterpart(&self, other: &Layout, tensor: TensorIndex) -> Option<TensorIndex> {
+        let name = &other.tensors().get(tensor.index())?.name;
+        self.find_tensor(name).or_else(|| {
+            let mut aliases = other.aliases_of(name);
+            aliases.find_map(|alias| self.find_tensor(alias))
+        })
+    }
+
+    /// The aliases that stand for `name`, sorted.
+    pub fn aliases_of(&self, name: &str) -> impl Iterator<Item = &str> {
+        let of = |i: u32| &self.spec.aliases[i as usize];
+        let from = self
+            .aliases_of
+            .partition_point(|&i| of(i).1.as_str() < name);
+        let count = self.aliases_of[from..].partition_point(|&i| of(i).1 == name);
+        self.aliases_of[from..from + count]
+            .iter()
+            .map(move |&i| of(i).0.as_str())
+    }
+
     /// The name that `name` stands for.
     pub fn resolve_alias<'a>(&'a self, name: &'a str) -> &'a str {
-        match self.spec.aliases.iter().find(|(alias, _)| alias == name) {
-            Some((_, of)) => of,
-            None => name,
+        let aliases = &self.spec.aliases;
+        match aliases.binary_search_by(|(alias, _)| alias.as_str().cmp(name)) {
+            Ok(i) => &aliases[i].1,
+            Err(_) => name,
         }
     }
 
     /// Where `rank` sits, if it takes part.
     pub fn place(&self, rank: Rank) -> Option<Place<'_>> {
-        for (i, part) in self.spec.parts.iter().enumerate() {
-            if let Some(position) = self.position(i, rank) {
-                return Some(Place::Part(part, part.seat(i as u16, position)));
-            }
-        }
-        let explicit = &self.spec.explicit;
-        let i = explicit.binary_search_by_key(&rank, |r| r.rank).ok()?;
-        Some(Place::Explicit(&explicit[i]))
+        let (part, position) = self.index.find(rank)?;
+        Some(match self.spec.parts.get(part) {
+            Some(p) => Place::Part(p, p.seat(part as u16, position)),
+            None => Place::Explicit(&self.spec.explicit[position as usize]),
+        })
     }
 
     /// The mesh position of `rank` in part `part`.
     pub fn position(&self, part: usize, rank: Rank) -> Option<u32> {
-        let list = &self.positions[part];
-        if list.is_empty() {
-            return self.spec.parts[part].ranks.position(rank);
-        }
-        let i = list.binary_search_by_key(&rank, |e| e.0).ok()?;
-        Some(list[i].1)
+        let (found, position) = self.index.find(rank)?;
+        (found == part && part < self.spec.parts.len()).then_some(position)
     }
 
     /// Every rank of the layout, ascending.
     pub fn ranks(&self) -> Vec<Rank> {
-        let mut all: Vec<Rank> = self
-            .spec
-            .parts
-            .iter()
-            .flat_map(|p| p.ranks.iter())
-            .collect();
-        all.extend(self.spec.explicit.iter().map(|r| r.rank));
-        all.sort_unstable();
-        all
+        self.index.ranks().collect()
     }
 
     /// Number of ranks.
@@ -255,33 +281,4 @@ fn symbolic_view(v: View<LocalBuffer>, part: u16) -> View<BufferKey> {
         dtype: v.dtype,
         conversion: v.conversion,
     }
-}
-
-/// A sorted index of positions, empty where arithmetic does it.
-fn positions_of(ranks: &RankList) -> Vec<(Rank, u32)> {
-    let RankList::List(list) = ranks else {
-        return Vec::new();
-    };
-    let mut v: Vec<(Rank, u32)> = list.iter().copied().zip(0..).collect();
-    v.sort_unstable();
-    v
-}
-
-/// Sorts, renumbers and limits; the checks that need geometry are in `check`.
-fn canonical(mut spec: LayoutSpec) -> Result<LayoutSpec> {
-    let views: usize = spec.explicit.iter().map(|r| r.views.len()).sum();
-    if spec.tensors.len() > TENSOR_COUNT_MAX
-        || spec.parts.len() > PART_COUNT_MAX
-        || views > VIEW_COUNT_MAX
-    {
-        return Err(Error::limit(format!(
-            "a layout has {} tensors, {} parts and {views} views; at most {TENSOR_COUNT_MAX}, \
-             {PART_COUNT_MAX} and {VIEW_COUNT_MAX} are allowed",
-            spec.tensors.len(),
-            spec.parts.len()
-        )));
-    }
-    spec.aliases.sort();
-    spec.aliases.dedup();
-    Ok(spec)
 }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use smallvec::{SmallVec, smallvec};
 
 /// How a tensor is cut and stored.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Rule {
     /// The mesh whose axes the cuts name.
     pub mesh: u16,
@@ -61,7 +61,7 @@ pub struct Buffer {
     pub memory: Memory,
     /// Leading axes that the members share; the rest of each lies end to end.
     pub shared_dims: u8,
-    /// Placements in memory order.
+    /// Placements in memory order; see [`Part::member`].
     pub members: Vec<u32>,
 }
 
@@ -91,6 +91,9 @@ pub struct Part {
     pub rules: Vec<Rule>,
     /// Sorted by tensor.
     pub placements: Vec<Placement>,
+    /// Members of fused buffers that a selection left out: nobody holds or
+    /// needs them through this layout, but they still take their room.
+    pub spacers: Vec<Placement>,
     /// Sorted by name.
     pub buffers: Vec<Buffer>,
 }
@@ -248,6 +251,19 @@ impl Rule {
         }
     }
 
+    /// The slab of axis `dim` that holds index `x`: no bound of this rule lies
+    /// inside it.
+    pub fn span_at(&self, mesh: &Mesh, dim: usize, size: u64, x: u64) -> Span {
+        let mut base = Span::new(0, size);
+        for cut in self.cuts_of(dim) {
+            let n = cut.part_count(mesh);
+            let j = cut.kind.slab_of(base.len(), n, x - base.lo);
+            let s = cut.kind.slab(base.len(), n, j);
+            base = Span::new(base.lo + s.lo, base.lo + s.hi);
+        }
+        base
+    }
+
     /// Appends every bound of this rule strictly inside `range` of axis `dim`.
     pub fn bounds_within(
         &self,
@@ -326,6 +342,15 @@ impl Part {
         &self.rules[p.rule as usize]
     }
 
+    /// Member `m` of a buffer: a placement, or past those a spacer.
+    pub fn member(&self, m: u32) -> &Placement {
+        let m = m as usize;
+        match m.checked_sub(self.placements.len()) {
+            None => &self.placements[m],
+            Some(spacer) => &self.spacers[spacer],
+        }
+    }
+
     /// The placements of one tensor.
     pub fn placements_of(&self, tensor: TensorIndex) -> &[Placement] {
         let lo = self.placements.partition_point(|p| p.tensor < tensor);
@@ -389,7 +414,7 @@ impl Part {
     }
 
     fn member_block_bytes(&self, m: u32, seat: &Seat, tensors: &[Tensor], shared: usize) -> u64 {
-        let q = &self.placements[m as usize];
+        let q = self.member(m);
         let rule = self.rule(q);
         let extents: Dims = self
             .local_axes(q, seat, tensors)
@@ -420,7 +445,7 @@ impl Part {
         let Some(&first) = b.members.first() else {
             return 0;
         };
-        let p = &self.placements[first as usize];
+        let p = self.member(first);
         let split = self.rule(p).split;
         let axes = self.local_axes(p, seat, tensors);
         let rows: u64 = axes

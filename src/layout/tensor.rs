@@ -112,6 +112,20 @@ impl IndexBox {
     }
 }
 
+impl IndexBox {
+    /// Byte strides of the box stored row-major without gaps; `None` if its
+    /// bytes exceed the address range.
+    pub fn contiguous_strides(&self, element: u64) -> Option<SmallVec<[i64; 4]>> {
+        let mut strides: SmallVec<[i64; 4]> = self.0.iter().map(|_| 0).collect();
+        let mut step = i64::try_from(element).ok()?;
+        for (stride, s) in strides.iter_mut().zip(&self.0).rev() {
+            *stride = step;
+            step = step.checked_mul(i64::try_from(s.len().max(1)).ok()?)?;
+        }
+        Some(strides)
+    }
+}
+
 impl std::fmt::Display for IndexBox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("{")?;
@@ -187,10 +201,11 @@ impl Tensor {
                 )));
             }
         }
+        // An extent of 0 counts as 1, so that no product of some extents overflows.
         let bytes = self
             .shape
             .iter()
-            .try_fold(self.dtype.bytes(), |a, &n| a.checked_mul(n));
+            .try_fold(self.dtype.bytes(), |a, &n| a.checked_mul(n.max(1)));
         match bytes {
             Some(b) if b <= TENSOR_BYTES_MAX => Ok(()),
             _ => Err(Error::limit(format!(

@@ -1,3 +1,532 @@
 //! From two layouts to a plan, and from a plan to the program of one rank.
+//!
+//! A [`Plan`] is a value: two layouts and a small [`Decision`]. It is made
+//! once, is equal wherever it is made from equal input, can be saved and sent,
+//! and has a 128-bit fingerprint. What a rank does is *derived* from it, by
+//! that rank alone, in well under a millisecond at any number of ranks:
+//!
+//! ```text
+//!   source layout ─┐
+//!                  ├─ Plan ─┬─ program(0)
+//!   destination ───┘        ├─ program(1)
+//!   options                 └─ ...        no exchange, no expansion
+//! ```
+//!
+//! Nothing in here has a pointer, a clock, an environment or I/O, and no
+//! decision depends on a float or on the order of a hash map.
 
+pub mod decision;
+pub mod mapping;
 pub mod program;
+pub mod report;
+pub mod verify;
+
+mod cells;
+mod derive;
+mod line;
+mod piece;
+mod ranks;
+mod tables;
+
+use crate::error::{Error, Result, Status};
+use crate::layout::mesh::RankList;
+use crate::layout::tensor::Tensor;
+use crate::layout::view::NamedBuffer;
+use crate::layout::{Layout, LayoutSpec, Place};
+use crate::limits::BUCKET_COUNT_MAX;
+use crate::rank::Rank;
+use decision::{Decision, PlanOptions};
+use derive::Inputs;
+use program::{BufferUse, Program, Side};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::sync::{Arc, OnceLock};
+use tables::{PlacementRef, Tables, placement};
+use wildmatch::WildMatch;
+
+/// Version of the rules by which programs are derived; part of every
+/// fingerprint, so ranks with other rules never exchange a byte.
+pub const PLANNER_VERSION: u32 = 1;
+
+/// Up to this many ranks every program is derived to choose the bucket count;
+/// above, one rank of each kind and some between.
+const EXACT_RANK_COUNT: usize = 1024;
+
+/// Which tensors a plan moves. Empty selects all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selector {
+    /// Globs (`*`, `?`) on canonical tensor names; any match selects.
+    pub include: Vec<String>,
+    /// Globs that take names out again.
+    pub exclude: Vec<String>,
+}
+
+impl Selector {
+    pub fn selects(&self, name: &str) -> bool {
+        let hit = |globs: &[String]| globs.iter().any(|g| WildMatch::new(g).matches(name));
+        (self.include.is_empty() || hit(&self.include)) && !hit(&self.exclude)
+    }
+}
+
+/// The canonical inputs and the decision. Immutable; any thread may use it.
+#[derive(Debug)]
+pub struct Plan {
+    source: Arc<Layout>,
+    destination: Arc<Layout>,
+    selectors: Vec<Selector>,
+    decision: Decision,
+    tables: Tables,
+    tensors: Arc<[Tensor]>,
+    fingerprint: u128,
+    participants: OnceLock<Participants>,
+}
+
+#[derive(Debug)]
+struct Participants {
+    all: Vec<Rank>,
+    /// Participating ranks of each destination copy.
+    copy_ranks: Vec<u32>,
+}
+
+/// What is serialised, and what the fingerprint covers.
+#[derive(Serialize)]
+struct Body<'a> {
+    planner_version: u32,
+    decision: &'a Decision,
+    selectors: &'a [Selector],
+    source: &'a LayoutSpec,
+    destination: &'a LayoutSpec,
+}
+
+/// The same, owned.
+#[derive(Deserialize)]
+struct OwnedBody {
+    planner_version: u32,
+    decision: Decision,
+    selectors: Vec<Selector>,
+    source: LayoutSpec,
+    destination: LayoutSpec,
+}
+
+impl Plan {
+    /// Plans the way from `source` to `destination`.
+    ///
+    /// Fails, naming tensors, ranks and numbers, if a destination byte has no
+    /// holder, shapes or dtypes do not fit, or the staging budget is too small
+    /// for the smallest piece.
+    pub fn create(
+        source: Arc<Layout>,
+        destination: Arc<Layout>,
+        options: &PlanOptions,
+    ) -> Result<Plan> {
+        options.validate()?;
+        let decision = Decision {
+            strategy: options.strategy,
+            source_rule: options.source_rule,
+            bucket_count: options.bucket_count.max(1),
+            staging_bytes_max: options.staging_bytes_max,
+            direct_bytes_min: options.direct_bytes_min,
+        };
+        let mut plan = Plan::assemble(source, destination, decision, Vec::new())?;
+        plan.refuse_unused(&options.unused_allowed)?;
+        plan.choose_buckets(options.bucket_count != 0)?;
+        plan.seal()?;
+        Ok(plan)
+    }
+
+    /// The part of this plan that moves the selected tensors, with its own
+    /// fingerprint. Selecting again narrows further.
+    pub fn select(&self, selector: &Selector) -> Result<Plan> {
+        let mut selectors = self.selectors.clone();
+        selectors.push(selector.clone());
+        let mut plan = Plan::assemble(
+            self.source.clone(),
+            self.destination.clone(),
+            self.decision.clone(),
+            selectors,
+        )?;
+        if plan.tables.tensors.is_empty() {
+            return Err(Error::new(
+                Status::NotFound,
+                format!(
+                    "no tensor matches include {:?} less exclude {:?}; the plan has {} tensors, the first is \"{}\"",
+                    selector.include,
+                    selector.exclude,
+                    self.tensors.len(),
+                    self.tensors.first().map_or("", |t| &t.name)
+                ),
+            ));
+        }
+        plan.choose_buckets(false)?;
+        plan.seal()?;
+        Ok(plan)
+    }
+
+    fn assemble(
+        source: Arc<Layout>,
+        destination: Arc<Layout>,
+        decision: Decision,
+        selectors: Vec<Selector>,
+    ) -> Result<Plan> {
+        let tables = Tables::join(&source, &destination, |name| {
+            selectors.iter().all(|s| s.selects(name))
+        })?;
+        let tensors = tables
+            .tensors
+            .iter()
+            .map(|t| destination.tensors()[t.destination.index()].clone())
+            .collect();
+        Ok(Plan {
+            source,
+            destination,
+            selectors,
+            decision,
+            tables,
+            tensors,
+            fingerprint: 0,
+            participants: OnceLock::new(),
+        })
+    }
+
+    /// Source tensors that no destination rank wants are an error unless named.
+    fn refuse_unused(&self, allowed: &[String]) -> Result<()> {
+        let used: BTreeSet<u32> = self.tables.tensors.iter().map(|t| t.source.0).collect();
+        let allowed: Vec<WildMatch> = allowed.iter().map(|g| WildMatch::new(g)).collect();
+        let unused: Vec<&Tensor> = self
+            .source
+            .tensors()
+            .iter()
+            .enumerate()
+            .filter(|(i, t)| {
+                !used.contains(&(*i as u32)) && !allowed.iter().any(|g| g.matches(&t.name))
+            })
+            .map(|(_, t)| t)
+            .collect();
+        let Some(first) = unused.first() else {
+            return Ok(());
+        };
+        let bytes: u64 = unused.iter().map(|t| t.bytes()).sum();
+        Err(Error::layout(format!(
+            "{} source tensors ({bytes} bytes) are not on the destination, the first is \"{}\"; \
+             name them in unused_allowed if that is meant",
+            unused.len(),
+            first.name
+        )))
+    }
+
+    /// Takes the smallest bucket count that keeps staging inside the budget.
+    fn choose_buckets(&mut self, is_given: bool) -> Result<()> {
+        let budget = self.decision.staging_bytes_max;
+        let (ranks, is_exact) = self.sample_ranks();
+        let room = if is_exact {
+            budget
+        } else {
+            budget - budget / 64
+        };
+        if is_given {
+            let peak = self.staging_peak(&ranks)?;
+            if peak.1 > budget {
+                return Err(self.staging_error(peak));
+            }
+            return Ok(());
+        }
+        self.decision.bucket_count = 1;
+        let whole = self.staging_peak(&ranks)?;
+        if whole.1 <= room {
+            return Ok(());
+        }
+        let mut count = (2 * u128::from(whole.1)).div_ceil(u128::from(room.max(1)));
+        let mut smallest = whole;
+        loop {
+            if count > u128::from(BUCKET_COUNT_MAX) {
+                return Err(self.staging_error(smallest));
+            }
+            self.decision.bucket_count = count as u32;
+            let peak = self.staging_peak(&ranks)?;
+            if peak.1 <= room {
+                return Ok(());
+            }
+            if peak.1 < smallest.1 {
+                smallest = peak;
+            }
+            let scaled = count * u128::from(peak.1) / u128::from(room.max(1));
+            count = scaled.min(2 * count).max(count + 1);
+        }
+    }
+
+    fn staging_error(&self, peak: (Rank, u64)) -> Error {
+        Error::new(
+            Status::StagingTooSmall,
+            format!(
+                "staging_bytes_max is {}; rank {} needs {} with {} buckets",
+                self.decision.staging_bytes_max, peak.0, peak.1, self.decision.bucket_count
+            ),
+        )
+    }
+
+    /// The rank with the largest staging among `ranks`, and how much.
+    fn staging_peak(&self, ranks: &[Rank]) -> Result<(Rank, u64)> {
+        let mut peak = (Rank(0), 0);
+        for &rank in ranks {
+            let need = self.derive(rank)?.staging_bytes;
+            if need > peak.1 {
+                peak = (rank, need);
+            }
+        }
+        Ok(peak)
+    }
+
+    /// All ranks, or, of very many, the first, a middle and the last one of
+    /// each kind; says whether these are all.
+    pub(crate) fn sample_ranks(&self) -> (Vec<Rank>, bool) {
+        let all = self.ranks();
+        if all.len() <= EXACT_RANK_COUNT {
+            return (all, true);
+        }
+        let mut chosen = BTreeSet::new();
+        for layout in [&self.source, &self.destination] {
+            let ranks = layout.ranks();
+            let step = (ranks.len() / (EXACT_RANK_COUNT / 4)).max(1);
+            chosen.extend(ranks.iter().step_by(step));
+            chosen.extend(ranks.last());
+            chosen.extend(ranks.iter().take(EXACT_RANK_COUNT / 8));
+        }
+        (chosen.into_iter().collect(), false)
+    }
+
+    fn seal(&mut self) -> Result<()> {
+        self.fingerprint = xxhash_rust::xxh3::xxh3_128(&self.body()?);
+        Ok(())
+    }
+
+    fn body(&self) -> Result<Vec<u8>> {
+        let body = Body {
+            planner_version: PLANNER_VERSION,
+            decision: &self.decision,
+            selectors: &self.selectors,
+            source: self.source.spec(),
+            destination: self.destination.spec(),
+        };
+        postcard::to_stdvec(&body)
+            .map_err(|e| Error::internal(format!("a plan cannot be written: {e}")))
+    }
+
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs {
+            source: &self.source,
+            destination: &self.destination,
+            tables: &self.tables,
+            tensors: &self.tensors,
+            decision: &self.decision,
+        }
+    }
+
+    fn derive(&self, rank: Rank) -> Result<Program> {
+        derive::derive(self.inputs(), rank)
+    }
+
+    /// The verified program of one rank; empty if it takes no part.
+    pub fn program(&self, rank: Rank) -> Result<Program> {
+        self.derive(rank)
+    }
+
+    /// The program of one rank with its digest items, as a session loads it.
+    pub fn program_with_digests(&self, rank: Rank) -> Result<Program> {
+        let mut program = self.derive(rank)?;
+        let alike = match self.copies_are_alike() {
+            true => u64::from(self.destination.copy_count().max(1)),
+            false => 1,
+        };
+        derive::digests(self.inputs(), &mut program, alike)?;
+        Ok(program)
+    }
+
+    /// 128 bits over inputs, decision and planner version.
+    pub fn fingerprint(&self) -> u128 {
+        self.fingerprint
+    }
+
+    pub fn decision(&self) -> &Decision {
+        &self.decision
+    }
+
+    pub fn selectors(&self) -> &[Selector] {
+        &self.selectors
+    }
+
+    pub fn source(&self) -> &Arc<Layout> {
+        &self.source
+    }
+
+    pub fn destination(&self) -> &Arc<Layout> {
+        &self.destination
+    }
+
+    pub fn layout(&self, side: Side) -> &Arc<Layout> {
+        match side {
+            Side::Source => &self.source,
+            Side::Destination => &self.destination,
+        }
+    }
+
+    /// The tensors that move, sorted by name.
+    pub fn tensors(&self) -> &Arc<[Tensor]> {
+        &self.tensors
+    }
+
+    pub fn step_count(&self) -> u32 {
+        self.decision.bucket_count
+    }
+
+    pub fn staging_bytes_max(&self) -> u64 {
+        self.decision.staging_bytes_max
+    }
+
+    /// Every rank of either layout, ascending.
+    pub fn ranks(&self) -> Vec<Rank> {
+        let mut all = self.source.ranks();
+        all.extend(self.destination.ranks());
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Ranks that hold or need a tensor of this plan, ascending.
+    pub fn participants(&self) -> &[Rank] {
+        &self.participation().all
+    }
+
+    /// The destination copy that `rank` receives for, if it receives.
+    pub fn copy_of(&self, rank: Rank) -> Option<u32> {
+        self.destination.copy_of(rank)
+    }
+
+    /// Participating ranks of a destination copy.
+    pub fn copy_ranks(&self, copy: u32) -> u32 {
+        let counts = &self.participation().copy_ranks;
+        counts.get(copy as usize).copied().unwrap_or(0)
+    }
+
+    /// Name, bytes and memory kind of a buffer in a program.
+    pub fn buffer(&self, rank: Rank, used: &BufferUse) -> Option<NamedBuffer> {
+        self.layout(used.side).buffer(rank, used.key)
+    }
+
+    /// True if every copy holds every element equally often, so that digests
+    /// can be compared copy by copy.
+    pub fn copies_are_alike(&self) -> bool {
+        let d = &self.destination;
+        if d.copy_count() <= 1 {
+            return true;
+        }
+        let [part] = d.parts() else { return false };
+        let Some(copies) = &part.copies else {
+            return false;
+        };
+        d.explicit().is_empty()
+            && part.rules.iter().all(|r| {
+                r.mesh == copies.mesh
+                    && copies.axes.iter().all(|a| {
+                        r.stage_axis != Some(*a) && r.cuts.iter().all(|c| !c.axes.contains(a))
+                    })
+            })
+    }
+
+    fn participation(&self) -> &Participants {
+        self.participants.get_or_init(|| {
+            let source = self.involved(&self.source, |t| &t.holders, |t| &t.explicit_holders);
+            let needing = self.involved(&self.destination, |t| &t.needers, |t| &t.explicit_needers);
+            let mut copy_ranks = vec![0; self.destination.copy_count() as usize];
+            for &r in &needing {
+                if let Some(c) = self.destination.copy_of(r) {
+                    copy_ranks[c as usize] += 1;
+                }
+            }
+            Participants {
+                all: source.union(&needing).copied().collect(),
+                copy_ranks,
+            }
+        })
+    }
+
+    /// Ranks of one layout with a placement or view of a tensor of the plan.
+    fn involved(
+        &self,
+        layout: &Layout,
+        refs: impl Fn(&tables::PlanTensor) -> &[PlacementRef],
+        boxes: impl Fn(&tables::PlanTensor) -> &[tables::ExplicitBox],
+    ) -> BTreeSet<Rank> {
+        // Per part, the stages in use: (mesh, axis, stage), or all of it.
+        let mut stages: Vec<BTreeSet<Option<(u16, u8, u32)>>> =
+            vec![BTreeSet::new(); layout.parts().len()];
+        let mut ranks = BTreeSet::new();
+        for t in &self.tables.tensors {
+            for r in refs(t) {
+                let (part, p) = placement(layout, *r);
+                let rule = part.rule(p);
+                stages[r.part as usize]
+                    .insert(rule.stage_axis.zip(p.stage).map(|(a, s)| (rule.mesh, a, s)));
+            }
+            for e in boxes(t) {
+                ranks.extend(e.ranks.iter().map(|x| x.0));
+            }
+        }
+        for (part, wanted) in layout.parts().iter().zip(&stages) {
+            let is_in = |position: u32| {
+                wanted.iter().any(|w| match w {
+                    None => true,
+                    Some((mesh, axis, stage)) => {
+                        part.meshes[*mesh as usize].coords(position)[*axis as usize] == *stage
+                    }
+                })
+            };
+            let all = (0..part.ranks.count()).filter(|&i| is_in(i));
+            ranks.extend(all.map(|i| part.ranks.rank(i)));
+        }
+        ranks
+    }
+
+    /// The last step in which `rank` receives bytes of the tensor called
+    /// `name`; `None` if it receives none.
+    pub fn tensor_last_step(&self, rank: Rank, name: &str) -> Result<Option<u32>> {
+        let Some(index) = self.tensors.iter().position(|t| t.name == name) else {
+            return Err(Error::new(
+                Status::NotFound,
+                format!("tensor \"{name}\" is not in the plan"),
+            ));
+        };
+        let program = self.program(rank)?;
+        let mut last = None;
+        for m in &program.messages {
+            let pieces = program.pieces_of(m);
+            let is_in = pieces.iter().any(|p| p.tensor.index() == index);
+            if m.direction == program::Direction::Receive && is_in {
+                last = last.max(Some(m.step));
+            }
+        }
+        if program.locals.iter().any(|l| l.tensor.index() == index) {
+            last = last.max(Some(0));
+        }
+        Ok(last)
+    }
+}
+
+/// Ranks of a list, for messages: `0..8` or the first few.
+pub(crate) fn show_ranks(ranks: &RankList) -> String {
+    match ranks {
+        RankList::Range { first, count } => format!("{first}..{}", first + count),
+        RankList::List(v) => {
+            let few: Vec<String> = v.iter().take(8).map(|r| r.to_string()).collect();
+            let dots = if v.len() > 8 { ", .." } else { "" };
+            format!("{}{dots}", few.join(", "))
+        }
+    }
+}
+
+/// True if a rank is part of a layout.
+pub(crate) fn is_in(layout: &Layout, rank: Rank) -> bool {
+    matches!(
+        layout.place(rank),
+        Some(Place::Part(..) | Place::Explicit(_))
+    )
+}

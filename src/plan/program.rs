@@ -149,7 +149,7 @@ pub struct Step {
 }
 
 /// Everything one rank does for one execution of a plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Program {
     pub rank: Rank,
     pub buffers: Vec<BufferUse>,

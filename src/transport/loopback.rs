@@ -193,7 +193,12 @@ struct Member {
     is_dead: AtomicBool,
     bytes_sent: AtomicU64,
     bytes_received: AtomicU64,
+    /// The peer whose message we wait for, or `NOBODY`.
+    waits_for: AtomicU32,
 }
+
+/// In place of a rank.
+const NOBODY: u32 = u32::MAX;
 
 #[derive(Debug)]
 struct Flight {
@@ -236,6 +241,7 @@ impl Member {
             is_dead: AtomicBool::new(false),
             bytes_sent: AtomicU64::new(0),
             bytes_received: AtomicU64::new(0),
+            waits_for: AtomicU32::new(NOBODY),
         })
     }
 
@@ -449,6 +455,35 @@ impl Transport for LoopbackTransport {
             bytes_received: me.bytes_received.load(Ordering::Relaxed),
         }
     }
+
+    fn waits_for(&self) -> Option<Rank> {
+        let me = &self.member;
+        let sender = me.waits_for.load(Ordering::Relaxed);
+        if sender != NOBODY {
+            return Some(Rank(sender));
+        }
+        let oldest = lock(&me.flight)
+            .front()
+            .filter(|step| step.has_received && step.sends_left > 0)
+            .map(|step| step.value)?;
+        self.slow_receiver(oldest)
+    }
+}
+
+impl LoopbackTransport {
+    /// The first peer that has not taken what our step `ticket` sends it.
+    fn slow_receiver(&self, ticket: u64) -> Option<Rank> {
+        let me = self.member.rank;
+        // One lock at a time, and no copy of the list.
+        let peer = |i: usize| lock(&self.member.peers).get(i).copied();
+        let mut peers = (0..).map_while(peer);
+        peers.find(|peer| {
+            let waits = |posted: &VecDeque<Posted>| posted.iter().any(|p| p.ticket <= ticket);
+            self.hub
+                .member(*peer)
+                .is_some_and(|m| lock(&m.inbox).posted.get(&me).is_some_and(waits))
+        })
+    }
 }
 
 impl Drop for LoopbackTransport {
@@ -489,7 +524,8 @@ struct Lane {
 enum Pass {
     Done,
     Moved,
-    Waiting,
+    /// Nobody has anything for us; the first who should.
+    Waiting(Rank),
 }
 
 impl Runner {
@@ -595,10 +631,16 @@ impl Runner {
             if self.must_end() {
                 return Ok(());
             }
-            match self.pass(receiving)? {
+            let pass = self.pass(receiving)?;
+            let waits_for = match pass {
+                Pass::Waiting(peer) => peer.0,
+                Pass::Done | Pass::Moved => NOBODY,
+            };
+            self.me.waits_for.store(waits_for, Ordering::Relaxed);
+            match pass {
                 Pass::Done => break,
                 Pass::Moved => {}
-                Pass::Waiting => std::thread::park_timeout(NAP),
+                Pass::Waiting(_) => std::thread::park_timeout(NAP),
             }
         }
         let mut flight = lock(&self.me.flight);
@@ -619,7 +661,7 @@ impl Runner {
             let Some(posted) = self.me.take(lane.peer) else {
                 self.check_presence(lane.peer, receiving.step.step)?;
                 if matches!(pass, Pass::Done) {
-                    pass = Pass::Waiting;
+                    pass = Pass::Waiting(lane.peer);
                 }
                 continue;
             };

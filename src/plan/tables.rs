@@ -1,0 +1,267 @@
+//! What both layouts say about each tensor, joined by name and grouped into
+//! classes.
+//!
+//! Tensors that are cut and stored alike on both sides (every `q_proj` of a
+//! model) form a *class*: everything but the stage, the name and the buffer is
+//! computed once per class. A model of a thousand tensors has some twenty.
+
+use crate::error::{Error, Result};
+use crate::layout::Layout;
+use crate::layout::dtype::Dtype;
+use crate::layout::placement::{Part, Placement};
+use crate::layout::tensor::{Dims, IndexBox, Tensor, TensorIndex};
+use crate::layout::view::View;
+use crate::rank::Rank;
+use std::collections::BTreeMap;
+
+/// A placement of a tensor: part and index within the part's placements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlacementRef {
+    pub part: u16,
+    pub placement: u32,
+}
+
+/// Ranks that hold (or need) exactly this box, described view by view.
+#[derive(Clone, Debug)]
+pub struct ExplicitBox {
+    pub bounds: IndexBox,
+    pub dtype: Dtype,
+    /// Ascending; the second number is the index of the view of that rank.
+    pub ranks: Vec<(Rank, u32)>,
+}
+
+/// One tensor that moves.
+#[derive(Clone, Debug)]
+pub struct PlanTensor {
+    pub source: TensorIndex,
+    pub destination: TensorIndex,
+    pub class: u32,
+    /// Dtype in which the source stores it.
+    pub source_dtype: Dtype,
+    pub granule: Dims,
+    /// Symbolic placements on both sides, in order of part and placement.
+    pub holders: Vec<PlacementRef>,
+    pub needers: Vec<PlacementRef>,
+    /// Explicit boxes on both sides, sorted by box.
+    pub explicit_holders: Vec<ExplicitBox>,
+    pub explicit_needers: Vec<ExplicitBox>,
+}
+
+/// The tensors of a plan, sorted by name, with the classes they form.
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    pub tensors: Vec<PlanTensor>,
+    pub class_count: u32,
+}
+
+impl Tables {
+    /// Joins the layouts over the destination's names that `keep` accepts.
+    pub fn join(
+        source: &Layout,
+        destination: &Layout,
+        keep: impl Fn(&str) -> bool,
+    ) -> Result<Tables> {
+        let mut tables = Tables::default();
+        let mut classes: BTreeMap<ClassKey, u32> = BTreeMap::new();
+        let signatures = [Signatures::of(source), Signatures::of(destination)];
+        let held = explicit_boxes(source);
+        let needed = explicit_boxes(destination);
+        for (i, tensor) in destination.tensors().iter().enumerate() {
+            let needers = placement_refs(destination, TensorIndex(i as u32));
+            let explicit_needers = needed[i].clone();
+            if !keep(&tensor.name) || (needers.is_empty() && explicit_needers.is_empty()) {
+                continue;
+            }
+            let Some(s) = source.find_tensor(&tensor.name) else {
+                return Err(Error::layout(format!(
+                    "tensor \"{}\" is needed by the destination and unknown to the source",
+                    tensor.name
+                )));
+            };
+            let twin = &source.tensors()[s.index()];
+            same_shape(twin, tensor)?;
+            let holders = placement_refs(source, s);
+            let key = ClassKey {
+                shape: tensor.shape.to_vec(),
+                granule: tensor
+                    .granule
+                    .iter()
+                    .zip(&twin.granule)
+                    .map(|(a, b)| *a.max(b))
+                    .collect(),
+                dtypes: [twin.dtype, tensor.dtype],
+                sides: [
+                    signatures[0].of_placements(source, &holders),
+                    signatures[1].of_placements(destination, &needers),
+                ],
+            };
+            let granule = key.granule.as_slice().into();
+            let next = classes.len() as u32;
+            let class = *classes.entry(key).or_insert(next);
+            tables.tensors.push(PlanTensor {
+                source: s,
+                destination: TensorIndex(i as u32),
+                class,
+                source_dtype: one_dtype(source, twin, &holders, &held[s.index()])?,
+                granule,
+                holders,
+                needers,
+                explicit_holders: held[s.index()].clone(),
+                explicit_needers,
+            });
+        }
+        tables.class_count = classes.len() as u32;
+        Ok(tables)
+    }
+}
+
+/// The dtype in which all holders store a tensor.
+fn one_dtype(
+    layout: &Layout,
+    tensor: &Tensor,
+    refs: &[PlacementRef],
+    explicit: &[ExplicitBox],
+) -> Result<Dtype> {
+    let symbolic = refs.iter().map(|r| {
+        let (part, p) = placement(layout, *r);
+        part.rule(p).stored_dtype(tensor)
+    });
+    let mut all = symbolic.chain(explicit.iter().map(|e| e.dtype));
+    let Some(first) = all.next() else {
+        return Err(Error::layout(format!(
+            "tensor \"{}\" is named by the source and held by none of its ranks",
+            tensor.name
+        )));
+    };
+    match all.find(|d| *d != first) {
+        None => Ok(first),
+        Some(other) => Err(Error::layout(format!(
+            "tensor \"{}\" is stored as {first} by one source rank and as {other} by another",
+            tensor.name
+        ))),
+    }
+}
+
+fn same_shape(source: &Tensor, destination: &Tensor) -> Result<()> {
+    if source.shape == destination.shape {
+        return Ok(());
+    }
+    let name = &destination.name;
+    if source.shape.len() != destination.shape.len() {
+        return Err(Error::layout(format!(
+            "tensor \"{name}\" has shape {:?} on the source and {:?} on the destination",
+            source.shape.as_slice(),
+            destination.shape.as_slice()
+        )));
+    }
+    let pairs = source.shape.iter().zip(&destination.shape);
+    let (axis, (a, b)) = pairs
+        .enumerate()
+        .find(|(_, (a, b))| a != b)
+        .unwrap_or((0, (&0, &0)));
+    Err(Error::layout(format!(
+        "tensor \"{name}\": axis {axis} has {a} indices on the source and {b} on the destination"
+    )))
+}
+
+fn placement_refs(layout: &Layout, tensor: TensorIndex) -> Vec<PlacementRef> {
+    let mut refs = Vec::new();
+    for (p, part) in layout.parts().iter().enumerate() {
+        let first = part.placements.partition_point(|x| x.tensor < tensor);
+        let n = part.placements_of(tensor).len();
+        refs.extend((first..first + n).map(|i| PlacementRef {
+            part: p as u16,
+            placement: i as u32,
+        }));
+    }
+    refs
+}
+
+/// Distinct explicit boxes of every tensor of a layout.
+fn explicit_boxes(layout: &Layout) -> Vec<Vec<ExplicitBox>> {
+    let mut by_tensor: Vec<BTreeMap<(IndexBox, Dtype, u32), Vec<(Rank, u32)>>> =
+        vec![BTreeMap::new(); layout.tensors().len()];
+    for r in layout.explicit() {
+        let mut last: Option<(&View, u32)> = None;
+        for (i, v) in r.views.iter().enumerate() {
+            // A second view of the same box is a demand of its own.
+            let again = match last {
+                Some((w, n)) if w.tensor == v.tensor && w.bounds == v.bounds => n + 1,
+                _ => 0,
+            };
+            last = Some((v, again));
+            if !v.bounds.is_empty() {
+                by_tensor[v.tensor.index()]
+                    .entry((v.bounds.clone(), v.dtype, again))
+                    .or_default()
+                    .push((r.rank, i as u32));
+            }
+        }
+    }
+    by_tensor
+        .into_iter()
+        .map(|m| {
+            m.into_iter()
+                .map(|((bounds, dtype, _), ranks)| ExplicitBox {
+                    bounds,
+                    dtype,
+                    ranks,
+                })
+                .collect()
+        })
+        .collect()
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct ClassKey {
+    shape: Vec<u64>,
+    granule: Vec<u64>,
+    dtypes: [Dtype; 2],
+    /// Per placement: part, rule, signature of its buffer, member.
+    sides: [Vec<(u16, u32, u32, u16)>; 2],
+}
+
+/// Numbers that are equal for buffers of equal structure.
+struct Signatures {
+    by_part: Vec<Vec<u32>>,
+}
+
+impl Signatures {
+    fn of(layout: &Layout) -> Signatures {
+        let mut known: BTreeMap<Vec<u64>, u32> = BTreeMap::new();
+        let mut by_part = Vec::new();
+        for part in layout.parts() {
+            let mut numbers = Vec::with_capacity(part.buffers.len());
+            for b in &part.buffers {
+                let mut key = vec![u64::from(b.shared_dims)];
+                for &m in &b.members {
+                    let p: &Placement = &part.placements[m as usize];
+                    key.push(u64::from(p.rule));
+                    key.push(layout.tensors()[p.tensor.index()].dtype.bytes());
+                    key.extend(&layout.tensors()[p.tensor.index()].shape);
+                    key.push(u64::MAX);
+                }
+                let next = known.len() as u32;
+                numbers.push(*known.entry(key).or_insert(next));
+            }
+            by_part.push(numbers);
+        }
+        Signatures { by_part }
+    }
+
+    fn of_placements(&self, layout: &Layout, refs: &[PlacementRef]) -> Vec<(u16, u32, u32, u16)> {
+        refs.iter()
+            .map(|r| {
+                let p = placement(layout, *r).1;
+                let signature = self.by_part[r.part as usize][p.buffer as usize];
+                (r.part, p.rule, signature, p.member)
+            })
+            .collect()
+    }
+}
+
+/// The part and placement a reference names.
+pub fn placement(layout: &Layout, r: PlacementRef) -> (&Part, &Placement) {
+    let part = &layout.parts()[r.part as usize];
+    (part, &part.placements[r.placement as usize])
+}

@@ -1,0 +1,143 @@
+//! The proof that a plan is right, by other means than it was made with.
+//!
+//! Derives every program and checks from the outside: what a rank receives and
+//! copies tiles each box it needs, nothing twice, nothing missing; and what
+//! one end sends is what the other end expects, message by message.
+
+use super::Plan;
+use super::program::{Direction, Program, Side};
+use crate::error::{Error, Result};
+use crate::layout::tensor::{IndexBox, TensorIndex};
+use crate::rank::Rank;
+use std::collections::BTreeMap;
+
+/// What both ends must agree on about one piece.
+type PieceKey = (u32, u64, TensorIndex, IndexBox, u64);
+
+impl Plan {
+    /// Checks all ranks. Linear in the whole plan: for tests, tools and small
+    /// numbers of ranks.
+    pub fn verify(&self) -> Result<()> {
+        let mut pairs: BTreeMap<(Rank, Rank), [Vec<PieceKey>; 2]> = BTreeMap::new();
+        let mut balance = 0u128;
+        for rank in self.ranks() {
+            let p = self.program(rank)?;
+            balance = balance.wrapping_add(p.pair_balance);
+            self.verify_coverage(rank, &p)?;
+            for m in &p.messages {
+                let (pair, end) = match m.direction {
+                    Direction::Send => ((rank, m.peer), 0),
+                    Direction::Receive => ((m.peer, rank), 1),
+                };
+                let list = &mut pairs.entry(pair).or_default()[end];
+                // Split storage makes several pieces of one box: compare them
+                // by what they carry, merged per message.
+                list.push((
+                    m.step,
+                    m.bytes,
+                    TensorIndex(u32::MAX),
+                    IndexBox(Default::default()),
+                    0,
+                ));
+                list.extend(
+                    p.pieces_of(m)
+                        .iter()
+                        .map(|x| (m.step, x.at, x.tensor, x.bounds.clone(), x.bytes)),
+                );
+            }
+        }
+        for ((from, to), [sent, received]) in &pairs {
+            let (a, b) = (messages(sent), messages(received));
+            if a != b {
+                return Err(Error::internal(format!(
+                    "rank {from} sends {} messages to {to}, which expects {} others",
+                    a.len(),
+                    b.len()
+                )));
+            }
+        }
+        if balance != 0 {
+            return Err(Error::internal("the hashes of pair lists do not cancel"));
+        }
+        Ok(())
+    }
+
+    fn verify_coverage(&self, rank: Rank, p: &Program) -> Result<()> {
+        let mut got: BTreeMap<(u32, TensorIndex), Vec<&IndexBox>> = BTreeMap::new();
+        for m in p
+            .messages
+            .iter()
+            .filter(|m| m.direction == Direction::Receive)
+        {
+            for x in p.pieces_of(m) {
+                got.entry((x.region.slot.0, x.tensor))
+                    .or_default()
+                    .push(&x.bounds);
+            }
+        }
+        for l in &p.locals {
+            let key = (l.destination.slot.0, l.tensor);
+            got.entry(key).or_default().push(&l.bounds);
+        }
+        for v in self.layout(Side::Destination).views(rank) {
+            let tensor = &self.destination().tensors()[v.tensor.index()];
+            let Some(t) = self.tensors().iter().position(|t| t.name == tensor.name) else {
+                continue;
+            };
+            if v.bounds.is_empty() {
+                continue;
+            }
+            let slot = p
+                .buffers
+                .iter()
+                .position(|b| b.side == Side::Destination && b.key == v.buffer);
+            let inside: Vec<&IndexBox> = slot
+                .and_then(|s| got.get(&(s as u32, TensorIndex(t as u32))))
+                .map(|all| {
+                    all.iter()
+                        .copied()
+                        .filter(|b| v.bounds.contains(b))
+                        .collect()
+                })
+                .unwrap_or_default();
+            let bytes: u64 = inside.iter().map(|b| b.elements()).sum();
+            if bytes != v.bounds.elements() || any_overlap(&inside) {
+                return Err(Error::internal(format!(
+                    "tensor \"{}\": rank {rank} needs {} elements of {} and gets {bytes}{}",
+                    tensor.name,
+                    v.bounds.elements(),
+                    v.bounds,
+                    if any_overlap(&inside) {
+                        ", some twice"
+                    } else {
+                        ""
+                    }
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Messages as `(step, bytes, elements per tensor)`, whatever their pieces.
+fn messages(list: &[PieceKey]) -> Vec<(u32, u64, BTreeMap<TensorIndex, u64>)> {
+    let mut out: Vec<(u32, u64, BTreeMap<TensorIndex, u64>)> = Vec::new();
+    for (step, at, tensor, _, bytes) in list {
+        match out.last_mut() {
+            Some(m) if tensor.0 != u32::MAX => *m.2.entry(*tensor).or_default() += bytes,
+            _ => out.push((*step, *at, BTreeMap::new())),
+        }
+    }
+    out
+}
+
+fn any_overlap(boxes: &[&IndexBox]) -> bool {
+    let mut sorted = boxes.to_vec();
+    sorted.sort();
+    sorted.iter().enumerate().any(|(i, a)| {
+        sorted[i + 1..]
+            .iter()
+            .take_while(|b| a.0.first().is_none_or(|s| b.0[0].lo < s.hi))
+            .any(|b| a.overlaps(b))
+    })
+}
