@@ -4,15 +4,14 @@ use super::args::{self, plain_element, plain_struct};
 use super::handle::{self, Handle, shared};
 use super::out::{Out, StructOut, TextBuffer, fill_text};
 use super::types::{
-    wsync_buffer_info, wsync_dtype, wsync_error, wsync_memory, wsync_side,
-    wsync_status, wsync_text,
+    wsync_buffer_info, wsync_dtype, wsync_error, wsync_memory, wsync_side, wsync_status, wsync_text,
 };
 use super::{count_u32, guard, guard_value};
 use crate::error::{Error, Result, Status};
-use crate::layout::{Layout, LayoutSpec};
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Span, Tensor, TensorIndex};
 use crate::layout::view::{Memory, NamedBuffer, RankViews, Strides, View};
+use crate::layout::{Layout, LayoutSpec};
 use crate::limits::{FILE_BYTES_MAX, TENSOR_COUNT_MAX, VIEW_COUNT_MAX};
 use crate::plan::program::Side;
 use crate::rank::Rank;
@@ -357,7 +356,12 @@ pub unsafe extern "C" fn wsync_layout_check_json(
         let count = unsafe { Out::new(out_finding_count, "out_finding_count")? };
         // SAFETY: the header asks for that number of readable bytes.
         let source = unsafe {
-            args::bytes(source_json.cast(), source_json_bytes, "source_json", FILE_BYTES_MAX)?
+            args::bytes(
+                source_json.cast(),
+                source_json_bytes,
+                "source_json",
+                FILE_BYTES_MAX,
+            )?
         };
         let _ = (source, destination_json, destination_json_bytes, out, count);
         Err(super::unwired())
@@ -429,7 +433,10 @@ pub unsafe extern "C" fn wsync_layout_copy_count(layout: *const wsync_layout) ->
 ///
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn wsync_layout_buffer_count(layout: *const wsync_layout, rank: u32) -> usize {
+pub unsafe extern "C" fn wsync_layout_buffer_count(
+    layout: *const wsync_layout,
+    rank: u32,
+) -> usize {
     guard_value(0, || {
         // SAFETY: the header asks for NULL or a live layout.
         let layout = unsafe { shared(layout) }.ok()?;
@@ -455,7 +462,9 @@ pub unsafe extern "C" fn wsync_layout_buffer_at(
         // SAFETY: the header asks for a live layout.
         let layout = unsafe { shared(layout)? };
         let buffers = layout.buffers(Rank(rank));
-        let (side, buffer) = buffers.get(index).ok_or_else(|| no_buffer(rank, index, buffers.len()))?;
+        let (side, buffer) = buffers
+            .get(index)
+            .ok_or_else(|| no_buffer(rank, index, buffers.len()))?;
         out.write(&buffer_info(*side, buffer));
         Ok(())
     })
@@ -480,7 +489,11 @@ impl LayoutObject {
 
     fn buffers(&self, rank: Rank) -> Arc<[(Option<Side>, NamedBuffer)]> {
         cached(&self.buffers, rank, || {
-            self.layout.buffers(rank).into_iter().map(|b| (None, b)).collect()
+            self.layout
+                .buffers(rank)
+                .into_iter()
+                .map(|b| (None, b))
+                .collect()
         })
     }
 }
@@ -538,21 +551,53 @@ unsafe fn views_layout(views: *const wsync_rank_views) -> Result<Layout> {
     // SAFETY: passed on.
     let (tensors, buffers, views, aliases) = unsafe {
         (
-            args::strided(given.tensors, given.tensor_count, given.tensor_stride, TENSOR_COUNT_MAX)?,
-            args::strided(given.buffers, given.buffer_count, given.buffer_stride, VIEW_COUNT_MAX)?,
-            args::strided(given.views, given.view_count, given.view_stride, VIEW_COUNT_MAX)?,
-            args::strided(given.aliases, given.alias_count, given.alias_stride, TENSOR_COUNT_MAX)?,
+            args::strided(
+                given.tensors,
+                given.tensor_count,
+                given.tensor_stride,
+                TENSOR_COUNT_MAX,
+            )?,
+            args::strided(
+                given.buffers,
+                given.buffer_count,
+                given.buffer_stride,
+                VIEW_COUNT_MAX,
+            )?,
+            args::strided(
+                given.views,
+                given.view_count,
+                given.view_stride,
+                VIEW_COUNT_MAX,
+            )?,
+            args::strided(
+                given.aliases,
+                given.alias_count,
+                given.alias_stride,
+                TENSOR_COUNT_MAX,
+            )?,
         )
     };
     // SAFETY: passed on, for each element.
     let (tensors, buffers, aliases) = unsafe {
         (
-            tensors.iter().map(|t| tensor_of(t)).collect::<Result<Vec<Tensor>>>()?,
-            buffers.iter().map(|b| buffer_of(b)).collect::<Result<Vec<NamedBuffer>>>()?,
-            aliases.iter().map(|a| alias_of(a)).collect::<Result<Vec<_>>>()?,
+            tensors
+                .iter()
+                .map(|t| tensor_of(t))
+                .collect::<Result<Vec<Tensor>>>()?,
+            buffers
+                .iter()
+                .map(|b| buffer_of(b))
+                .collect::<Result<Vec<NamedBuffer>>>()?,
+            aliases
+                .iter()
+                .map(|a| alias_of(a))
+                .collect::<Result<Vec<_>>>()?,
         )
     };
-    let views = views.iter().map(|v| view_of(v, &tensors)).collect::<Result<Vec<View>>>()?;
+    let views = views
+        .iter()
+        .map(|v| view_of(v, &tensors))
+        .collect::<Result<Vec<View>>>()?;
     Layout::new(LayoutSpec {
         tensors,
         aliases,
@@ -603,7 +648,10 @@ unsafe fn buffer_of(item: &wsync_buffer) -> Result<NamedBuffer> {
 unsafe fn alias_of(item: &wsync_alias) -> Result<(String, String)> {
     // SAFETY: passed on.
     let (alias, name) = unsafe {
-        (args::text(&item.alias, "an alias")?, args::text(&item.name, "a tensor name")?)
+        (
+            args::text(&item.alias, "an alias")?,
+            args::text(&item.name, "a tensor name")?,
+        )
     };
     Ok((alias.to_string(), name.to_string()))
 }
@@ -620,16 +668,28 @@ fn view_of(item: &wsync_view, tensors: &[Tensor]) -> Result<View> {
     let axes = count_u32(tensor.shape.len());
     let lo = numbers(&item.lo, axes, "lo", &tensor.name)?;
     let hi = numbers(&item.hi, axes, "hi", &tensor.name)?;
-    let bounds = IndexBox(lo.iter().zip(hi).map(|(&lo, &hi)| Span::new(lo, hi)).collect());
+    let bounds = IndexBox(
+        lo.iter()
+            .zip(hi)
+            .map(|(&lo, &hi)| Span::new(lo, hi))
+            .collect(),
+    );
     let dtype = match item.dtype {
-        wsync_dtype { code: 0, bits: 0, lanes: 0 } => tensor.dtype,
+        wsync_dtype {
+            code: 0,
+            bits: 0,
+            lanes: 0,
+        } => tensor.dtype,
         given => dtype_of(given)?,
     };
     let strides: Strides = numbers(&item.strides, axes, "strides", &tensor.name)?.into();
     let strides = match strides.iter().all(|&s| s == 0) {
         false => strides,
         true => bounds.contiguous_strides(dtype.bytes()).ok_or_else(|| {
-            Error::limit(format!("tensor \"{}\": the box {bounds} exceeds 2^63 bytes", tensor.name))
+            Error::limit(format!(
+                "tensor \"{}\": the box {bounds} exceeds 2^63 bytes",
+                tensor.name
+            ))
         })?,
     };
     Ok(View {
