@@ -63,9 +63,9 @@
  * Unloading the library is not supported.
  */
 
-
 #ifndef WEIGHTSYNC_H
 #define WEIGHTSYNC_H
+
 
 #include <stddef.h>
 #include <stdint.h>
@@ -2434,8 +2434,6 @@ void wsync_request_destroy(struct wsync_request *request);
 }  // extern "C"
 #endif  // __cplusplus
 
-#endif  /* WEIGHTSYNC_H */
-
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -2475,3 +2473,5 @@ static inline int wsync_header_matches(void) {
   { sizeof(wsync_transport_options), 0, 0, NULL, 0, 0, 0 }
 #define WSYNC_SESSION_OPTIONS_INIT { sizeof(wsync_session_options), 0 }
 #define WSYNC_REQUEST_OPTIONS_INIT { sizeof(wsync_request_options), 0, 0, 0, 0, 0 }
+
+#endif /* WEIGHTSYNC_H */
