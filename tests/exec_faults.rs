@@ -5,7 +5,9 @@
 mod exec_support;
 
 use exec_support::*;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use weightsync::device::deferred::DeferredDevice;
 use weightsync::exec::endpoint::Fault as ControlFault;
 use weightsync::exec::*;
 use weightsync::transport::{Fault, FaultKind};
@@ -168,6 +170,41 @@ fn a_rank_that_dies_at_any_step_is_named() {
 #[test]
 fn a_rank_that_dies_at_any_step_is_named_when_staged() {
     die_at_every_step(Carrier::Staged);
+}
+
+#[test]
+fn a_device_that_hangs_is_its_ranks_fault() {
+    for victim in [0, 1, 2, 5] {
+        let what = format!("the device of rank {victim} hangs");
+        let mut world = World::new(Carrier::Staged, Shape::Apart, STEPS);
+        // Nobody ever pumps it, not even after the abort.
+        let hangs = Arc::new(DeferredDevice::new());
+        world.devices.insert(victim, hangs);
+        let endings = world.run(|rig| {
+            ending(&world, rig, 1, |rig| {
+                rig.request.submit(&RequestOptions {
+                    agree_deadline_ns: 20 * SECOND,
+                    ..short(1)
+                })?;
+                rig.request.wait(60 * SECOND)
+            })
+        });
+        let (rank, _) = endings[victim as usize].verdict.outcome.unwrap();
+        // What a hanging queue may still write, nobody knows.
+        let expected = if victim < 2 {
+            Outcome::Untouched
+        } else {
+            Outcome::Torn
+        };
+        assert_eq!(rank, expected, "{what}");
+        check(
+            endings,
+            victim,
+            Status::Stalled,
+            Duration::from_nanos(STALL),
+            &what,
+        );
+    }
 }
 
 #[test]
@@ -649,10 +686,195 @@ fn a_rank_that_dies_while_settling_is_named() {
     }
 }
 
+// --- ranks between others and the coordinator ------------------------------
+
 #[test]
-fn a_rank_that_leaves_in_good_order_is_named_by_the_next_request() {
+fn a_relay_that_is_stopped_is_named_and_not_those_below_it() {
+    let what = "rank 1, a relay, is stopped";
+    let world = World::new(Carrier::Loopback, Shape::Wide, STEPS);
+    world.hub.inject(Fault {
+        rank: Rank(1),
+        step: 1,
+        kind: FaultKind::Die,
+    });
+    let endings = world.run(|rig| {
+        ending(&world, rig, 1, |rig| {
+            rig.request.submit(&RequestOptions {
+                agree_deadline_ns: 20 * SECOND,
+                stall_deadline_ns: 2 * STALL,
+                ..options(1)
+            })?;
+            if rig.rank == 1 {
+                std::thread::sleep(Duration::from_millis(30));
+                rig.endpoint.inject(ControlFault::Freeze);
+                std::thread::sleep(Duration::from_nanos(2 * STALL) + MARGIN / 2);
+                rig.endpoint.inject(ControlFault::None);
+            }
+            rig.request.wait(60 * SECOND)
+        })
+    });
+    let limit = Duration::from_nanos(2 * STALL);
+    check(endings, 1, Status::Stalled, limit, what);
+}
+
+#[test]
+fn a_relay_that_dies_is_named_above_and_below() {
+    for victim in [1, 2, 13] {
+        let what = format!("rank {victim} of 18 dies");
+        let world = World::new(Carrier::Loopback, Shape::Wide, STEPS);
+        world.hub.inject(Fault {
+            rank: Rank(victim),
+            step: 1,
+            kind: FaultKind::Die,
+        });
+        let endings = world.run(|rig| {
+            ending(&world, rig, 1, |rig| {
+                rig.request.submit(&options(1))?;
+                if rig.rank == victim {
+                    std::thread::sleep(Duration::from_millis(30));
+                    rig.endpoint.inject(ControlFault::Die);
+                }
+                rig.request.wait(60 * SECOND)
+            })
+        });
+        check(endings, victim, Status::PeerLost, Duration::ZERO, &what);
+    }
+}
+
+#[test]
+fn a_late_rank_behind_a_relay_is_named_and_a_frozen_relay_too() {
+    for (victim, kind) in [(14, ControlFault::None), (1, ControlFault::Freeze)] {
+        let what = format!("rank {victim} of 18: {kind:?}");
+        let world = World::new(Carrier::Loopback, Shape::Wide, STEPS);
+        let gate = Gate::new(18);
+        world.run(|rig| {
+            // The relay agrees, and is frozen before those below it do.
+            let is_below = (9..17).contains(&rig.rank);
+            let is_frozen = kind == ControlFault::Freeze;
+            let o = RequestOptions {
+                agree_deadline_ns: 3 * AGREE,
+                ..options(1)
+            };
+            if !(is_frozen && is_below) && rig.rank != 14 {
+                rig.request.prepare(&o).unwrap();
+            }
+            gate.wait();
+            if rig.rank == victim && is_frozen {
+                std::thread::sleep(Duration::from_millis(50));
+                rig.endpoint.inject(ControlFault::Freeze);
+            }
+            gate.wait();
+            if is_frozen && is_below && rig.rank != 14 {
+                rig.request.prepare(&o).unwrap();
+            }
+            if rig.rank != victim && rig.rank != 14 {
+                let e = rig.request.wait_ready(20 * SECOND).unwrap_err();
+                assert_eq!(e.status, Status::AgreementTimeout, "{what}: {e}");
+                assert_eq!(e.rank, Some(Rank(victim)), "{what}: rank {}: {e}", rig.rank);
+            }
+            gate.wait();
+            rig.endpoint.inject(ControlFault::None);
+        });
+    }
+}
+
+#[test]
+fn eighteen_ranks_do_three_versions() {
+    let world = World::new(Carrier::Staged, Shape::Wide, STEPS);
+    world.run(|rig| {
+        for version in 1..=3 {
+            let o = RequestOptions {
+                flags: FLAG_VERIFY,
+                ..options(version)
+            };
+            assert_eq!(rig.sync(&o), Ok(State::Done));
+            if let Some(d) = rig.destination() {
+                assert_eq!(d.now(), d.expected(version));
+            }
+        }
+    });
+}
+
+// --- leaving ---------------------------------------------------------------
+
+#[test]
+fn a_rank_that_has_left_is_named_by_the_next_request() {
+    let world = World::new(Carrier::Loopback, Shape::Apart, STEPS);
+    for victim in [0, 5] {
+        let gate = Gate::new(6);
+        let world = World::new(world.carrier, world.shape, world.steps);
+        let plan = world.shape.plan(STEPS);
+        let endpoints = meet(6, |r| world.bootstrap(r)).unwrap();
+        std::thread::scope(|scope| {
+            for endpoint in endpoints {
+                let (gate, world, plan) = (&gate, &world, &plan);
+                scope.spawn(move || {
+                    let mut rig = world.rig(endpoint, &|_| plan.clone());
+                    assert_eq!(rig.sync(&options(1)), Ok(State::Done));
+                    gate.wait();
+                    if rig.rank == victim {
+                        let Rig {
+                            endpoint,
+                            session,
+                            request,
+                            ..
+                        } = rig;
+                        drop((request, session, endpoint));
+                        gate.wait();
+                        gate.wait();
+                        return;
+                    }
+                    gate.wait();
+                    std::thread::sleep(Duration::from_millis(50));
+                    let reason = rig.endpoint.abort_reason();
+                    assert_eq!(reason, None, "leaving when nothing runs is no fault");
+                    let result = rig.sync(&options(2));
+                    let e = failure(&result);
+                    assert_eq!(
+                        (e.status, e.rank),
+                        (Status::PeerLost, Some(Rank(victim))),
+                        "{e}"
+                    );
+                    rig.rank = victim;
+                    gate.wait();
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn leaving_together_waits_for_all_and_is_bounded() {
+    let endpoints = meet_loopback(12);
+    std::thread::scope(|scope| {
+        for e in &endpoints {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(u64::from(e.rank().0) * 5));
+                assert_eq!(e.finalize(20 * SECOND), Ok(()));
+            });
+        }
+    });
     let endpoints = meet_loopback(3);
-    drop(endpoints.into_iter().next_back());
+    std::thread::scope(|scope| {
+        for e in &endpoints[..2] {
+            scope.spawn(|| {
+                let error = e.finalize(200 * MS).unwrap_err();
+                assert_eq!(error.status, Status::MeetTimeout);
+            });
+        }
+    });
+}
+
+#[test]
+fn a_session_ends_politely_when_nothing_runs() {
+    let world = World::new(Carrier::Loopback, Shape::Apart, STEPS);
+    world.run(|rig| {
+        assert_eq!(rig.sync(&options(1)), Ok(State::Done));
+        assert_eq!(rig.session.finalize(SECOND), Ok(()));
+        let e = rig.request.prepare(&options(2)).unwrap_err();
+        assert_eq!(e.status, Status::InvalidState);
+        assert_eq!(rig.endpoint.finalize(20 * SECOND), Ok(()));
+    });
 }
 
 // --- what callers may get wrong --------------------------------------------

@@ -3,7 +3,14 @@
 mod exec_support;
 
 use exec_support::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use weightsync::device::fence::Fence;
+use weightsync::device::host::HostDevice;
+use weightsync::device::{Device, MemoryRange, Task, Work};
 use weightsync::exec::*;
+use weightsync::{Result, Status};
 
 #[test]
 fn three_versions_in_a_row_arrive() {
@@ -112,7 +119,7 @@ fn buffers_may_move_between_versions() {
         };
         let before = d.now();
         let ranges: Vec<_> = d.buffers.iter().map(|b| b.get()).collect();
-        let other: Vec<Vec<u8>> = ranges.iter().map(|b| vec![0; b.len()]).collect();
+        let other: Vec<Vec<u8>> = ranges.iter().map(|b| vec![OLD; b.len()]).collect();
         for (name, bytes) in ["a.weight", "b.weight"].iter().zip(&other) {
             let range = weightsync::device::MemoryRange {
                 address: bytes.as_ptr().expose_provenance(),
@@ -130,25 +137,132 @@ fn buffers_may_move_between_versions() {
 }
 
 #[test]
-fn ranks_without_a_part_need_not_take_part() {
-    // A selected plan that only copy 0 and its sources know is prepared by
-    // all; whoever has nothing to do is done at once, alone.
-    let world = World::new(Carrier::Loopback, Shape::Apart, 2);
-    let lone = Shape::Colocated.plan(2);
-    world.run_with(
-        |_| Shape::Apart.plan(2),
-        |rig| {
-            if rig.rank < 4 {
-                return;
-            }
-            let slot = rig.session.load(lone.clone()).unwrap();
+fn plans_for_some_and_for_all_ranks_take_turns() {
+    for carrier in CARRIERS {
+        let world = World::new(carrier, Shape::Apart, 2);
+        let some = Shape::Half.plan(3);
+        world.run(|rig| {
+            let slot = rig.session.load(some.clone()).unwrap();
             let request = Request::new(&rig.session, slot).unwrap();
-            request.submit(&options(1)).unwrap();
-            assert_eq!(request.wait(0), Ok(State::Done));
-            assert_eq!(
-                request.outcome(),
-                Some((Outcome::Complete, Outcome::Complete))
-            );
-        },
-    );
+            for version in 1..=6 {
+                rig.store(version);
+                let is_for_all = version % 3 == 0;
+                let turn = if is_for_all { &rig.request } else { &request };
+                turn.submit(&options(version)).unwrap();
+                assert_eq!(turn.wait(20 * SECOND), Ok(State::Done));
+                let complete = (Outcome::Complete, Outcome::Complete);
+                assert_eq!(turn.outcome(), Some(complete));
+                if let Some(d) = rig.destination() {
+                    // Ranks 4 and 5 have no part in the plan for some.
+                    let has_part = is_for_all || rig.rank < 4;
+                    let held = if has_part { version } else { version / 3 * 3 };
+                    if held > 0 {
+                        assert_eq!(d.now(), d.expected(held), "rank {}", rig.rank);
+                    }
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn many_versions_in_a_row_arrive() {
+    for (carrier, shape) in [
+        (Carrier::Loopback, Shape::Apart),
+        (Carrier::Staged, Shape::Colocated),
+        (Carrier::Loopback, Shape::Wide),
+    ] {
+        let world = World::new(carrier, shape, 3);
+        world.run(|rig| {
+            for version in 1..=100 {
+                let o = RequestOptions {
+                    flags: if version % 3 == 0 { FLAG_VERIFY } else { 0 },
+                    ..options(version)
+                };
+                assert_eq!(rig.sync(&o), Ok(State::Done));
+                if let Some(d) = rig.destination() {
+                    assert_eq!(d.now(), d.expected(version), "{carrier:?} {shape:?}");
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn nobody_needs_to_wait_for_a_request_to_go_on() {
+    let world = World::new(Carrier::Staged, Shape::Apart, 3);
+    world.run(|rig| {
+        rig.store(1);
+        rig.request.prepare(&options(1)).unwrap();
+        assert!(eventually(|| rig.request.test() == Ok(State::Ready)));
+        rig.request.start().unwrap();
+        // Only looked at, never waited for; and by half of the ranks only once.
+        if rig.rank % 2 == 0 {
+            assert!(eventually(|| rig.request.test() == Ok(State::Done)));
+        } else {
+            assert!(eventually(|| rig.request.outcome().is_some()));
+        }
+        assert_eq!(rig.request.steps_done(), 3);
+    });
+}
+
+/// A host device that, once told to, gets one digest wrong.
+#[derive(Debug)]
+struct Liar {
+    device: HostDevice,
+    lies: AtomicBool,
+}
+
+impl Device for Liar {
+    fn allocate(&self, bytes: u64) -> Result<MemoryRange> {
+        self.device.allocate(bytes)
+    }
+
+    fn free(&self, range: MemoryRange) {
+        self.device.free(range);
+    }
+
+    fn enqueue(&self, work: Work, after: &Fence) -> Result<Fence> {
+        let binding = work.binding.clone();
+        let is_digest = work.task == Task::DigestDestination;
+        let done = self.device.enqueue(work, after)?;
+        if is_digest && self.lies.load(Ordering::Relaxed) {
+            assert!(done.wait(Duration::from_secs(10)));
+            binding.sums.held[1].fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(done)
+    }
+}
+
+#[test]
+fn a_wrong_digest_tears_and_names_the_tensor() {
+    let liar = Arc::new(Liar {
+        device: HostDevice::new().unwrap(),
+        lies: AtomicBool::new(true),
+    });
+    let mut world = World::new(Carrier::Loopback, Shape::Apart, 3);
+    world.devices.insert(4, liar.clone());
+    world.run(|rig| {
+        let o = |version| RequestOptions {
+            flags: FLAG_VERIFY,
+            ..options(version)
+        };
+        let result = rig.sync(&o(1));
+        let e = failure(&result);
+        assert_eq!(e.status, Status::ChecksumMismatch, "{e}");
+        assert!(e.message.contains("b.weight"), "{e}");
+        assert!(!e.message.contains("a.weight"), "{e}");
+        // Copies of ranks described one by one are compared in total only.
+        let expected = match rig.rank {
+            0 | 1 => (Outcome::Complete, Outcome::Torn),
+            _ => (Outcome::Torn, Outcome::Torn),
+        };
+        assert_eq!(rig.request.outcome(), Some(expected));
+        liar.lies.store(false, Ordering::Relaxed);
+        assert_eq!(rig.sync(&o(2)), Ok(State::Done));
+        assert_eq!(
+            rig.request.outcome(),
+            Some((Outcome::Complete, Outcome::Complete))
+        );
+    });
 }

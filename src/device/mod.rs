@@ -17,6 +17,7 @@ pub mod digest;
 pub mod fence;
 pub mod host;
 
+pub(crate) mod available;
 pub(crate) mod cast;
 pub(crate) mod check;
 mod pages;

@@ -3,6 +3,7 @@
 //! The heap would end the process where memory is short; a mapping says no.
 
 use super::MemoryRange;
+use super::available::check_available;
 use crate::error::{Error, Result, Status};
 use std::io;
 use std::ptr::{null_mut, with_exposed_provenance_mut};
@@ -21,6 +22,7 @@ impl Pages {
         if bytes == 0 {
             return Ok(MemoryRange::EMPTY);
         }
+        check_available("memory", bytes)?;
         let range = map(bytes)?;
         self.lock().push(range);
         touch(range).inspect_err(|_| self.free(range))?;

@@ -16,10 +16,10 @@
 //! for a refused sequence hears the same refusal, so that all ranks see the
 //! same result of their n-th `prepare`.
 
-use super::Outcome;
 use super::coordinator::Landscape;
 use super::message::{Agree, Key, NO_COPY, in_ranges, range_list};
 use super::outcome::CopyTally;
+use super::{FLAG_DRY_RUN, FLAG_VERIFY, Outcome};
 use crate::error::{Error, Status};
 use crate::rank::Rank;
 use crate::transport::greeting::list_ranks;
@@ -55,6 +55,11 @@ impl Terms {
             participants_hash: a.participants_hash,
             copies_are_alike: a.copies_are_alike,
         }
+    }
+
+    /// True if digests are to be compared in the end.
+    pub fn is_verified(&self) -> bool {
+        self.flags & (FLAG_VERIFY | FLAG_DRY_RUN) == FLAG_VERIFY
     }
 
     /// What is said about these terms to a person.
@@ -156,6 +161,7 @@ pub(super) struct Group {
     pub deadline: Option<Instant>,
     /// Set by a mismatch: when it is decided.
     pub decide_at: Option<Instant>,
+    pub agree_ns: u64,
     pub stall_ns: u64,
     /// When the first rank started.
     pub first_start: Option<Instant>,
@@ -176,6 +182,7 @@ impl Group {
             balance: 0,
             deadline: None,
             decide_at: None,
+            agree_ns: u64::MAX,
             stall_ns: u64::MAX,
             first_start: None,
             copies: Vec::new(),
@@ -195,6 +202,7 @@ impl Group {
         self.balance = 0;
         self.deadline = None;
         self.decide_at = None;
+        self.agree_ns = u64::MAX;
         self.stall_ns = u64::MAX;
         self.first_start = None;
         self.copies.clear();
@@ -223,6 +231,7 @@ impl Group {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
+        self.agree_ns = self.agree_ns.min(a.agree_ns);
         self.stall_ns = self.stall_ns.min(a.stall_ns);
         if self.ranges.is_empty() {
             self.ranges.extend_from_slice(a.ranges);

@@ -497,6 +497,18 @@ impl Shared {
         flight.notify();
     }
 
+    /// Refuses new requests once the rank is leaving.
+    pub fn check_staying(&self) -> Result<()> {
+        let farewell = self.farewell.lock().unwrap_or_else(PoisonError::into_inner);
+        match *farewell {
+            Farewell::Staying => Ok(()),
+            Farewell::Leaving | Farewell::Left => Err(Error::new(
+                Status::InvalidState,
+                "the transport has been finalized",
+            )),
+        }
+    }
+
     /// True once every rank has left.
     pub fn has_left(&self) -> bool {
         let farewell = self.farewell.lock().unwrap_or_else(PoisonError::into_inner);

@@ -12,13 +12,16 @@
 //! ```
 
 mod canonical;
+pub mod check;
 pub mod cut;
+mod describe;
 pub mod dtype;
 pub mod frame;
 mod index;
 mod json;
 pub mod mesh;
 pub mod placement;
+mod restrict;
 pub mod tensor;
 pub mod view;
 pub mod views;
@@ -26,6 +29,9 @@ mod wire;
 
 pub use json::LAYOUT_FILE_VERSION;
 pub use wire::LAYOUT_BLOB_VERSION;
+
+/// The JSON Schema (draft 2020-12) of the layout file.
+pub const LAYOUT_SCHEMA: &str = include_str!("layout.schema.json");
 
 use crate::error::Result;
 use crate::rank::Rank;
@@ -55,6 +61,8 @@ pub struct Layout {
     /// Sorted distinct copy labels of the explicit ranks.
     explicit_copies: Vec<u32>,
     index: RankIndex,
+    /// Aliases by the name they stand for, as positions in the table.
+    aliases_of: Vec<u32>,
 }
 
 /// Where a rank sits in a layout.
@@ -75,9 +83,10 @@ impl Layout {
     /// Puts a description in canonical order and checks its structure.
     ///
     /// Ill-formed cuts, split granules and overlaps are errors too; use
-    /// [`check`](crate::layout) to see all of them instead of the first.
+    /// [`check`](check::check) to see all of them instead of the first.
     pub fn new(spec: LayoutSpec) -> Result<Layout> {
         let (spec, index) = canonical::canonical(spec)?;
+        check::check_canonical(&spec).into_result()?;
         let mut copy_base = Vec::with_capacity(spec.parts.len() + 1);
         let mut copies = 0u32;
         for part in &spec.parts {
@@ -88,7 +97,10 @@ impl Layout {
         let mut explicit_copies: Vec<u32> = spec.explicit.iter().map(|r| r.copy).collect();
         explicit_copies.sort_unstable();
         explicit_copies.dedup();
+        let mut aliases_of: Vec<u32> = (0..spec.aliases.len() as u32).collect();
+        aliases_of.sort_by_key(|&i| &spec.aliases[i as usize].1);
         Ok(Layout {
+            aliases_of,
             spec,
             copy_base,
             explicit_copies,
@@ -123,11 +135,34 @@ impl Layout {
             .map(|i| TensorIndex(i as u32))
     }
 
+    /// The tensor of this layout that means the same values as `tensor` of
+    /// `other`: the one of its name, or else of one of its aliases there.
+    pub fn find_counterpart(&self, other: &Layout, tensor: TensorIndex) -> Option<TensorIndex> {
+        let name = &other.tensors().get(tensor.index())?.name;
+        self.find_tensor(name).or_else(|| {
+            let mut aliases = other.aliases_of(name);
+            aliases.find_map(|alias| self.find_tensor(alias))
+        })
+    }
+
+    /// The aliases that stand for `name`, sorted.
+    pub fn aliases_of(&self, name: &str) -> impl Iterator<Item = &str> {
+        let of = |i: u32| &self.spec.aliases[i as usize];
+        let from = self
+            .aliases_of
+            .partition_point(|&i| of(i).1.as_str() < name);
+        let count = self.aliases_of[from..].partition_point(|&i| of(i).1 == name);
+        self.aliases_of[from..from + count]
+            .iter()
+            .map(move |&i| of(i).0.as_str())
+    }
+
     /// The name that `name` stands for.
     pub fn resolve_alias<'a>(&'a self, name: &'a str) -> &'a str {
-        match self.spec.aliases.iter().find(|(alias, _)| alias == name) {
-            Some((_, of)) => of,
-            None => name,
+        let aliases = &self.spec.aliases;
+        match aliases.binary_search_by(|(alias, _)| alias.as_str().cmp(name)) {
+            Ok(i) => &aliases[i].1,
+            Err(_) => name,
         }
     }
 

@@ -22,10 +22,11 @@
 //! that stops says so first, then waits until nobody holds it, and only then
 //! are its fences reached. After that its memory is never touched again.
 
+use super::queue::{Faults, QUEUE_CAPACITY, Queued, StepQueue, check_step, lock};
 use super::{Fault, FaultKind, Progress, Transport};
 use crate::device::Binding;
 use crate::device::copy::{End, Halt, MessageCopy, QUANTUM, Stop};
-use crate::device::fence::{AbortCell, Fence, Timeline, Watch};
+use crate::device::fence::{AbortCell, Fence, Watch};
 use crate::device::work::staged;
 use crate::error::{Error, Result, Status};
 use crate::limits::RANK_COUNT_MAX;
@@ -35,20 +36,13 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
-
-/// Items that fit into a queue before it grows.
-const QUEUE_CAPACITY: usize = 64;
 
 /// The longest sleep of a progress thread that has work. Everything it waits
 /// for wakes it; this is the belt to those braces.
 const NAP: Duration = Duration::from_millis(50);
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The ranks of one process that reach each other.
 #[derive(Debug)]
@@ -60,7 +54,7 @@ pub struct LoopbackHub {
     attached: Condvar,
     /// A member has left or was aborted: nobody joins any more.
     is_broken: AtomicBool,
-    faults: Mutex<Vec<Fault>>,
+    faults: Faults,
 }
 
 /// The hubs that were joined by key.
@@ -86,7 +80,7 @@ impl LoopbackHub {
             members: Mutex::default(),
             attached: Condvar::new(),
             is_broken: AtomicBool::new(false),
-            faults: Mutex::default(),
+            faults: Faults::default(),
         })
     }
 
@@ -158,19 +152,11 @@ impl LoopbackHub {
     /// Has a rank misbehave at a step, counted from 0 over all steps that it
     /// begins on this hub. For tests.
     pub fn inject(&self, fault: Fault) {
-        lock(&self.faults).push(fault);
+        self.faults.add(fault);
     }
 
     fn member(&self, rank: Rank) -> Option<Arc<Member>> {
         lock(&self.members).get(&rank).cloned()
-    }
-
-    fn take_fault(&self, rank: Rank, step: u64) -> Option<FaultKind> {
-        let mut faults = lock(&self.faults);
-        let i = faults
-            .iter()
-            .position(|f| f.rank == rank && f.step == step)?;
-        Some(faults.swap_remove(i).kind)
     }
 }
 
@@ -193,9 +179,7 @@ impl std::fmt::Debug for LoopbackTransport {
 struct Member {
     rank: Rank,
     abort: Arc<AbortCell>,
-    timeline: Arc<Timeline>,
-    queue: Mutex<VecDeque<Queued>>,
-    enqueued: AtomicU64,
+    queue: StepQueue,
     /// Steps that have begun and are not finished, oldest first.
     flight: Mutex<VecDeque<Flight>>,
     inbox: Mutex<Inbox>,
@@ -204,7 +188,6 @@ struct Member {
     thread: OnceLock<Thread>,
     /// Peers that are copying from our memory right now.
     holders: AtomicU32,
-    is_stopped: AtomicBool,
     is_closing: AtomicBool,
     /// A fault has this rank behave as if its process were gone.
     is_dead: AtomicBool,
@@ -216,15 +199,6 @@ struct Member {
 
 /// In place of a rank.
 const NOBODY: u32 = u32::MAX;
-
-#[derive(Debug)]
-struct Queued {
-    value: u64,
-    binding: Arc<Binding>,
-    step: u32,
-    sequence: u64,
-    after: Fence,
-}
 
 #[derive(Debug)]
 struct Flight {
@@ -257,15 +231,12 @@ impl Member {
         Arc::new(Member {
             rank,
             abort: Arc::default(),
-            timeline: Arc::default(),
-            queue: Mutex::new(VecDeque::with_capacity(QUEUE_CAPACITY)),
-            enqueued: AtomicU64::new(0),
+            queue: StepQueue::new(),
             flight: Mutex::new(VecDeque::with_capacity(QUEUE_CAPACITY)),
             inbox: Mutex::default(),
             peers: Mutex::default(),
             thread: OnceLock::new(),
             holders: AtomicU32::new(0),
-            is_stopped: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
             is_dead: AtomicBool::new(false),
             bytes_sent: AtomicU64::new(0),
@@ -281,19 +252,19 @@ impl Member {
     }
 
     /// Counts the caller in as a reader of our memory; `None` if we have
-    /// stopped. The order (count, then look) pairs with [`Member::stop`] (say
-    /// stopped, then look at the count): one of the two sees the other.
+    /// stopped. The order (count, then look) pairs with that of
+    /// [`Member::await_holders`] (stopped, then look at the count): one of the
+    /// two sees the other.
     fn hold(&self) -> Option<Hold<'_>> {
         self.holders.fetch_add(1, Ordering::SeqCst);
         let hold = Hold(self);
         fence(Ordering::SeqCst);
-        (!self.is_stopped.load(Ordering::SeqCst)).then_some(hold)
+        (!self.queue.is_stopped()).then_some(hold)
     }
 
-    /// Says that nobody may begin to read our memory, and waits for those that
-    /// do: each reads at most one chunk.
-    fn stop(&self) {
-        self.is_stopped.store(true, Ordering::SeqCst);
+    /// Waits for the peers that read our memory. The queue has stopped, so no
+    /// more begin, and each reads at most one chunk.
+    fn await_holders(&self) {
         fence(Ordering::SeqCst);
         while self.holders.load(Ordering::SeqCst) > 0 {
             std::thread::yield_now();
@@ -311,8 +282,8 @@ impl Member {
             format!(
                 "rank {} left after {} of the {} steps it was given",
                 self.rank,
-                self.timeline.reached(),
-                self.enqueued.load(Ordering::Acquire)
+                self.queue.done(),
+                self.queue.enqueued()
             ),
         )
         .by(self.rank)
@@ -344,7 +315,7 @@ impl Member {
             }
             let value = step.value;
             flight.pop_front();
-            self.timeline.advance(value);
+            self.queue.timeline.advance(value);
         }
     }
 
@@ -461,23 +432,10 @@ impl Transport for LoopbackTransport {
         after: &Fence,
     ) -> Result<Fence> {
         check_step(binding, step, !self.hub.is_staged)?;
-        let me = &self.member;
-        let mut queue = lock(&me.queue);
-        if me.is_stopped.load(Ordering::Acquire) {
-            return Ok(Fence::default());
-        }
-        let value = me.enqueued.fetch_add(1, Ordering::AcqRel) + 1;
-        queue.push_back(Queued {
-            value,
-            binding: binding.clone(),
-            step,
-            sequence,
-            after: after.clone(),
-        });
-        drop(queue);
+        let fence = self.member.queue.push(binding, step, sequence, after);
         after.watch(&self.watch);
-        me.wake();
-        Ok(Fence::new(&me.timeline, value))
+        self.member.wake();
+        Ok(fence)
     }
 
     fn abort_cell(&self) -> &Arc<AbortCell> {
@@ -491,8 +449,8 @@ impl Transport for LoopbackTransport {
     fn progress(&self) -> Progress {
         let me = &self.member;
         Progress {
-            steps_enqueued: me.enqueued.load(Ordering::Acquire),
-            steps_done: me.timeline.reached(),
+            steps_enqueued: me.queue.enqueued(),
+            steps_done: me.queue.done(),
             bytes_sent: me.bytes_sent.load(Ordering::Relaxed),
             bytes_received: me.bytes_received.load(Ordering::Relaxed),
         }
@@ -526,25 +484,6 @@ impl LoopbackTransport {
                 .is_some_and(|m| lock(&m.inbox).posted.get(&me).is_some_and(waits))
         })
     }
-}
-
-/// Refuses steps that do not exist and packed messages without staging.
-fn check_step(binding: &Binding, step: u32, gathers: bool) -> Result<()> {
-    let program = &binding.program;
-    let Some(at) = program.steps.get(step as usize) else {
-        return Err(Error::internal(format!(
-            "step {step} of a program of {} steps",
-            program.steps.len()
-        )));
-    };
-    let is_packed = |m: &Message| !m.is_direct;
-    if !gathers && !binding.is_staged() && program.messages_of(at).iter().any(is_packed) {
-        return Err(Error::new(
-            Status::InvalidState,
-            format!("step {step} is packed and no staging is bound"),
-        ));
-    }
-    Ok(())
 }
 
 impl Drop for LoopbackTransport {
@@ -604,11 +543,11 @@ impl Runner {
         let mut lanes = Vec::new();
         let mut begun = 0;
         while !self.must_end() {
-            let Some(step) = self.next_step() else {
+            let Some(step) = self.me.queue.pop_ready() else {
                 std::thread::park_timeout(NAP);
                 continue;
             };
-            if let Some(fault) = self.hub.take_fault(self.me.rank, begun)
+            if let Some(fault) = self.hub.faults.take(self.me.rank, begun)
                 && !self.suffer(fault)
             {
                 return;
@@ -630,13 +569,6 @@ impl Runner {
 
     fn must_end(&self) -> bool {
         self.me.abort.is_set() || self.me.is_closing.load(Ordering::Acquire)
-    }
-
-    /// The next step whose fence is reached.
-    fn next_step(&self) -> Option<Queued> {
-        let mut queue = lock(&self.me.queue);
-        queue.front().filter(|step| step.after.is_reached())?;
-        queue.pop_front()
     }
 
     /// Behaves as the fault says; false if the rank shall not go on.
@@ -746,7 +678,7 @@ impl Runner {
             Some(member) if member.is_dead.load(Ordering::Acquire) => Ok(()),
             // It may have posted just before it stopped; then we come here
             // again only if there is nothing left.
-            Some(member) if member.is_stopped.load(Ordering::Acquire) => {
+            Some(member) if member.queue.is_stopped() => {
                 match lock(&self.me.inbox).posted.get(&peer) {
                     Some(waiting) if !waiting.is_empty() => Ok(()),
                     _ => Err(member.reason()),
@@ -813,13 +745,8 @@ impl Runner {
     /// Ends this rank's part: memory first, then fences, then the neighbours.
     fn leave(&self) {
         let me = &self.me;
-        let queued = {
-            // Whoever enqueues after this sees that we have stopped.
-            let queue = &mut *lock(&me.queue);
-            me.is_stopped.store(true, Ordering::SeqCst);
-            std::mem::take(queue)
-        };
-        me.stop();
+        let queued = me.queue.stop();
+        me.await_holders();
         self.hub.is_broken.store(true, Ordering::Release);
         let is_dead = me.is_dead.load(Ordering::Acquire);
         let was_aborted = me.abort.is_set();
@@ -834,7 +761,7 @@ impl Runner {
         }
         drop(queued);
         lock(&me.flight).clear();
-        me.timeline.advance(me.enqueued.load(Ordering::Acquire));
+        me.queue.release();
         if !is_dead {
             for sender in senders {
                 sender.abort_for(reason.clone());

@@ -14,8 +14,11 @@ pub mod bootstrap;
 pub mod control;
 pub mod greeting;
 pub mod loopback;
-mod mac;
 pub mod rendezvous;
+pub mod shm;
+
+mod mac;
+mod queue;
 
 use crate::device::Binding;
 use crate::device::fence::{AbortCell, Fence};

@@ -1,7 +1,7 @@
 //! A small transfer between ranks that are threads, for tests of execution.
 //!
 //! Two tensors go from two source ranks, cut by rows, to two copies of two
-//! destination ranks, cut by columns, in several steps:
+//! destination ranks, cut by columns and with padded rows, in several steps:
 //!
 //! ```text
 //!   rank 0 ─ rows, first half  ─┬─► copy 0: ranks 2, 3
@@ -12,6 +12,7 @@
 
 #![allow(dead_code)]
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -52,6 +53,11 @@ pub enum Shape {
     Apart,
     /// Sources 0 and 1; copy 0 on 0 and 1, copy 1 on 2 and 3.
     Colocated,
+    /// Sources 0 and 1; one copy on 2 and 3.
+    Half,
+    /// Sources 0 and 1; eight copies on 2 to 17. Ranks 9 to 16 have rank 1
+    /// between them and the coordinator, rank 17 has rank 2.
+    Wide,
 }
 
 const ROWS: u64 = 8;
@@ -72,9 +78,11 @@ fn views(rank: u32, copy: u32, by_rows: bool, half: u64) -> RankViews {
                 Span::new(half * cols / 2, (half + 1) * cols / 2),
             ),
         };
+        // Destination rows are padded, so that bytes have to be scattered.
+        let row_bytes = (cols.len() + u64::from(!by_rows)) * 4;
         buffers.push(NamedBuffer {
             name: name.to_string(),
-            bytes: rows.len() * cols.len() * 4,
+            bytes: rows.len() * row_bytes,
             memory: Memory::Host,
         });
         all.push(View {
@@ -82,7 +90,7 @@ fn views(rank: u32, copy: u32, by_rows: bool, half: u64) -> RankViews {
             bounds: IndexBox([rows, cols].into_iter().collect()),
             buffer: i as u32,
             offset: 0,
-            strides: [cols.len() as i64 * 4, 4].into_iter().collect(),
+            strides: [row_bytes as i64, 4].into_iter().collect(),
             dtype: Dtype::F32,
             conversion: None,
         });
@@ -99,15 +107,18 @@ impl Shape {
     pub fn rank_count(self) -> u32 {
         match self {
             Shape::Apart => 6,
-            Shape::Colocated => 4,
+            Shape::Colocated | Shape::Half => 4,
+            Shape::Wide => 18,
         }
     }
 
     /// First rank of each copy.
-    fn copies(self) -> [u32; 2] {
+    fn copies(self) -> &'static [u32] {
         match self {
-            Shape::Apart => [2, 4],
-            Shape::Colocated => [0, 2],
+            Shape::Apart => &[2, 4],
+            Shape::Colocated => &[0, 2],
+            Shape::Half => &[2],
+            Shape::Wide => &[2, 4, 6, 8, 10, 12, 14, 16],
         }
     }
 
@@ -208,18 +219,28 @@ impl Held {
         }
     }
 
-    /// What a version puts here, by buffer.
+    /// What a version leaves here, by buffer: padding is as it was.
     pub fn expected(&self, version: u64) -> Vec<Vec<u8>> {
-        let one = |v: &View| {
+        let one = |(v, bytes): (&View, &Bytes)| {
             let [rows, cols] = v.bounds.spans() else {
                 panic!("two axes");
             };
-            let cells = (rows.lo..rows.hi).flat_map(|r| (cols.lo..cols.hi).map(move |c| (r, c)));
-            cells
-                .flat_map(|(r, c)| element(version, v.tensor.index(), r, c))
-                .collect()
+            let mut all = vec![OLD; bytes.0.len()];
+            for row in rows.lo..rows.hi {
+                for col in cols.lo..cols.hi {
+                    let at = (row - rows.lo) as i64 * v.strides[0] + (col - cols.lo) as i64 * 4;
+                    let value = element(version, v.tensor.index(), row, col);
+                    all[at as usize..][..4].copy_from_slice(&value);
+                }
+            }
+            all
         };
-        self.views.views.iter().map(one).collect()
+        self.views
+            .views
+            .iter()
+            .zip(&self.buffers)
+            .map(one)
+            .collect()
     }
 
     pub fn store(&self, version: u64) {
@@ -302,6 +323,8 @@ pub struct World {
     pub shape: Shape,
     pub steps: u32,
     pub hub: Arc<LoopbackHub>,
+    /// Devices of ranks that have one of their own.
+    pub devices: BTreeMap<u32, Arc<dyn Device>>,
 }
 
 impl World {
@@ -315,6 +338,7 @@ impl World {
                 Carrier::Loopback => LoopbackHub::new(ranks),
                 Carrier::Staged => LoopbackHub::staged(ranks),
             },
+            devices: BTreeMap::new(),
         }
     }
 
@@ -324,6 +348,9 @@ impl World {
     }
 
     pub fn device(&self, rank: u32) -> Arc<dyn Device> {
+        if let Some(device) = self.devices.get(&rank) {
+            return device.clone();
+        }
         match self.carrier {
             Carrier::Loopback => Arc::new(HostDevice::new().unwrap()),
             Carrier::Staged => Arc::new(DeferredDevice::pumped(u64::from(rank)).unwrap()),
@@ -362,7 +389,7 @@ impl World {
         })
     }
 
-    fn rig(&self, endpoint: Endpoint, plan: &impl Fn(u32) -> Arc<Plan>) -> Rig {
+    pub fn rig(&self, endpoint: Endpoint, plan: &impl Fn(u32) -> Arc<Plan>) -> Rig {
         let rank = endpoint.rank().0;
         let session =
             Session::new(&endpoint, self.device(rank), SessionOptions::default()).unwrap();

@@ -7,6 +7,8 @@
 
 #![allow(dead_code)]
 
+pub mod world;
+
 use std::sync::Arc;
 use weightsync::device::fence::AbortCell;
 use weightsync::device::{Binding, MemoryRange};

@@ -11,7 +11,7 @@
 //! in good order; one that does not has died.
 
 mod link;
-mod sys;
+pub(super) mod sys;
 mod tree;
 
 pub use link::{Address, Listener};
@@ -61,6 +61,9 @@ pub trait Handler: Send {
     /// Called after every wake-up, when all frames have been handled. Returns
     /// how long to sleep at most.
     fn tick(&mut self, net: &mut Net, now: Instant) -> Option<Duration>;
+
+    /// The endpoint goes away: the last chance to say something.
+    fn leaving(&mut self, net: &mut Net);
 
     /// The thread ends; nothing is called any more.
     fn ended(&mut self, error: Option<Error>);
@@ -277,6 +280,8 @@ impl Thread {
                 return Ok(());
             }
             if self.switch.is_stopped.load(Ordering::Acquire) {
+                self.handler.tick(&mut self.net, Instant::now());
+                self.handler.leaving(&mut self.net);
                 self.leave();
                 return Ok(());
             }
