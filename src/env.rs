@@ -139,7 +139,8 @@ pub fn shm_ring_bytes() -> Result<u64> {
 fn bytes(name: &str, default: u64) -> Result<u64> {
     match get(name) {
         None => Ok(default),
-        Some(text) => parse_bytes(text).ok_or_else(|| refused(name, text, "a number of bytes from 1 on, such as 512MiB")),
+        Some(text) => parse_bytes(text)
+            .ok_or_else(|| refused(name, text, "a number of bytes from 1 on, such as 512MiB")),
     }
 }
 
@@ -153,14 +154,18 @@ fn milliseconds(name: &str) -> Result<u64> {
 }
 
 fn refused(name: &str, text: &str, wanted: &str) -> Error {
-    Error::invalid(format!("the environment variable {name} is \"{text}\"; it is to be {wanted}"))
+    Error::invalid(format!(
+        "the environment variable {name} is \"{text}\"; it is to be {wanted}"
+    ))
 }
 
 /// `4096`, `64KiB`, `512MiB`, `2GiB`.
 fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let units = [("KiB", 10), ("MiB", 20), ("GiB", 30)];
-    let unit = units.iter().find_map(|(u, shift)| Some((text.strip_suffix(u)?, *shift)));
+    let unit = units
+        .iter()
+        .find_map(|(u, shift)| Some((text.strip_suffix(u)?, *shift)));
     let (digits, shift) = unit.unwrap_or((text, 0));
     let n = digits.trim().parse::<u64>().ok()?;
     n.checked_mul(1 << shift).filter(|n| *n > 0)
@@ -198,8 +203,14 @@ mod tests {
     #[test]
     fn defaults_in_the_table_are_the_defaults_in_force() {
         let default = |name: &str| VARIABLES.iter().find(|v| v.name == name).unwrap().default;
-        assert_eq!(parse_bytes(default(STAGING_BYTES_MAX)), Some(STAGING_BYTES_DEFAULT));
-        assert_eq!(parse_bytes(default(DIRECT_BYTES_MIN)), Some(DIRECT_BYTES_MIN_DEFAULT));
+        assert_eq!(
+            parse_bytes(default(STAGING_BYTES_MAX)),
+            Some(STAGING_BYTES_DEFAULT)
+        );
+        assert_eq!(
+            parse_bytes(default(DIRECT_BYTES_MIN)),
+            Some(DIRECT_BYTES_MIN_DEFAULT)
+        );
         assert_eq!(default(LOG), Level::Off.name());
     }
 

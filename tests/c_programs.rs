@@ -101,19 +101,28 @@ fn build(sources: &[PathBuf], standard: &str, flags: &[&str], name: &str) -> Pat
 }
 
 fn has(tool: &str) -> bool {
-    Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success())
+    Command::new(tool)
+        .arg("--version")
+        .output()
+        .is_ok_and(|o| o.status.success())
 }
 
 /// Runs a program under valgrind, which sees what it and the library leak or
 /// touch wrongly.
 fn valgrind(program: &Path, arguments: &[&OsStr]) {
     if !has("valgrind") {
-        eprintln!("SKIPPED: valgrind is not installed; {} ran without it", program.display());
+        eprintln!(
+            "SKIPPED: valgrind is not installed; {} ran without it",
+            program.display()
+        );
         return;
     }
     run(Command::new("valgrind")
         .args(["-q", "--leak-check=full", "--error-exitcode=9"])
-        .arg(format!("--suppressions={}", root().join("tests/c/valgrind.supp").display()))
+        .arg(format!(
+            "--suppressions={}",
+            root().join("tests/c/valgrind.supp").display()
+        ))
         .arg(program)
         .args(arguments));
 }
@@ -142,7 +151,10 @@ fn header_c99() {
 #[test]
 fn layout() {
     // Static assertions are younger than C99.
-    let standards: Vec<&str> = all_standards().into_iter().filter(|s| *s != "c99").collect();
+    let standards: Vec<&str> = all_standards()
+        .into_iter()
+        .filter(|s| *s != "c99")
+        .collect();
     check_c("layout", &standards);
 }
 
@@ -163,7 +175,9 @@ fn threads() {
 
 /// The symbols that a shared library defines for others.
 fn exports(library: &Path) -> Vec<String> {
-    let output = run(Command::new("nm").args(["-D", "--defined-only"]).arg(library));
+    let output = run(Command::new("nm")
+        .args(["-D", "--defined-only"])
+        .arg(library));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut names: Vec<String> = text
         .lines()
@@ -212,7 +226,10 @@ fn every_listed_symbol_is_declared_and_links() {
 fn the_library_has_its_soname_and_stays_loaded() {
     let output = run(Command::new("readelf").arg("-d").arg(library()));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let soname = text.lines().find(|l| l.contains("(SONAME)")).unwrap_or_default();
+    let soname = text
+        .lines()
+        .find(|l| l.contains("(SONAME)"))
+        .unwrap_or_default();
     assert!(soname.contains("[libweightsync.so.0]"), "{text}");
     assert!(text.contains("NODELETE"), "{text}");
 }

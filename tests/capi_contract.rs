@@ -14,8 +14,8 @@ mod capi_support;
 
 use capi_support::entries::entries;
 use capi_support::{
-    Arg, CANARY, Call, Contract, Good, Library, Noun, Region, State, World, address,
-    error_record, message, status_of, views,
+    Arg, CANARY, Call, Contract, Good, Library, Noun, Region, State, World, address, error_record,
+    message, status_of, views,
 };
 use std::ffi::c_void;
 use std::path::PathBuf;
@@ -65,11 +65,15 @@ fn check_bad_argument(w: &World<'_>, name: &'static str, args: &[Arg], arg: &Arg
     match arg {
         Arg::Handle(noun) => {
             e("NULL", INVALID, null);
-            e("foreign", WSYNC_ERR_BAD_HANDLE, &|c| c.words[at] = foreign(w, *noun));
+            e("foreign", WSYNC_ERR_BAD_HANDLE, &|c| {
+                c.words[at] = foreign(w, *noun)
+            });
             e("odd", WSYNC_ERR_BAD_HANDLE, odd);
         }
         Arg::OptionalHandle(noun) => {
-            e("foreign", WSYNC_ERR_BAD_HANDLE, &|c| c.words[at] = foreign(w, *noun));
+            e("foreign", WSYNC_ERR_BAD_HANDLE, &|c| {
+                c.words[at] = foreign(w, *noun)
+            });
             e("odd", WSYNC_ERR_BAD_HANDLE, odd);
         }
         Arg::OutHandle(_) | Arg::Out(4 | 8) => {
@@ -95,41 +99,61 @@ fn check_bad_argument(w: &World<'_>, name: &'static str, args: &[Arg], arg: &Arg
             for (offset, value, wanted) in bad {
                 let width = if *value > u64::from(u32::MAX) { 8 } else { 4 };
                 let what = format!("{value} at offset {offset}");
-                e(&what, *wanted, &|c| c.region(at).put(*offset, *value, width));
+                e(&what, *wanted, &|c| {
+                    c.region(at).put(*offset, *value, width)
+                });
             }
         }
         Arg::Buffer(_) => {
             e("no place for the size", INVALID, &|c| c.words[at + 2] = 0);
-            e("NULL with a capacity", INVALID, &|c| c.words[at + 1] = 1 << 30);
+            e("NULL with a capacity", INVALID, &|c| {
+                c.words[at + 1] = 1 << 30
+            });
         }
         Arg::Name(_) => {
             let long = [vec![b'x'; 2000], vec![0]].concat();
             e("NULL", INVALID, null);
-            e("not UTF-8", INVALID, &|c| c.point(at, Region::holding(b"w\xff\xfe\0")));
-            e("too long", WSYNC_ERR_LIMIT_EXCEEDED, &|c| c.point(at, Region::holding(&long)));
+            e("not UTF-8", INVALID, &|c| {
+                c.point(at, Region::holding(b"w\xff\xfe\0"))
+            });
+            e("too long", WSYNC_ERR_LIMIT_EXCEEDED, &|c| {
+                c.point(at, Region::holding(&long))
+            });
         }
         Arg::Bytes(_) | Arg::Items(..) => {
             e("NULL", INVALID, null);
-            e("too many", WSYNC_ERR_LIMIT_EXCEEDED, &|c| c.words[at + 1] = usize::MAX);
+            e("too many", WSYNC_ERR_LIMIT_EXCEEDED, &|c| {
+                c.words[at + 1] = usize::MAX
+            });
         }
         Arg::OptionalBytes => {
             e("NULL with a size", INVALID, &|c| c.words[at + 1] = 5);
-            e("too many", WSYNC_ERR_LIMIT_EXCEEDED, &|c| c.words[at + 1] = usize::MAX);
+            e("too many", WSYNC_ERR_LIMIT_EXCEEDED, &|c| {
+                c.words[at + 1] = usize::MAX
+            });
         }
         Arg::Strided(_, item) => {
             e("NULL", INVALID, null);
             e("odd", INVALID, odd);
-            e("too many", WSYNC_ERR_LIMIT_EXCEEDED, &|c| c.words[at + 1] = usize::MAX);
+            e("too many", WSYNC_ERR_LIMIT_EXCEEDED, &|c| {
+                c.words[at + 1] = usize::MAX
+            });
             for stride in [0, item - 1, item + 1, 1 << 20] {
                 e("stride", INVALID, &|c| c.words[at + 2] = stride);
             }
-            e("longer items", WSYNC_ERR_UNSUPPORTED, &|c| c.words[at + 2] = item + 8);
+            e("longer items", WSYNC_ERR_UNSUPPORTED, &|c| {
+                c.words[at + 2] = item + 8
+            });
         }
         Arg::Memory(_) => e("NULL", INVALID, null),
-        Arg::Enum(_) => e("unknown", WSYNC_ERR_UNSUPPORTED, &|c| c.words[at] = 0x7fff_ffff),
+        Arg::Enum(_) => e("unknown", WSYNC_ERR_UNSUPPORTED, &|c| {
+            c.words[at] = 0x7fff_ffff
+        }),
         Arg::Err => {
             for size in [0, 8, 519, 5000] {
-                e("impossible record", INVALID, &|c| c.region(at).put(0, size, 8));
+                e("impossible record", INVALID, &|c| {
+                    c.region(at).put(0, size, 8)
+                });
             }
             e("odd record", INVALID, odd);
         }
@@ -169,7 +193,10 @@ fn check_buffer(w: &World<'_>, name: &'static str, args: &[Arg], item: usize, at
     let larger = filled(needed + 5, WSYNC_OK);
     let end = needed * item;
     assert_eq!(larger[..end], exact[..end], "{name} answers alike");
-    assert!(larger[end..].iter().all(|b| *b == CANARY), "{name} writes no more than it says");
+    assert!(
+        larger[end..].iter().all(|b| *b == CANARY),
+        "{name} writes no more than it says"
+    );
 }
 
 /// Structs that a newer caller made longer, and NULL where it means defaults.
@@ -193,7 +220,10 @@ fn check_good_variants(w: &World<'_>, name: &'static str, args: &[Arg], arg: &Ar
         Arg::Buffer(item) => check_buffer(w, name, args, *item, at),
         _ => {}
     }
-    if matches!(arg, Arg::OptionalStruct(..) | Arg::OptionalHandle(_) | Arg::Err) {
+    if matches!(
+        arg,
+        Arg::OptionalStruct(..) | Arg::OptionalHandle(_) | Arg::Err
+    ) {
         e("NULL where it is allowed", &|c| c.words[at] = 0);
     }
 }
@@ -243,7 +273,10 @@ fn check_destroy(w: &mut World<'_>, name: &str, noun: Noun) {
     // The foreign one is still alive.
     let mut needed = 0usize;
     w.lib.ok("wsync_plan_verify", &[w.plan]);
-    w.lib.ok("wsync_layout_to_json", &[w.layout, 0, 0, address(&mut needed)]);
+    w.lib.ok(
+        "wsync_layout_to_json",
+        &[w.layout, 0, 0, address(&mut needed)],
+    );
     destroy(w.handle(noun));
     w.forget(noun);
 }
@@ -266,7 +299,11 @@ fn every_function_keeps_the_rules_of_the_header() {
         let is_there = states.iter().any(|(n, _)| *n == name);
         assert!(is_there, "{name} has no contract in this test");
     }
-    assert_eq!(states.len(), symbols().len(), "a contract is for no function");
+    assert_eq!(
+        states.len(),
+        symbols().len(),
+        "a contract is for no function"
+    );
     for (name, state) in states {
         // A world of its own, for some calls end it.
         let mut w = World::new(&lib, state);
@@ -327,22 +364,52 @@ fn views_that_are_wrong_are_refused_by_name_and_number() {
     };
     assert_eq!(views_status(&lib, |_, _| {}), (WSYNC_OK, String::new()));
 
-    refused(WSYNC_ERR_INVALID_ARGUMENT, "tensor 7", |_, p| p.view.tensor = 7);
-    refused(WSYNC_ERR_INVALID_ARGUMENT, "beyond", |_, p| p.view.hi[5] = 9);
-    refused(WSYNC_ERR_INVALID_ARGUMENT, "beyond", |_, p| p.tensor.shape[2] = 9);
-    refused(WSYNC_ERR_LIMIT_EXCEEDED, "9 axes", |_, p| p.tensor.dim_count = 9);
-    refused(WSYNC_ERR_INVALID_ARGUMENT, "dtype", |_, p| p.tensor.dtype.bits = 3);
-    refused(WSYNC_ERR_INVALID_ARGUMENT, "dtype", |_, p| p.view.dtype.code = 200);
-    refused(WSYNC_ERR_LIMIT_EXCEEDED, "name", |_, p| p.tensor.name.bytes = 0);
-    refused(WSYNC_ERR_LIMIT_EXCEEDED, "name", |_, p| p.tensor.name.bytes = 1 << 40);
-    refused(WSYNC_ERR_INVALID_ARGUMENT, "NULL", |_, p| p.buffer.name.ptr = std::ptr::null());
+    refused(WSYNC_ERR_INVALID_ARGUMENT, "tensor 7", |_, p| {
+        p.view.tensor = 7
+    });
+    refused(WSYNC_ERR_INVALID_ARGUMENT, "beyond", |_, p| {
+        p.view.hi[5] = 9
+    });
+    refused(WSYNC_ERR_INVALID_ARGUMENT, "beyond", |_, p| {
+        p.tensor.shape[2] = 9
+    });
+    refused(WSYNC_ERR_LIMIT_EXCEEDED, "9 axes", |_, p| {
+        p.tensor.dim_count = 9
+    });
+    refused(WSYNC_ERR_INVALID_ARGUMENT, "dtype", |_, p| {
+        p.tensor.dtype.bits = 3
+    });
+    refused(WSYNC_ERR_INVALID_ARGUMENT, "dtype", |_, p| {
+        p.view.dtype.code = 200
+    });
+    refused(WSYNC_ERR_LIMIT_EXCEEDED, "name", |_, p| {
+        p.tensor.name.bytes = 0
+    });
+    refused(WSYNC_ERR_LIMIT_EXCEEDED, "name", |_, p| {
+        p.tensor.name.bytes = 1 << 40
+    });
+    refused(WSYNC_ERR_INVALID_ARGUMENT, "NULL", |_, p| {
+        p.buffer.name.ptr = std::ptr::null()
+    });
     refused(WSYNC_ERR_UNSUPPORTED, "memory", |_, p| p.buffer.memory = 77);
-    refused(WSYNC_ERR_INVALID_ARGUMENT, "device", |_, p| p.buffer.device = 1);
-    refused(WSYNC_ERR_UNSUPPORTED, "reserved", |_, p| p.view.reserved = 1);
-    refused(WSYNC_ERR_LIMIT_EXCEEDED, "\"w\"", |_, p| p.tensor.shape[0] = u64::MAX);
-    refused(WSYNC_ERR_LIMIT_EXCEEDED, "wsync_view", |v, _| v.view_count = usize::MAX);
-    refused(WSYNC_ERR_INVALID_ARGUMENT, "stride", |v, _| v.view_stride = 0);
-    refused(WSYNC_ERR_INVALID_ARGUMENT, "NULL", |v, _| v.tensors = std::ptr::null());
+    refused(WSYNC_ERR_INVALID_ARGUMENT, "device", |_, p| {
+        p.buffer.device = 1
+    });
+    refused(WSYNC_ERR_UNSUPPORTED, "reserved", |_, p| {
+        p.view.reserved = 1
+    });
+    refused(WSYNC_ERR_LIMIT_EXCEEDED, "\"w\"", |_, p| {
+        p.tensor.shape[0] = u64::MAX
+    });
+    refused(WSYNC_ERR_LIMIT_EXCEEDED, "wsync_view", |v, _| {
+        v.view_count = usize::MAX
+    });
+    refused(WSYNC_ERR_INVALID_ARGUMENT, "stride", |v, _| {
+        v.view_stride = 0
+    });
+    refused(WSYNC_ERR_INVALID_ARGUMENT, "NULL", |v, _| {
+        v.tensors = std::ptr::null()
+    });
 
     // What only the layout as a whole can tell.
     let wrong: [(&str, Spoil); 7] = [
@@ -360,4 +427,3 @@ fn views_that_are_wrong_are_refused_by_name_and_number() {
         assert!(text.contains(word), "{word} is not in: {text}");
     }
 }
-

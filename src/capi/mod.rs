@@ -44,10 +44,7 @@ use types::{wsync_error, wsync_status};
 
 /// Runs the body of a function: failures and panics become a status and fill
 /// the caller's record.
-fn guard(
-    err: *mut wsync_error,
-    body: impl FnOnce() -> Result<(), Error>,
-) -> wsync_status {
+fn guard(err: *mut wsync_error, body: impl FnOnce() -> Result<(), Error>) -> wsync_status {
     guard_status(err, || body().map(|()| Status::Ok))
 }
 

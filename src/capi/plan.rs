@@ -172,7 +172,11 @@ pub unsafe extern "C" fn wsync_plan_create(
         // set and whose array has the count that stands beside it.
         let options = unsafe { plan_options(options)? };
         let (source, destination) = (source.layout.clone(), destination.layout.clone());
-        out.put(PlanObject::new(Plan::create(source, destination, &options)?));
+        out.put(PlanObject::new(Plan::create(
+            source,
+            destination,
+            &options,
+        )?));
         Ok(())
     })
 }
@@ -401,7 +405,9 @@ pub unsafe extern "C" fn wsync_plan_buffer_at(
         // SAFETY: the header asks for a live plan.
         let plan = unsafe { shared(plan)? };
         let buffers = plan.buffers(Rank(rank))?;
-        let (side, buffer) = buffers.get(index).ok_or_else(|| no_buffer(rank, index, buffers.len()))?;
+        let (side, buffer) = buffers
+            .get(index)
+            .ok_or_else(|| no_buffer(rank, index, buffers.len()))?;
         out.write(&buffer_info(*side, buffer));
         Ok(())
     })
@@ -523,7 +529,17 @@ impl PlanObject {
         }
     }
 
-    fn buffers(&self, rank: Rank) -> Result<Arc<[(Option<crate::plan::program::Side>, crate::layout::view::NamedBuffer)]>> {
+    fn buffers(
+        &self,
+        rank: Rank,
+    ) -> Result<
+        Arc<
+            [(
+                Option<crate::plan::program::Side>,
+                crate::layout::view::NamedBuffer,
+            )],
+        >,
+    > {
         let program = self.plan.program(rank)?;
         Ok(cached(&self.buffers, rank, || {
             let mut all: Vec<_> = program
@@ -599,8 +615,18 @@ unsafe fn selector_of(selector: *const wsync_selector) -> Result<Selector> {
     // SAFETY: passed on.
     unsafe {
         Ok(Selector {
-            include: args::texts(given.include, given.include_count, "include", TENSOR_COUNT_MAX)?,
-            exclude: args::texts(given.exclude, given.exclude_count, "exclude", TENSOR_COUNT_MAX)?,
+            include: args::texts(
+                given.include,
+                given.include_count,
+                "include",
+                TENSOR_COUNT_MAX,
+            )?,
+            exclude: args::texts(
+                given.exclude,
+                given.exclude_count,
+                "exclude",
+                TENSOR_COUNT_MAX,
+            )?,
         })
     }
 }

@@ -37,7 +37,9 @@ impl Handle for wsync_request {
     const SURVIVES_FORK: bool = false;
 
     fn poisoned(value: &RequestObject) {
-        value.endpoint.abort("an internal error of the library, on a request");
+        value
+            .endpoint
+            .abort("an internal error of the library, on a request");
     }
 }
 

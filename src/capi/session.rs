@@ -36,7 +36,9 @@ impl Handle for wsync_session {
     const SURVIVES_FORK: bool = false;
 
     fn poisoned(value: &SessionObject) {
-        value.session.abort("an internal error of the library, on a session");
+        value
+            .session
+            .abort("an internal error of the library, on a session");
     }
 }
 
@@ -137,7 +139,9 @@ pub unsafe extern "C" fn wsync_session_bind(
         // SAFETY: the header asks for a NUL-terminated name.
         let name = unsafe { args::name(name, "the buffer name")? };
         let memory = self::memory(memory, device)?;
-        session.session.bind(side_of(side)?, name, range(ptr, bytes), memory)
+        session
+            .session
+            .bind(side_of(side)?, name, range(ptr, bytes), memory)
     })
 }
 
@@ -163,7 +167,9 @@ pub unsafe extern "C" fn wsync_session_bind_many(
             // SAFETY: each name has its number of readable bytes.
             unsafe { binding_of(b) }
         });
-        session.session.bind_all(&bindings.collect::<Result<Vec<_>>>()?)
+        session
+            .session
+            .bind_all(&bindings.collect::<Result<Vec<_>>>()?)
     })
 }
 

@@ -34,7 +34,9 @@ impl Handle for wsync_transport {
     const SURVIVES_FORK: bool = false;
 
     fn poisoned(value: &TransportObject) {
-        value.endpoint.abort("an internal error of the library, on a transport");
+        value
+            .endpoint
+            .abort("an internal error of the library, on a transport");
     }
 }
 
@@ -150,7 +152,12 @@ pub unsafe extern "C" fn wsync_transport_meet(
         let transport = unsafe { exclusive(transport)? };
         // SAFETY: the header asks for `greeting_count` elements.
         let greetings = unsafe {
-            args::slice(greetings, greeting_count, "greetings", RANK_COUNT_MAX as usize)?
+            args::slice(
+                greetings,
+                greeting_count,
+                "greetings",
+                RANK_COUNT_MAX as usize,
+            )?
         };
         let greetings = greetings.iter().map(|g| {
             // SAFETY: each has its number of readable bytes.
@@ -186,9 +193,7 @@ pub unsafe extern "C" fn wsync_transport_rendezvous(
         // SAFETY: the header asks for a NUL-terminated address.
         let address = unsafe { args::name(address, "the address")? };
         // SAFETY: the header asks for `token_bytes` readable bytes.
-        let token = unsafe {
-            args::bytes(token, token_bytes, "token", TOKEN_BYTES_MAX)?
-        };
+        let token = unsafe { args::bytes(token, token_bytes, "token", TOKEN_BYTES_MAX)? };
         transport.endpoint.rendezvous(address, token, deadline_ns)
     })
 }
@@ -294,7 +299,10 @@ pub unsafe extern "C" fn wsync_transport_destroy(transport: *mut wsync_transport
 unsafe fn endpoint(given: &wsync_transport_options) -> Result<Endpoint> {
     const LOOPBACK: u32 = wsync_transport_kind::WSYNC_TRANSPORT_KIND_LOOPBACK as u32;
     const SHM: u32 = wsync_transport_kind::WSYNC_TRANSPORT_KIND_SHM as u32;
-    args::reserved(<wsync_transport_options as args::Plain>::NAME, given.reserved)?;
+    args::reserved(
+        <wsync_transport_options as args::Plain>::NAME,
+        given.reserved,
+    )?;
     let ranks = match given.ranks.is_null() {
         true => RankSet::count(given.rank_count)?,
         false => {

@@ -28,7 +28,10 @@ pub fn entries(w: &World<'_>) -> Entries {
 }
 
 fn add(e: &mut Entries, name: &'static str, state: State, contract: Contract) {
-    assert!(e.insert(name, (state, contract)).is_none(), "{name} has two entries");
+    assert!(
+        e.insert(name, (state, contract)).is_none(),
+        "{name} has two entries"
+    );
 }
 
 /// Succeeds as often as it is called.
@@ -70,17 +73,31 @@ fn globals(e: &mut Entries) {
 fn layouts(e: &mut Entries, w: &World<'_>) {
     let args = vec![json(), OutHandle(Layout), Err];
     add(e, "wsync_layout_create_from_json", Alone, ok(args));
-    let args = vec![Struct(bytes_of(views()), Vec::new()), OutHandle(Layout), Err];
+    let args = vec![
+        Struct(bytes_of(views()), Vec::new()),
+        OutHandle(Layout),
+        Err,
+    ];
     add(e, "wsync_layout_create_from_views", Alone, ok(args));
     let args = vec![Bytes(w.layout_bytes.clone()), OutHandle(Layout), Err];
     add(e, "wsync_layout_create_from_bytes", Alone, ok(args));
     let handles = w.layout.to_ne_bytes().to_vec();
     let args = vec![Items(handles, size_of::<usize>()), OutHandle(Layout), Err];
     add(e, "wsync_layout_merge", Alone, ok(args));
-    for name in ["wsync_layout_serialize", "wsync_layout_to_json", "wsync_layout_describe"] {
+    for name in [
+        "wsync_layout_serialize",
+        "wsync_layout_to_json",
+        "wsync_layout_describe",
+    ] {
         add(e, name, Alone, ok(vec![Handle(Layout), Buffer(1), Err]));
     }
-    let args = vec![Handle(Layout), OptionalHandle(Layout), Buffer(1), Out(8), Err];
+    let args = vec![
+        Handle(Layout),
+        OptionalHandle(Layout),
+        Buffer(1),
+        Out(8),
+        Err,
+    ];
     add(e, "wsync_layout_check", Alone, ok(args));
     let args = vec![json(), OptionalBytes, Buffer(1), Out(8), Err];
     add(e, "wsync_layout_check_json", Alone, ok(args));
@@ -100,15 +117,36 @@ fn layouts(e: &mut Entries, w: &World<'_>) {
 fn mappings(e: &mut Entries) {
     let lists = offset_of!(wsync_mapping_options, source_list_count);
     let bad = vec![
-        (offset_of!(wsync_mapping_options, kind), 99, WSYNC_ERR_UNSUPPORTED),
-        (offset_of!(wsync_mapping_options, flags), 1 << 31, WSYNC_ERR_UNSUPPORTED),
-        (offset_of!(wsync_mapping_options, reserved), 1, WSYNC_ERR_UNSUPPORTED),
+        (
+            offset_of!(wsync_mapping_options, kind),
+            99,
+            WSYNC_ERR_UNSUPPORTED,
+        ),
+        (
+            offset_of!(wsync_mapping_options, flags),
+            1 << 31,
+            WSYNC_ERR_UNSUPPORTED,
+        ),
+        (
+            offset_of!(wsync_mapping_options, reserved),
+            1,
+            WSYNC_ERR_UNSUPPORTED,
+        ),
         (lists, 1, WSYNC_ERR_INVALID_ARGUMENT),
         (lists, u64::MAX, WSYNC_ERR_LIMIT_EXCEEDED),
     ];
-    let args = vec![Struct(bytes_of(mapping_options()), bad), OutHandle(Mapping), Err];
+    let args = vec![
+        Struct(bytes_of(mapping_options()), bad),
+        OutHandle(Mapping),
+        Err,
+    ];
     add(e, "wsync_mapping_create", Alone, ok(args));
-    let args = vec![Handle(Mapping), Enum(1), Buffer(size_of::<wsync_pair>()), Err];
+    let args = vec![
+        Handle(Mapping),
+        Enum(1),
+        Buffer(size_of::<wsync_pair>()),
+        Err,
+    ];
     add(e, "wsync_mapping_pairs", Alone, ok(args));
     for name in [
         "wsync_mapping_group_size",
@@ -141,9 +179,21 @@ fn plan_options() -> Arg {
     let buckets = offset_of!(wsync_plan_options, bucket_count);
     let unused = offset_of!(wsync_plan_options, unused_allowed_count);
     let bad = vec![
-        (offset_of!(wsync_plan_options, strategy), 99, WSYNC_ERR_UNSUPPORTED),
-        (offset_of!(wsync_plan_options, source_rule), 99, WSYNC_ERR_UNSUPPORTED),
-        (offset_of!(wsync_plan_options, reserved), 1, WSYNC_ERR_UNSUPPORTED),
+        (
+            offset_of!(wsync_plan_options, strategy),
+            99,
+            WSYNC_ERR_UNSUPPORTED,
+        ),
+        (
+            offset_of!(wsync_plan_options, source_rule),
+            99,
+            WSYNC_ERR_UNSUPPORTED,
+        ),
+        (
+            offset_of!(wsync_plan_options, reserved),
+            1,
+            WSYNC_ERR_UNSUPPORTED,
+        ),
         (buckets, u64::from(u32::MAX), WSYNC_ERR_LIMIT_EXCEEDED),
         (unused, 1, WSYNC_ERR_INVALID_ARGUMENT),
         (unused, u64::MAX, WSYNC_ERR_LIMIT_EXCEEDED),
@@ -169,7 +219,13 @@ fn selector() -> Arg {
 }
 
 fn plans(e: &mut Entries, w: &World<'_>) {
-    let args = vec![Handle(Layout), Handle(Layout), plan_options(), OutHandle(Plan), Err];
+    let args = vec![
+        Handle(Layout),
+        Handle(Layout),
+        plan_options(),
+        OutHandle(Plan),
+        Err,
+    ];
     add(e, "wsync_plan_create", Alone, ok(args));
     let args = vec![Bytes(w.plan_bytes.clone()), OutHandle(Plan), Err];
     add(e, "wsync_plan_create_from_bytes", Alone, ok(args));
@@ -189,7 +245,12 @@ fn plans(e: &mut Entries, w: &World<'_>) {
     ] {
         add(e, name, Alone, Getter(Plan, 0));
     }
-    add(e, "wsync_plan_ranks", Alone, ok(vec![Handle(Plan), Buffer(4), Err]));
+    add(
+        e,
+        "wsync_plan_ranks",
+        Alone,
+        ok(vec![Handle(Plan), Buffer(4), Err]),
+    );
     let info = OutStruct(size_of::<wsync_program_info>());
     let args = vec![Handle(Plan), Number(0), info, Err];
     add(e, "wsync_plan_program_info", Alone, ok(args));
@@ -207,13 +268,29 @@ fn plans(e: &mut Entries, w: &World<'_>) {
 fn transports(e: &mut Entries, w: &World<'_>) {
     let count = offset_of!(wsync_transport_options, rank_count);
     let bad = vec![
-        (offset_of!(wsync_transport_options, kind), 99, WSYNC_ERR_UNSUPPORTED),
-        (offset_of!(wsync_transport_options, rank), 1, WSYNC_ERR_INVALID_ARGUMENT),
-        (offset_of!(wsync_transport_options, reserved), 1, WSYNC_ERR_UNSUPPORTED),
+        (
+            offset_of!(wsync_transport_options, kind),
+            99,
+            WSYNC_ERR_UNSUPPORTED,
+        ),
+        (
+            offset_of!(wsync_transport_options, rank),
+            1,
+            WSYNC_ERR_INVALID_ARGUMENT,
+        ),
+        (
+            offset_of!(wsync_transport_options, reserved),
+            1,
+            WSYNC_ERR_UNSUPPORTED,
+        ),
         (count, 0, WSYNC_ERR_INVALID_ARGUMENT),
         (count, u64::from(u32::MAX), WSYNC_ERR_LIMIT_EXCEEDED),
     ];
-    let args = vec![Struct(bytes_of(transport_options()), bad), OutHandle(Transport), Err];
+    let args = vec![
+        Struct(bytes_of(transport_options()), bad),
+        OutHandle(Transport),
+        Err,
+    ];
     add(e, "wsync_transport_create", Alone, ok(args));
     let args = vec![Handle(Transport), Buffer(1), Err];
     add(e, "wsync_transport_greeting", Alone, ok(args));
@@ -224,11 +301,27 @@ fn transports(e: &mut Entries, w: &World<'_>) {
     add(e, "wsync_transport_meet", Alone, once(args));
     let token = Bytes(b"a token of the test".to_vec());
     let address = Name("127.0.0.1:0");
-    let args = vec![Handle(Transport), address, token, Number(10_000_000_000), Err];
+    let args = vec![
+        Handle(Transport),
+        address,
+        token,
+        Number(10_000_000_000),
+        Err,
+    ];
     add(e, "wsync_transport_rendezvous", Alone, once(args));
-    add(e, "wsync_transport_rank", Alone, Getter(Transport, WSYNC_RANK_NONE));
+    add(
+        e,
+        "wsync_transport_rank",
+        Alone,
+        Getter(Transport, WSYNC_RANK_NONE),
+    );
     add(e, "wsync_transport_rank_count", Alone, Getter(Transport, 0));
-    add(e, "wsync_transport_status", Loaded, ok(vec![Handle(Transport), Err]));
+    add(
+        e,
+        "wsync_transport_status",
+        Loaded,
+        ok(vec![Handle(Transport), Err]),
+    );
     let args = vec![Handle(Transport), Name("a test"), Err];
     add(e, "wsync_transport_abort", Loaded, ok(args));
     let args = vec![Handle(Transport), Number(usize::MAX), Err];
@@ -283,8 +376,16 @@ fn sessions(e: &mut Entries, w: &World<'_>) {
 
 fn request_options_arg() -> Arg {
     let bad = vec![
-        (offset_of!(wsync_request_options, flags), 1 << 31, WSYNC_ERR_UNSUPPORTED),
-        (offset_of!(wsync_request_options, reserved), 1, WSYNC_ERR_UNSUPPORTED),
+        (
+            offset_of!(wsync_request_options, flags),
+            1 << 31,
+            WSYNC_ERR_UNSUPPORTED,
+        ),
+        (
+            offset_of!(wsync_request_options, reserved),
+            1,
+            WSYNC_ERR_UNSUPPORTED,
+        ),
     ];
     OptionalStruct(bytes_of(request_options()), bad)
 }
@@ -296,20 +397,44 @@ fn requests(e: &mut Entries) {
     add(e, "wsync_request_prepare", Loaded, once(args));
     let never_prepared = Good::Answers(WSYNC_ERR_INVALID_STATE);
     let args = vec![Handle(Request), Number(usize::MAX), Err];
-    add(e, "wsync_request_wait_ready", Loaded, Status(never_prepared, args));
+    add(
+        e,
+        "wsync_request_wait_ready",
+        Loaded,
+        Status(never_prepared, args),
+    );
     let args = vec![Handle(Request), Number(0), Err];
-    add(e, "wsync_request_start", Loaded, Status(never_prepared, args));
+    add(
+        e,
+        "wsync_request_start",
+        Loaded,
+        Status(never_prepared, args),
+    );
     let args = vec![Handle(Request), request_options_arg(), Number(0), Err];
     add(e, "wsync_request_submit", Loaded, once(args));
-    add(e, "wsync_request_test", Delivered, ok(vec![Handle(Request), Err]));
+    add(
+        e,
+        "wsync_request_test",
+        Delivered,
+        ok(vec![Handle(Request), Err]),
+    );
     let args = vec![Handle(Request), Number(usize::MAX), Err];
     add(e, "wsync_request_wait", Delivered, ok(args));
     let args = vec![Handle(Request), Out(4), Out(4), Err];
     add(e, "wsync_request_outcome", Delivered, ok(args));
-    for name in ["wsync_request_state", "wsync_request_step_count", "wsync_request_steps_done"] {
+    for name in [
+        "wsync_request_state",
+        "wsync_request_step_count",
+        "wsync_request_steps_done",
+    ] {
         add(e, name, Delivered, Getter(Request, 0));
     }
-    add(e, "wsync_request_report", Delivered, ok(vec![Handle(Request), Buffer(1), Err]));
+    add(
+        e,
+        "wsync_request_report",
+        Delivered,
+        ok(vec![Handle(Request), Buffer(1), Err]),
+    );
     let args = vec![Handle(Request), Name("w"), Out(8), Err];
     add(e, "wsync_request_tensor_digest", Delivered, ok(args));
     add(e, "wsync_request_destroy", Delivered, Destroy(Request));

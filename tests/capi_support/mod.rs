@@ -13,17 +13,8 @@ use weightsync::capi::types::*;
 /// The most arguments that a function of the header has.
 pub const WORDS: usize = 9;
 pub type Words = [usize; WORDS];
-type Raw = unsafe extern "C" fn(
-    usize,
-    usize,
-    usize,
-    usize,
-    usize,
-    usize,
-    usize,
-    usize,
-    usize,
-) -> i64;
+type Raw =
+    unsafe extern "C" fn(usize, usize, usize, usize, usize, usize, usize, usize, usize) -> i64;
 
 // ---- the library -------------------------------------------------------
 
@@ -91,13 +82,19 @@ pub fn error_record() -> wsync_error {
 }
 
 pub fn message(err: &wsync_error) -> String {
-    let bytes = err.message.iter().take_while(|c| **c != 0).map(|c| *c as u8);
+    let bytes = err
+        .message
+        .iter()
+        .take_while(|c| **c != 0)
+        .map(|c| *c as u8);
     String::from_utf8(bytes.collect()).expect("messages are UTF-8")
 }
 
 pub fn status_of(code: i32) -> wsync_status {
     let status = weightsync::Status::from_code(code);
-    status.unwrap_or_else(|| panic!("{code} is no status")).into()
+    status
+        .unwrap_or_else(|| panic!("{code} is no status"))
+        .into()
 }
 
 // ---- one of everything ---------------------------------------------------
@@ -178,7 +175,8 @@ impl World<'_> {
         self.lib.ok(function, &[handle, 0, 0, address(&mut needed)]);
         let mut bytes = vec![0u8; needed];
         let at = address(&mut bytes[..]);
-        self.lib.ok(function, &[handle, at, needed, address(&mut needed)]);
+        self.lib
+            .ok(function, &[handle, at, needed, address(&mut needed)]);
         bytes
     }
 
@@ -189,7 +187,12 @@ impl World<'_> {
         lib.ok("wsync_transport_create", &words);
         let mut needed = 0usize;
         let at = address(&mut self.greeting[..]);
-        let words = [self.transport, at, self.greeting.len(), address(&mut needed)];
+        let words = [
+            self.transport,
+            at,
+            self.greeting.len(),
+            address(&mut needed),
+        ];
         lib.ok("wsync_transport_greeting", &words);
         self.greeting.truncate(needed);
         if meets {
@@ -206,7 +209,10 @@ impl World<'_> {
         let memory = address(&mut self.memory[..]);
         let name = c"w".as_ptr().expose_provenance();
         for (side, at) in [(1, memory), (2, memory + 64)] {
-            lib.ok("wsync_session_bind", &[self.session, side, name, at, 64, 0, 0]);
+            lib.ok(
+                "wsync_session_bind",
+                &[self.session, side, name, at, 64, 0, 0],
+            );
         }
         let words = [self.session, self.plan, address(&mut self.slot)];
         lib.ok("wsync_session_load", &words);
@@ -219,7 +225,8 @@ impl World<'_> {
         options.flags = 1;
         let words = [self.request, address(&mut options), 0];
         self.lib.ok("wsync_request_submit", &words);
-        self.lib.ok("wsync_request_wait", &[self.request, usize::MAX]);
+        self.lib
+            .ok("wsync_request_wait", &[self.request, usize::MAX]);
     }
 
     pub fn handle(&self, noun: Noun) -> usize {
@@ -610,7 +617,9 @@ impl<'a> Call<'a> {
     }
 
     pub fn region(&mut self, word: usize) -> &mut Region {
-        self.regions.get_mut(&word).expect("the word points to memory")
+        self.regions
+            .get_mut(&word)
+            .expect("the word points to memory")
     }
 
     /// Makes the call, checks what holds whatever it answers, and destroys
@@ -621,7 +630,11 @@ impl<'a> Call<'a> {
         let status = self.world.lib.call(self.name, &self.words) as i32;
         for (word, region) in &self.regions {
             let is_fenced = region.is_fenced();
-            assert!(is_fenced, "{} writes beyond the memory of word {word}", self.name);
+            assert!(
+                is_fenced,
+                "{} writes beyond the memory of word {word}",
+                self.name
+            );
             let wrote = region.bytes() != before[word];
             if self.is_record(*word) {
                 self.check_record(*word, status, wrote);
@@ -648,14 +661,22 @@ impl<'a> Call<'a> {
         let region = &self.regions[&word];
         let is_given = self.words[word] == region.words.as_ptr().addr();
         let is_whole = region.words[0] == size_of::<wsync_error>() as u64;
-        assert_eq!(wrote, status < 0 && is_given && is_whole, "{name}: record and {status}");
+        assert_eq!(
+            wrote,
+            status < 0 && is_given && is_whole,
+            "{name}: record and {status}"
+        );
         if !wrote {
             return;
         }
         let bytes = region.bytes();
         let said = i32::from_ne_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
         assert_eq!(said, status, "{name}: the record disagrees");
-        let text: Vec<u8> = bytes[24..520].iter().copied().take_while(|b| *b != 0).collect();
+        let text: Vec<u8> = bytes[24..520]
+            .iter()
+            .copied()
+            .take_while(|b| *b != 0)
+            .collect();
         let text = String::from_utf8(text).expect("messages are UTF-8");
         assert!(!text.is_empty(), "{name}: no message for {status}");
         assert!(!text.contains('\n'), "{name}: more than one line: {text}");
