@@ -10,7 +10,8 @@ use crate::exec::{Endpoint, RankSet};
 use crate::limits::{GREETING_BYTES_MAX, RANK_COUNT_MAX, TOKEN_BYTES_MAX};
 use crate::rank::Rank;
 use crate::transport::Bootstrap;
-use crate::transport::bootstrap::Loopback;
+use crate::transport::bootstrap::{Loopback, Shm};
+use crate::transport::shm::ShmOptions;
 use std::ffi::{c_char, c_void};
 
 /// The way of one rank to all others: a data plane and a small control
@@ -316,8 +317,16 @@ unsafe fn endpoint(given: &wsync_transport_options) -> Result<Endpoint> {
     };
     let bootstrap: Box<dyn Bootstrap> = match given.kind {
         LOOPBACK => Box::new(Loopback),
-        SHM => return Err(super::unwired()),
+        SHM => Box::new(Shm::new(Rank(given.rank), shm_options(given))?),
         other => return Err(args::unknown("kind", other)),
     };
     Endpoint::new(Rank(given.rank), ranks, bootstrap)
+}
+
+fn shm_options(given: &wsync_transport_options) -> ShmOptions {
+    let mut options = ShmOptions::default();
+    if given.ring_bytes_max != 0 {
+        options.ring_bytes_max = given.ring_bytes_max;
+    }
+    options
 }

@@ -1,6 +1,7 @@
 //! Data planes before their ranks have met.
 
 use super::loopback::LoopbackHub;
+use super::shm::{ShmOptions, ShmTransport};
 use super::{Bootstrap, Kind, Transport};
 use crate::error::{Error, Result};
 use crate::rank::Rank;
@@ -31,6 +32,43 @@ impl Bootstrap for Loopback {
         let highest = peers.last().map_or(0, |(rank, _)| rank.0);
         let hub = LoopbackHub::by_key(group as u64, highest + 1)?;
         Ok(hub.attach(rank)?)
+    }
+}
+
+/// Ranks as processes of one host: each listens before anybody meets.
+#[derive(Debug)]
+pub struct Shm {
+    transport: Arc<ShmTransport>,
+    address: Vec<u8>,
+}
+
+impl Shm {
+    /// Starts to listen.
+    pub fn new(rank: Rank, options: ShmOptions) -> Result<Shm> {
+        let transport = ShmTransport::with(rank, options)?;
+        let address = transport.address();
+        Ok(Shm { transport, address })
+    }
+}
+
+impl Bootstrap for Shm {
+    fn kind(&self) -> Kind {
+        Kind::Shm
+    }
+
+    fn address(&self) -> &[u8] {
+        &self.address
+    }
+
+    fn meet(
+        self: Box<Self>,
+        _rank: Rank,
+        peers: &[(Rank, Vec<u8>)],
+        _group: u128,
+        _deadline: Instant,
+    ) -> Result<Arc<dyn Transport>> {
+        self.transport.set_peers(peers.to_vec())?;
+        Ok(self.transport)
     }
 }
 
