@@ -1376,8 +1376,8 @@ typedef struct wsync_transport_options {
    */
   uint32_t reserved;
   /**
-   * shm: bytes of shared memory per pair and direction; 0 is
-   * WSYNC_SHM_RING_BYTES from the environment, or 8 MiB.
+   * shm: bytes of shared memory for all that this rank sends, at most; 0
+   * is WSYNC_SHM_RING_BYTES_MAX from the environment, or 128 MiB.
    */
   uint64_t ring_bytes_max;
 } wsync_transport_options;
