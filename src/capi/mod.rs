@@ -90,7 +90,3 @@ fn words(panic: &(dyn Any + Send)) -> &str {
 fn count_u32(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
-
-fn unwired() -> Error {
-    Error::new(Status::Unsupported, "not wired yet")
-}

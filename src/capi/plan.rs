@@ -11,7 +11,9 @@ use super::{count_u32, guard, guard_value};
 use crate::env;
 use crate::error::Result;
 use crate::limits::{FILE_BYTES_MAX, TENSOR_COUNT_MAX};
-use crate::plan::decision::{PlanOptions, SourceRule, Strategy};
+use crate::plan::decision::{
+    DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Strategy,
+};
 use crate::plan::{Plan, Selector};
 use crate::rank::Rank;
 use std::ffi::{c_char, c_void};
@@ -198,8 +200,8 @@ pub unsafe extern "C" fn wsync_plan_create_from_bytes(
         let out = unsafe { Out::new(out_plan, "out_plan")? };
         // SAFETY: the header asks for `byte_count` readable bytes.
         let bytes = unsafe { args::bytes(bytes, byte_count, "bytes", FILE_BYTES_MAX)? };
-        let _ = (out, bytes);
-        Err(super::unwired())
+        out.put(PlanObject::new(Plan::from_bytes(bytes)?));
+        Ok(())
     })
 }
 
@@ -246,8 +248,7 @@ pub unsafe extern "C" fn wsync_plan_serialize(
         let out = unsafe { super::out::bytes(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for a live plan.
         let plan = unsafe { shared(plan)? };
-        let _ = (out, plan);
-        Err(super::unwired())
+        out.write(&plan.plan.to_bytes()?)
     })
 }
 
@@ -507,8 +508,7 @@ pub unsafe extern "C" fn wsync_plan_diff(
         let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for live plans.
         let (plan, other) = unsafe { (shared(plan)?, shared(other)?) };
-        let _ = (out, plan, other);
-        Err(super::unwired())
+        out.write_json(&plan.plan.diff(&other.plan)?)
     })
 }
 
@@ -575,8 +575,8 @@ fn program_info(plan: &Plan, rank: Rank) -> Result<wsync_program_info> {
 /// that stands beside it.
 unsafe fn plan_options(options: *const wsync_plan_options) -> Result<PlanOptions> {
     let mut made = PlanOptions {
-        staging_bytes_max: env::staging_bytes_max()?,
-        direct_bytes_min: env::direct_bytes_min()?,
+        staging_bytes_max: env::staging_bytes_max()?.unwrap_or(STAGING_BYTES_DEFAULT),
+        direct_bytes_min: env::direct_bytes_min()?.unwrap_or(DIRECT_BYTES_MIN_DEFAULT),
         ..PlanOptions::default()
     };
     // SAFETY: passed on.

@@ -5,6 +5,7 @@ use super::handle::{self, Handle, exclusive, shared};
 use super::out::Out;
 use super::types::{WSYNC_RANK_NONE, wsync_bytes, wsync_error, wsync_rank_list, wsync_status};
 use super::{count_u32, guard, guard_value};
+use crate::env;
 use crate::error::Result;
 use crate::exec::{Endpoint, RankSet};
 use crate::limits::{GREETING_BYTES_MAX, RANK_COUNT_MAX, TOKEN_BYTES_MAX};
@@ -76,8 +77,8 @@ pub struct wsync_transport_options {
     pub rank_count: u32,
     /// 0.
     pub reserved: u32,
-    /// shm: bytes of shared memory per pair and direction; 0 is
-    /// WSYNC_SHM_RING_BYTES from the environment, or 8 MiB.
+    /// shm: bytes of shared memory for all that this rank sends, at most; 0
+    /// is WSYNC_SHM_RING_BYTES_MAX from the environment, or 128 MiB.
     pub ring_bytes_max: u64,
 }
 
@@ -317,16 +318,20 @@ unsafe fn endpoint(given: &wsync_transport_options) -> Result<Endpoint> {
     };
     let bootstrap: Box<dyn Bootstrap> = match given.kind {
         LOOPBACK => Box::new(Loopback),
-        SHM => Box::new(Shm::new(Rank(given.rank), shm_options(given))?),
+        SHM => Box::new(Shm::new(Rank(given.rank), shm_options(given)?)?),
         other => return Err(args::unknown("kind", other)),
     };
     Endpoint::new(Rank(given.rank), ranks, bootstrap)
 }
 
-fn shm_options(given: &wsync_transport_options) -> ShmOptions {
+fn shm_options(given: &wsync_transport_options) -> Result<ShmOptions> {
     let mut options = ShmOptions::default();
-    if given.ring_bytes_max != 0 {
-        options.ring_bytes_max = given.ring_bytes_max;
+    let wanted = match given.ring_bytes_max {
+        0 => env::shm_ring_bytes_max()?,
+        bytes => Some(bytes),
+    };
+    if let Some(bytes) = wanted {
+        options.ring_bytes_max = bytes;
     }
-    options
+    Ok(options)
 }
