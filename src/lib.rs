@@ -14,10 +14,14 @@
 //! `cli, capi -> exec -> plan -> layout`, with transports and devices behind
 //! traits that take work and return fences.
 
+pub mod capi;
 pub mod device;
+pub mod env;
 pub mod error;
+pub mod exec;
 pub mod layout;
 pub mod limits;
+pub mod log;
 pub mod plan;
 pub mod rank;
 pub mod transport;

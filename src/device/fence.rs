@@ -2,15 +2,27 @@
 
 use crate::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+/// Something that sleeps until a timeline moves. `moved` is called with a lock
+/// of the timeline held: it wakes a thread and does nothing else.
+pub trait Watch: Send + Sync {
+    fn moved(&self);
+}
+
 /// How far one queue has come. Only ever grows.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Timeline {
     reached: AtomicU64,
-    lock: Mutex<()>,
+    watchers: Mutex<Vec<Weak<dyn Watch>>>,
     moved: Condvar,
+}
+
+impl std::fmt::Debug for Timeline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Timeline({})", self.reached())
+    }
 }
 
 impl Timeline {
@@ -18,8 +30,26 @@ impl Timeline {
     pub fn advance(&self, value: u64) {
         self.reached.fetch_max(value, Ordering::Release);
         // Taking the lock orders us after a waiter's last look.
-        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+        let watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        for watcher in watchers.iter().filter_map(Weak::upgrade) {
+            watcher.moved();
+        }
+        drop(watchers);
         self.moved.notify_all();
+    }
+
+    /// Has `watcher` called at every later advance. Adding one twice is adding
+    /// it once; one that is dropped is forgotten.
+    pub fn watch(&self, watcher: &Arc<dyn Watch>) {
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        if watchers
+            .iter()
+            .any(|w| std::ptr::addr_eq(w.as_ptr(), Arc::as_ptr(watcher)))
+        {
+            return;
+        }
+        watchers.retain(|w| w.strong_count() > 0);
+        watchers.push(Arc::downgrade(watcher));
     }
 
     pub fn reached(&self) -> u64 {
@@ -48,6 +78,19 @@ impl Fence {
         }
     }
 
+    /// True if the point is reached; else `watcher` is called when its queue
+    /// moves. Never misses a move between the two.
+    pub fn watch(&self, watcher: &Arc<dyn Watch>) -> bool {
+        let Some((line, value)) = &self.at else {
+            return true;
+        };
+        if line.reached() >= *value {
+            return true;
+        }
+        line.watch(watcher);
+        line.reached() >= *value
+    }
+
     /// Waits until the point is reached or `timeout` is over; says which.
     pub fn wait(&self, timeout: Duration) -> bool {
         let Some((line, value)) = &self.at else {
@@ -57,7 +100,7 @@ impl Fence {
             return true;
         }
         let end = Instant::now().checked_add(timeout);
-        let mut guard = line.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = line.watchers.lock().unwrap_or_else(PoisonError::into_inner);
         while line.reached() < *value {
             let left = match end {
                 Some(end) => end.saturating_duration_since(Instant::now()),

@@ -11,24 +11,47 @@
 //!
 //! Only `test`, `wait` and the watchdog look at a fence.
 
+pub mod copy;
+pub mod deferred;
+pub mod digest;
 pub mod fence;
+pub mod host;
+
+pub(crate) mod available;
+pub(crate) mod cast;
+pub(crate) mod check;
+mod pages;
+mod walk;
+pub(crate) mod work;
 
 use crate::error::Result;
-use crate::plan::program::Program;
+use crate::plan::program::{BufferSlot, Program, Region};
 use fence::{AbortCell, Fence};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A range of caller or session memory. Whoever makes one promises that it
 /// stays valid, and is not used otherwise, while a request that uses it runs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryRange {
     pub address: usize,
     pub bytes: u64,
 }
 
+impl MemoryRange {
+    /// No memory at all.
+    pub const EMPTY: MemoryRange = MemoryRange {
+        address: 0,
+        bytes: 0,
+    };
+}
+
 /// A program with its memory: what transports and devices work on. Made when
 /// a plan is loaded; immutable but for marks and sums.
+///
+/// [`Binding::new`] is the only way to make one: it checks that every region
+/// of the program lies inside the memory that is bound to its slot, which is
+/// what the copies rely on.
 #[derive(Debug)]
 pub struct Binding {
     pub program: Arc<Program>,
@@ -40,6 +63,48 @@ pub struct Binding {
     pub marks: Marks,
     /// Per tensor digest sums, written by `Task::Digest*`.
     pub sums: DigestSums,
+    checked: check::Checked,
+}
+
+impl Binding {
+    /// Binds `program` to memory: one range per slot, `staging` for packed
+    /// messages (empty where the transport gathers), `relay` for bytes to be
+    /// forwarded. Fails with `BufferMismatch` where a region would leave its
+    /// range, and with `Internal` where the program contradicts itself.
+    pub fn new(
+        program: Arc<Program>,
+        memory: Vec<MemoryRange>,
+        staging: MemoryRange,
+        relay: MemoryRange,
+        abort: Arc<AbortCell>,
+    ) -> Result<Binding> {
+        let checked = check::check(&program, &memory, staging, relay)?;
+        let sums = DigestSums::new(program.tensors.len());
+        Ok(Binding {
+            program,
+            memory,
+            staging,
+            relay,
+            abort,
+            marks: Marks::default(),
+            sums,
+            checked,
+        })
+    }
+
+    /// True if packed messages have their place in staging.
+    pub fn is_staged(&self) -> bool {
+        self.checked.is_staged
+    }
+
+    /// Address of the first element of a region.
+    pub(crate) fn address(&self, region: &Region) -> usize {
+        let range = match region.slot {
+            BufferSlot::RELAY => self.relay,
+            BufferSlot(slot) => self.memory[slot as usize],
+        };
+        range.address + region.offset as usize
+    }
 }
 
 /// What the memory's owner can say about a request's progress. Values are the
@@ -74,6 +139,18 @@ pub struct DigestSums {
     pub sent: Vec<AtomicU64>,
     /// Destination elements of this rank, all of them.
     pub held: Vec<AtomicU64>,
+}
+
+impl DigestSums {
+    /// Sums of zero for `tensors` tensors.
+    pub fn new(tensors: usize) -> DigestSums {
+        let zeros = || (0..tensors).map(|_| AtomicU64::new(0)).collect();
+        DigestSums {
+            once: zeros(),
+            sent: zeros(),
+            held: zeros(),
+        }
+    }
 }
 
 /// What a device can be asked to do with a binding.

@@ -153,7 +153,9 @@ impl Splitter<'_> {
         let (part, p) = placement(self.destination, r);
         let rule = part.rule(p);
         StagedSlice {
-            slice: rule.holders(r.part, part.mesh(rule), None, self.shape(), |d| cell.0[d].lo),
+            slice: rule.holders(r.part, part.mesh(rule), None, self.shape(), |d| {
+                cell.0[d].lo
+            }),
             placement: needer as u32,
             stage_axis: rule.stage_axis,
         }

@@ -24,8 +24,9 @@ use crate::layout::tensor::{Dims, IndexBox, Span, Tensor, TensorIndex};
 use crate::layout::view::Strides;
 use crate::layout::{BufferKey, Layout, Place};
 use crate::rank::Rank;
+use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
-use std::collections::HashMap;
+
 use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -135,11 +136,11 @@ struct Walk<'a> {
     rank: Rank,
     direction: Direction,
     templates: Vec<Vec<Cell>>,
-    template_of: HashMap<TemplateKey, u32>,
+    template_of: FxHashMap<TemplateKey, u32>,
     groups: Vec<Group>,
-    group_of: HashMap<GroupKey, u32>,
+    group_of: FxHashMap<GroupKey, u32>,
     /// Groups per cell of a template at given stages.
-    staged: HashMap<(u32, SmallVec<[u32; 4]>), Arc<[u32]>>,
+    staged: FxHashMap<(u32, SmallVec<[u32; 4]>), Arc<[u32]>>,
     items: Vec<Item>,
 }
 
@@ -198,10 +199,10 @@ impl<'a> Walk<'a> {
             rank,
             direction,
             templates: Vec::new(),
-            template_of: HashMap::new(),
+            template_of: FxHashMap::default(),
             groups: Vec::new(),
-            group_of: HashMap::new(),
-            staged: HashMap::new(),
+            group_of: FxHashMap::default(),
+            staged: FxHashMap::default(),
             items: Vec::new(),
         }
     }
@@ -255,9 +256,7 @@ impl<'a> Walk<'a> {
             Some(&id) => id,
             None => {
                 let mut cells = Vec::new();
-                for (bounds, own) in
-                    own_views(part, p, seat, self.inputs.destination.tensors())?
-                {
+                for (bounds, own) in own_views(part, p, seat, self.inputs.destination.tensors())? {
                     for c in self.splitter(tensor).cells(&bounds, None) {
                         let needers = self.splitter(tensor).needers(j as usize, &c);
                         cells.push(self.cell(tensor, c, own.clone(), Needers::Slice(needers))?);
@@ -504,9 +503,10 @@ impl<'a> Walk<'a> {
                 buffer,
                 position: group.bytes,
             });
-            group.bytes = group.bytes.checked_add(bytes).ok_or_else(|| {
-                Error::limit("the bytes on one line exceed 64 bits".to_string())
-            })?;
+            group.bytes = group
+                .bytes
+                .checked_add(bytes)
+                .ok_or_else(|| Error::limit("the bytes on one line exceed 64 bits".to_string()))?;
         }
         Ok(())
     }
@@ -517,7 +517,12 @@ impl<'a> Walk<'a> {
         let stage = |layout: &Layout, r| placement(layout, r).1.stage.unwrap_or(u32::MAX);
         let mut stages: SmallVec<[u32; 4]> = SmallVec::new();
         stages.extend(tensor.holders.iter().map(|r| stage(self.inputs.source, *r)));
-        stages.extend(tensor.needers.iter().map(|r| stage(self.inputs.destination, *r)));
+        stages.extend(
+            tensor
+                .needers
+                .iter()
+                .map(|r| stage(self.inputs.destination, *r)),
+        );
         if let Some(g) = self.staged.get(&(template, stages.clone())) {
             return Ok(g.clone());
         }
@@ -539,12 +544,18 @@ impl<'a> Walk<'a> {
                 .holders
                 .slices
                 .iter()
-                .map(|s| s.at(placement(source, tensor.holders[s.placement as usize]).1.stage))
+                .map(|s| {
+                    s.at(placement(source, tensor.holders[s.placement as usize])
+                        .1
+                        .stage)
+                })
                 .collect(),
             listed: cell.holders.listed.iter().map(|e| e.0).collect(),
             needers: match &cell.needers {
                 Needers::Slice(s) => NeederKey::Slice(
-                    s.at(placement(destination, tensor.needers[s.placement as usize]).1.stage),
+                    s.at(placement(destination, tensor.needers[s.placement as usize])
+                        .1
+                        .stage),
                 ),
                 Needers::Listed(j) => NeederKey::Listed(
                     tensor.explicit_needers[*j as usize]
@@ -567,9 +578,7 @@ impl<'a> Walk<'a> {
             )));
         }
         let needers = match &key.needers {
-            NeederKey::Slice(s) => {
-                RankSet::union(destination, std::slice::from_ref(s), &[])
-            }
+            NeederKey::Slice(s) => RankSet::union(destination, std::slice::from_ref(s), &[]),
             NeederKey::Listed(v) => RankSet::union(destination, &[], v),
         };
         let needer_count = needers.len();
@@ -748,7 +757,11 @@ fn own_views(
     let dtype = rule.stored_dtype(&tensors[p.tensor.index()]);
     let mut out = Vec::new();
     for_each_box(&axes, |bounds, local| {
-        let at: i64 = local.iter().zip(&strides).map(|(&l, &s)| l as i64 * s).sum();
+        let at: i64 = local
+            .iter()
+            .zip(&strides)
+            .map(|(&l, &s)| l as i64 * s)
+            .sum();
         out.push((
             bounds.clone(),
             OwnView {
@@ -818,7 +831,7 @@ fn cut_unit(bounds: &IndexBox, granule: &[u64], wire: Dtype, bytes: u64) -> u64 
 struct Builder<'a> {
     inputs: Inputs<'a>,
     program: Program,
-    slots: HashMap<BufferUse, BufferSlot>,
+    slots: FxHashMap<BufferUse, BufferSlot>,
     loops: SmallVec<[Loop; 8]>,
 }
 
@@ -845,7 +858,7 @@ impl<'a> Builder<'a> {
                 bytes_local: 0,
                 pair_balance: 0,
             },
-            slots: HashMap::new(),
+            slots: FxHashMap::default(),
             loops: SmallVec::new(),
         }
     }
@@ -970,10 +983,12 @@ impl<'a> Builder<'a> {
             let (own, part, buffer) =
                 holding_view(inputs.source, self.program.rank, tensor, &cell.bounds)?;
             let here = self.part_of(Side::Destination);
-            for b in split_boxes(&cell.bounds, own.split.is_some() || cell.own.split.is_some()) {
+            for b in split_boxes(
+                &cell.bounds,
+                own.split.is_some() || cell.own.split.is_some(),
+            ) {
                 let source = self.region(Side::Source, part, buffer, &own, &b);
-                let destination =
-                    self.region(Side::Destination, here, item.buffer, &cell.own, &b);
+                let destination = self.region(Side::Destination, here, item.buffer, &cell.own, &b);
                 let bytes = b.elements() * cell.own.dtype.bytes();
                 self.program.bytes_local += bytes;
                 self.program.locals.push(LocalCopy {
@@ -1109,7 +1124,11 @@ impl<'a> Builder<'a> {
         let (mut at, mut end) = (0u64, 0);
         let packed = std::mem::take(&mut stream.packed);
         for (bounds, item) in &packed {
-            let element = stream.walk.cell_of(&stream.walk.items[*item as usize]).wire.bytes();
+            let element = stream
+                .walk
+                .cell_of(&stream.walk.items[*item as usize])
+                .wire
+                .bytes();
             self.add_pieces(stream, *item, bounds, at);
             end = at + bounds.elements() * element;
             at = end.next_multiple_of(ALIGN_BYTES);
@@ -1146,9 +1165,7 @@ impl<'a> Builder<'a> {
         let p = &mut self.program;
         let pieces = &p.pieces[start as usize..];
         let is_direct = match pieces {
-            [one] => {
-                one.region.dtype == one.wire && one.region.loops.0 == one.region.loops.1
-            }
+            [one] => one.region.dtype == one.wire && one.region.loops.0 == one.region.loops.1,
             _ => false,
         };
         stream.hash.update(&bytes.to_le_bytes());

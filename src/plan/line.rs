@@ -33,8 +33,7 @@ pub struct Share {
 impl Line {
     /// Where slot `i` begins on the whole line.
     fn cut(&self, i: u64) -> u128 {
-        u128::from(i) * u128::from(self.needers) * u128::from(self.bytes)
-            / u128::from(self.holders)
+        u128::from(i) * u128::from(self.needers) * u128::from(self.bytes) / u128::from(self.holders)
     }
 
     /// The first slot that ends after `at`.

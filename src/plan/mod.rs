@@ -16,6 +16,7 @@
 //! decision depends on a float or on the order of a hash map.
 
 pub mod decision;
+pub mod mapping;
 pub mod program;
 pub mod report;
 pub mod verify;
@@ -26,9 +27,9 @@ mod line;
 mod piece;
 mod ranks;
 mod tables;
+mod wire;
 
 use crate::error::{Error, Result, Status};
-use crate::layout::mesh::RankList;
 use crate::layout::tensor::Tensor;
 use crate::layout::view::NamedBuffer;
 use crate::layout::{Layout, LayoutSpec, Place};
@@ -40,6 +41,7 @@ use program::{BufferUse, Program, Side};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
+pub use wire::PlanDiff;
 use tables::{PlacementRef, Tables, placement};
 use wildmatch::WildMatch;
 
@@ -217,7 +219,11 @@ impl Plan {
     fn choose_buckets(&mut self, is_given: bool) -> Result<()> {
         let budget = self.decision.staging_bytes_max;
         let (ranks, is_exact) = self.sample_ranks();
-        let room = if is_exact { budget } else { budget - budget / 64 };
+        let room = if is_exact {
+            budget
+        } else {
+            budget - budget / 64
+        };
         if is_given {
             let peak = self.staging_peak(&ranks)?;
             if peak.1 > budget {
@@ -302,7 +308,8 @@ impl Plan {
             source: self.source.spec(),
             destination: self.destination.spec(),
         };
-        postcard::to_stdvec(&body).map_err(|e| Error::internal(format!("a plan cannot be written: {e}")))
+        postcard::to_stdvec(&body)
+            .map_err(|e| Error::internal(format!("a plan cannot be written: {e}")))
     }
 
     fn inputs(&self) -> Inputs<'_> {
@@ -414,7 +421,9 @@ impl Plan {
             return true;
         }
         let [part] = d.parts() else { return false };
-        let Some(copies) = &part.copies else { return false };
+        let Some(copies) = &part.copies else {
+            return false;
+        };
         d.explicit().is_empty()
             && part.rules.iter().all(|r| {
                 r.mesh == copies.mesh
@@ -500,18 +509,6 @@ impl Plan {
             last = last.max(Some(0));
         }
         Ok(last)
-    }
-}
-
-/// Ranks of a list, for messages: `0..8` or the first few.
-pub(crate) fn show_ranks(ranks: &RankList) -> String {
-    match ranks {
-        RankList::Range { first, count } => format!("{first}..{}", first + count),
-        RankList::List(v) => {
-            let few: Vec<String> = v.iter().take(8).map(|r| r.to_string()).collect();
-            let dots = if v.len() > 8 { ", .." } else { "" };
-            format!("{}{dots}", few.join(", "))
-        }
     }
 }
 

@@ -159,7 +159,9 @@ mod tests {
     }
 
     fn flat(b: &IndexBox, i: &[u64]) -> u64 {
-        i.iter().zip(&b.0).fold(0, |a, (x, s)| a * s.len() + x - s.lo)
+        i.iter()
+            .zip(&b.0)
+            .fold(0, |a, (x, s)| a * s.len() + x - s.lo)
     }
 
     #[test]
@@ -169,6 +171,12 @@ mod tests {
         assert_eq!(loops_of(&b, &[8, 2], 2, &mut loops), 16);
         assert!(loops.is_empty());
         assert_eq!(loops_of(&b, &[20, 2], 2, &mut loops), 4);
-        assert_eq!(loops.as_slice(), [Loop { count: 4, stride: 20 }]);
+        assert_eq!(
+            loops.as_slice(),
+            [Loop {
+                count: 4,
+                stride: 20
+            }]
+        );
     }
 }

@@ -200,7 +200,12 @@ impl Program {
 
     /// Elements of a region.
     pub fn elements(&self, region: &Region) -> u64 {
-        region.run * self.loops_of(region).iter().map(|l| l.count).product::<u64>()
+        region.run
+            * self
+                .loops_of(region)
+                .iter()
+                .map(|l| l.count)
+                .product::<u64>()
     }
 
     /// Every rank this one sends to or receives from, ascending.

@@ -90,9 +90,8 @@ impl Plan {
     pub fn ops(&self, rank: Rank) -> Result<Vec<Op>> {
         let p = self.program(rank)?;
         let name = |t: crate::layout::tensor::TensorIndex| self.tensors()[t.index()].name.clone();
-        let show = |b: &crate::layout::tensor::IndexBox| {
-            b.spans().iter().map(|s| [s.lo, s.hi]).collect()
-        };
+        let show =
+            |b: &crate::layout::tensor::IndexBox| b.spans().iter().map(|s| [s.lo, s.hi]).collect();
         let mut ops: Vec<Op> = p
             .locals
             .iter()

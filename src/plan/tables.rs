@@ -83,7 +83,12 @@ impl Tables {
             let holders = placement_refs(source, s);
             let key = ClassKey {
                 shape: tensor.shape.to_vec(),
-                granule: tensor.granule.iter().zip(&twin.granule).map(|(a, b)| *a.max(b)).collect(),
+                granule: tensor
+                    .granule
+                    .iter()
+                    .zip(&twin.granule)
+                    .map(|(a, b)| *a.max(b))
+                    .collect(),
                 dtypes: [twin.dtype, tensor.dtype],
                 sides: [
                     signatures[0].of_placements(source, &holders),
@@ -150,7 +155,10 @@ fn same_shape(source: &Tensor, destination: &Tensor) -> Result<()> {
         )));
     }
     let pairs = source.shape.iter().zip(&destination.shape);
-    let (axis, (a, b)) = pairs.enumerate().find(|(_, (a, b))| a != b).unwrap_or((0, (&0, &0)));
+    let (axis, (a, b)) = pairs
+        .enumerate()
+        .find(|(_, (a, b))| a != b)
+        .unwrap_or((0, (&0, &0)));
     Err(Error::layout(format!(
         "tensor \"{name}\": axis {axis} has {a} indices on the source and {b} on the destination"
     )))

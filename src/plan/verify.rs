@@ -39,9 +39,11 @@ impl Plan {
                     IndexBox(Default::default()),
                     0,
                 ));
-                list.extend(p.pieces_of(m).iter().map(|x| {
-                    (m.step, x.at, x.tensor, x.bounds.clone(), x.bytes)
-                }));
+                list.extend(
+                    p.pieces_of(m)
+                        .iter()
+                        .map(|x| (m.step, x.at, x.tensor, x.bounds.clone(), x.bytes)),
+                );
             }
         }
         for ((from, to), [sent, received]) in &pairs {
@@ -62,9 +64,15 @@ impl Plan {
 
     fn verify_coverage(&self, rank: Rank, p: &Program) -> Result<()> {
         let mut got: BTreeMap<(u32, TensorIndex), Vec<&IndexBox>> = BTreeMap::new();
-        for m in p.messages.iter().filter(|m| m.direction == Direction::Receive) {
+        for m in p
+            .messages
+            .iter()
+            .filter(|m| m.direction == Direction::Receive)
+        {
             for x in p.pieces_of(m) {
-                got.entry((x.region.slot.0, x.tensor)).or_default().push(&x.bounds);
+                got.entry((x.region.slot.0, x.tensor))
+                    .or_default()
+                    .push(&x.bounds);
             }
         }
         for l in &p.locals {
@@ -79,12 +87,18 @@ impl Plan {
             if v.bounds.is_empty() {
                 continue;
             }
-            let slot = p.buffers.iter().position(|b| {
-                b.side == Side::Destination && b.key == v.buffer
-            });
+            let slot = p
+                .buffers
+                .iter()
+                .position(|b| b.side == Side::Destination && b.key == v.buffer);
             let inside: Vec<&IndexBox> = slot
                 .and_then(|s| got.get(&(s as u32, TensorIndex(t as u32))))
-                .map(|all| all.iter().copied().filter(|b| v.bounds.contains(b)).collect())
+                .map(|all| {
+                    all.iter()
+                        .copied()
+                        .filter(|b| v.bounds.contains(b))
+                        .collect()
+                })
                 .unwrap_or_default();
             let bytes: u64 = inside.iter().map(|b| b.elements()).sum();
             if bytes != v.bounds.elements() || any_overlap(&inside) {
@@ -93,7 +107,11 @@ impl Plan {
                     tensor.name,
                     v.bounds.elements(),
                     v.bounds,
-                    if any_overlap(&inside) { ", some twice" } else { "" }
+                    if any_overlap(&inside) {
+                        ", some twice"
+                    } else {
+                        ""
+                    }
                 )));
             }
         }

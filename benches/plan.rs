@@ -1,0 +1,59 @@
+//! How long planning takes, and what a plan weighs.
+
+mod models;
+
+use divan::{Bencher, black_box};
+use std::sync::{Arc, OnceLock};
+use weightsync::Rank;
+use weightsync::plan::Plan;
+use weightsync::plan::decision::PlanOptions;
+
+fn main() {
+    divan::main();
+}
+
+/// PP16 EP64 trainers with data parallel to 51,200 ranks, and as many
+/// inference ranks in replicas of 16: 102,400 ranks.
+fn large() -> &'static Plan {
+    static PLAN: OnceLock<Plan> = OnceLock::new();
+    PLAN.get_or_init(|| {
+        let source = models::deepseek(0, 16, 3200, 1, 64, false);
+        let destination = models::deepseek(51_200, 1, 3200, 16, 16, true);
+        let options = PlanOptions {
+            bucket_count: 16,
+            staging_bytes_max: 8 << 30,
+            ..PlanOptions::default()
+        };
+        Plan::create(Arc::new(source), Arc::new(destination), &options).unwrap()
+    })
+}
+
+#[divan::bench(args = [0, 17, 25_600, 51_199])]
+fn program_of_a_sender_at_102400_ranks(b: Bencher<'_, '_>, rank: u32) {
+    let plan = large();
+    b.bench(|| plan.program(black_box(Rank(rank))).unwrap());
+}
+
+#[divan::bench(args = [51_200, 60_003, 102_399])]
+fn program_of_a_receiver_at_102400_ranks(b: Bencher<'_, '_>, rank: u32) {
+    let plan = large();
+    b.bench(|| plan.program(black_box(Rank(rank))).unwrap());
+}
+
+/// DeepSeek-V3, 256 trainers to 8 replicas of 16: every rank's program.
+#[divan::bench(sample_count = 3, sample_size = 1)]
+fn programs_of_all_384_ranks(b: Bencher<'_, '_>) {
+    let source = Arc::new(models::deepseek(0, 16, 16, 1, 16, false));
+    let destination = Arc::new(models::deepseek(256, 1, 8, 16, 16, true));
+    let options = PlanOptions {
+        bucket_count: 16,
+        staging_bytes_max: 16 << 30,
+        ..PlanOptions::default()
+    };
+    let plan = Plan::create(source, destination, &options).unwrap();
+    b.bench(|| {
+        for r in 0..384 {
+            black_box(plan.program(Rank(r)).unwrap());
+        }
+    });
+}

@@ -1,0 +1,524 @@
+//! Rank mappings: who sends to whom, from sizes and devices alone.
+
+use super::args::{self, plain_struct};
+use super::handle::{self, Handle, shared};
+use super::out::{Buffer, Out, TextBuffer};
+use super::types::{wsync_error, wsync_rank_list, wsync_status};
+use super::{guard, guard_value};
+use crate::error::{Error, Result, Status};
+use crate::limits::RANK_COUNT_MAX;
+use crate::plan::mapping::{
+    self, DestinationSizes, Mapping, MappingSpec, Moved, Pair, Regroup, Seat, SourceSizes,
+};
+use crate::rank::Rank;
+use serde::Serialize;
+use std::ffi::c_char;
+
+/// Who sends to whom, as two-stage weight synchronisation maps ranks, without
+/// looking at a tensor. Immutable; may be used by any number of threads.
+///
+/// Ranks are numbered source first: source actor k is rank k, destination
+/// actor k is rank source_device_count + k.
+///
+/// wsync_mapping_create, wsync_mapping_pairs, wsync_mapping_group_size,
+/// wsync_mapping_regroup_kind, wsync_mapping_regroup_count,
+/// wsync_mapping_regroup_at, wsync_mapping_report, wsync_mapping_destroy.
+///
+/// Since: 0.1
+pub struct wsync_mapping {
+    _opaque: [u8; 0],
+}
+
+/// What a mapping handle holds.
+pub(super) struct MappingObject {
+    mapping: Mapping,
+    routed: Vec<Pair>,
+    regroup_groups: Vec<Vec<Rank>>,
+    regroup: Option<Regroup>,
+}
+
+impl Handle for wsync_mapping {
+    type Value = MappingObject;
+    const MAGIC: u64 = 0x7773_796e_6d61_7001;
+    const NOUN: &'static str = "mapping";
+    const SURVIVES_FORK: bool = true;
+}
+
+/// How ranks are mapped.
+///
+/// Since: 0.1
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum wsync_mapping_kind {
+    /// Destination TP is a multiple of source TP: pairs, then forwards inside
+    /// each replica.
+    WSYNC_MAPPING_KIND_TWO_STAGE = 1,
+    /// One TP divides the other: pairs alone.
+    WSYNC_MAPPING_KIND_SINGLE_STAGE = 2,
+    /// Mixture of experts: routed experts are regrouped inside the source.
+    WSYNC_MAPPING_KIND_EXPERT = 3,
+}
+
+/// Flags of wsync_mapping_options.
+///
+/// Since: 0.1
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum wsync_mapping_flag {
+    /// Both models live on the same devices.
+    WSYNC_MAPPING_FLAG_COLOCATED = 1,
+    /// Pairs within one device are as good as any other.
+    WSYNC_MAPPING_FLAG_KEEP_SAME_DEVICE = 2,
+    /// The destination of an expert mapping is vLLM, not Megatron.
+    WSYNC_MAPPING_FLAG_VLLM = 4,
+}
+
+/// A list of pairs inside a mapping.
+///
+/// Since: 0.1
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum wsync_mapping_list {
+    /// Stage 1, source to destination, in the order of the sends.
+    WSYNC_MAPPING_LIST_PAIRS = 1,
+    /// Stage 2, within the destination, in the order of the sends. Empty
+    /// unless the mapping has two stages.
+    WSYNC_MAPPING_LIST_FORWARDS = 2,
+    /// Routed experts alone; empty if they travel with the rest.
+    WSYNC_MAPPING_LIST_ROUTED = 3,
+    /// Pairs of stage 1 within one device, which a local copy serves.
+    WSYNC_MAPPING_LIST_SAME_DEVICE = 4,
+}
+
+/// How ranks bring their routed experts together before stage 1.
+///
+/// Since: 0.1
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum wsync_regroup_kind {
+    /// They do not, or a mapping of a single stage leaves it open.
+    WSYNC_REGROUP_KIND_NONE = 0,
+    /// Each rank ends up with the slice of one destination rank.
+    WSYNC_REGROUP_KIND_ALL_TO_ALL = 1,
+    /// Each rank ends up with its tensor share of all experts of the group.
+    WSYNC_REGROUP_KIND_ALL_GATHER = 2,
+}
+
+/// One sender and one receiver.
+///
+/// Since: 0.1
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct wsync_pair {
+    pub sender: u32,
+    pub receiver: u32,
+}
+
+/// What a mapping is made from. Sizes of 0 are 1.
+///
+/// Since: 0.1
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct wsync_mapping_options {
+    /// sizeof(wsync_mapping_options).
+    pub struct_size: usize,
+    /// A wsync_mapping_kind.
+    pub kind: u32,
+    /// Any of wsync_mapping_flag.
+    pub flags: u32,
+    pub source_tp: u32,
+    pub source_pp: u32,
+    pub source_ep: u32,
+    pub source_dp: u32,
+    pub source_cp: u32,
+    pub destination_tp: u32,
+    pub destination_pp: u32,
+    pub destination_ep: u32,
+    /// Replicas of destination_tp * destination_pp * destination_ep ranks.
+    pub replica_count: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Device of every source actor. Devices are numbered over all hosts.
+    pub source_devices: *const u32,
+    pub source_device_count: usize,
+    /// Device of every destination actor.
+    pub destination_devices: *const u32,
+    pub destination_device_count: usize,
+    /// One list per source copy; none means Megatron's order.
+    pub source_ranks: *const wsync_rank_list,
+    pub source_list_count: usize,
+    /// One list per copy that routed experts come from; none means
+    /// source_ranks.
+    pub expert_source_ranks: *const wsync_rank_list,
+    pub expert_source_list_count: usize,
+    /// One list per replica, each [PP][EP][TP]; none means consecutive ranks.
+    pub destination_ranks: *const wsync_rank_list,
+    pub destination_list_count: usize,
+}
+
+plain_struct!(wsync_mapping_options, 136, "wsync_mapping_options");
+
+/// Maps ranks.
+///
+/// Errors: UNSUPPORTED for sizes that the kind cannot serve, INFEASIBLE if a
+/// source rank shares its device with every candidate; INVALID_ARGUMENT and
+/// LIMIT_EXCEEDED. All name the numbers.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_mapping_create(
+    options: *const wsync_mapping_options,
+    out_mapping: *mut *mut wsync_mapping,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a place for the handle.
+        let out = unsafe { Out::new(out_mapping, "out_mapping")? };
+        // SAFETY: the header asks for a struct whose struct_size is set.
+        let options = unsafe { args::structure(options)? };
+        // SAFETY: its lists have the counts that stand beside them.
+        let spec = unsafe { spec_of(&options)? };
+        out.put(MappingObject::new(options.kind, &spec)?);
+        Ok(())
+    })
+}
+
+/// Copies `list`, a wsync_mapping_list, to `pairs`, which holds `capacity` of
+/// them. With a `capacity` of 0 only `out_count` is written: their number.
+///
+/// Errors: BUFFER_TOO_SMALL; UNSUPPORTED for an unknown list.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_mapping_pairs(
+    mapping: *const wsync_mapping,
+    list: u32,
+    pairs: *mut wsync_pair,
+    capacity: usize,
+    out_count: *mut usize,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a buffer of `capacity` pairs.
+        let out = unsafe { Buffer::new(pairs, capacity, out_count, "out_count")? };
+        // SAFETY: the header asks for a live mapping.
+        let mapping = unsafe { shared(mapping)? };
+        let pairs: Vec<wsync_pair> = mapping.list(list)?.iter().map(pair_of).collect();
+        out.write(&pairs)
+    })
+}
+
+/// Ranks of a weight-mapping group: destination TP / source TP in a mapping of
+/// two stages, else 1. 0 if `mapping` is NULL or not a mapping.
+///
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_mapping_group_size(mapping: *const wsync_mapping) -> u32 {
+    guard_value(0, || {
+        // SAFETY: the header asks for NULL or a live mapping.
+        let mapping = unsafe { shared(mapping) }.ok()?;
+        Some(mapping.mapping.group_size)
+    })
+}
+
+/// How routed experts are regrouped, a wsync_regroup_kind; 0 also if `mapping`
+/// is NULL or not a mapping.
+///
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_mapping_regroup_kind(mapping: *const wsync_mapping) -> u32 {
+    guard_value(0, || {
+        // SAFETY: the header asks for NULL or a live mapping.
+        let mapping = unsafe { shared(mapping) }.ok()?;
+        Some(mapping.regroup_kind() as u32)
+    })
+}
+
+/// Number of groups of source ranks that regroup their routed experts before
+/// stage 1; 0 if `mapping` is NULL or not a mapping.
+///
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_mapping_regroup_count(mapping: *const wsync_mapping) -> usize {
+    guard_value(0, || {
+        // SAFETY: the header asks for NULL or a live mapping.
+        let mapping = unsafe { shared(mapping) }.ok()?;
+        Some(mapping.regroup_groups.len())
+    })
+}
+
+/// Copies the ranks of regroup group `index` to `ranks`, which holds
+/// `capacity` of them. With a `capacity` of 0 only `out_count` is written.
+///
+/// Errors: NOT_FOUND for an index that is too large; BUFFER_TOO_SMALL.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_mapping_regroup_at(
+    mapping: *const wsync_mapping,
+    index: usize,
+    ranks: *mut u32,
+    capacity: usize,
+    out_count: *mut usize,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a buffer of `capacity` ranks.
+        let out = unsafe { Buffer::new(ranks, capacity, out_count, "out_count")? };
+        // SAFETY: the header asks for a live mapping.
+        let mapping = unsafe { shared(mapping)? };
+        let groups = &mapping.regroup_groups;
+        let group = groups.get(index).ok_or_else(|| {
+            Error::new(
+                Status::NotFound,
+                format!(
+                    "the mapping has {} regroup groups; index {index} is none",
+                    groups.len()
+                ),
+            )
+        })?;
+        let ranks: Vec<u32> = group.iter().map(|r| r.0).collect();
+        out.write(&ranks)
+    })
+}
+
+/// Writes the whole mapping as JSON, NUL-terminated: all lists, where ranks
+/// sit, and which pairs were moved to avoid a shared device. With a `capacity`
+/// of 0 only `out_needed` is written: the number of bytes, the NUL included.
+///
+/// Errors: BUFFER_TOO_SMALL.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_mapping_report(
+    mapping: *const wsync_mapping,
+    buffer: *mut c_char,
+    capacity: usize,
+    out_needed: *mut usize,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a buffer of `capacity` bytes.
+        let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
+        // SAFETY: the header asks for a live mapping.
+        let mapping = unsafe { shared(mapping)? };
+        out.write_json(&mapping.report())
+    })
+}
+
+/// Ends the mapping. NULL is fine.
+///
+/// Thread safety: once, with no other call on it under way. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_mapping_destroy(mapping: *mut wsync_mapping) {
+    // SAFETY: the header asks for NULL or a mapping that nobody uses any more.
+    unsafe { handle::destroy(mapping) };
+}
+
+impl MappingObject {
+    fn new(kind: u32, spec: &MappingSpec) -> Result<MappingObject> {
+        const TWO_STAGE: u32 = wsync_mapping_kind::WSYNC_MAPPING_KIND_TWO_STAGE as u32;
+        const SINGLE_STAGE: u32 = wsync_mapping_kind::WSYNC_MAPPING_KIND_SINGLE_STAGE as u32;
+        const EXPERT: u32 = wsync_mapping_kind::WSYNC_MAPPING_KIND_EXPERT as u32;
+        match kind {
+            TWO_STAGE => Ok(mapping::two_stage(spec)?.into()),
+            SINGLE_STAGE => Ok(mapping::single_stage(spec)?.into()),
+            EXPERT => {
+                let made = mapping::expert(spec)?;
+                Ok(MappingObject {
+                    mapping: made.rest,
+                    routed: made.routed,
+                    regroup: (!made.regroup_groups.is_empty()).then_some(made.regroup),
+                    regroup_groups: made.regroup_groups,
+                })
+            }
+            other => Err(args::unknown("kind", other)),
+        }
+    }
+
+    fn list(&self, list: u32) -> Result<&[Pair]> {
+        const PAIRS: u32 = wsync_mapping_list::WSYNC_MAPPING_LIST_PAIRS as u32;
+        const FORWARDS: u32 = wsync_mapping_list::WSYNC_MAPPING_LIST_FORWARDS as u32;
+        const ROUTED: u32 = wsync_mapping_list::WSYNC_MAPPING_LIST_ROUTED as u32;
+        const SAME_DEVICE: u32 = wsync_mapping_list::WSYNC_MAPPING_LIST_SAME_DEVICE as u32;
+        match list {
+            PAIRS => Ok(&self.mapping.pairs),
+            FORWARDS => Ok(&self.mapping.forwards),
+            ROUTED => Ok(&self.routed),
+            SAME_DEVICE => Ok(&self.mapping.same_device),
+            other => Err(args::unknown("list", other)),
+        }
+    }
+
+    fn regroup_kind(&self) -> wsync_regroup_kind {
+        match self.regroup {
+            None => wsync_regroup_kind::WSYNC_REGROUP_KIND_NONE,
+            Some(Regroup::AllToAll) => wsync_regroup_kind::WSYNC_REGROUP_KIND_ALL_TO_ALL,
+            Some(Regroup::AllGather) => wsync_regroup_kind::WSYNC_REGROUP_KIND_ALL_GATHER,
+        }
+    }
+
+    fn report(&self) -> MappingReport<'_> {
+        MappingReport {
+            group_size: self.mapping.group_size,
+            pairs: &self.mapping.pairs,
+            forwards: &self.mapping.forwards,
+            routed: &self.routed,
+            same_device: &self.mapping.same_device,
+            moved: &self.mapping.moved,
+            regroup: self.regroup,
+            regroup_groups: &self.regroup_groups,
+            sources: self
+                .mapping
+                .sources
+                .iter()
+                .map(|s| SeatReport::new(s, None))
+                .collect(),
+            destinations: self
+                .mapping
+                .destinations
+                .iter()
+                .map(|s| SeatReport::new(s, Some(self.mapping.slice(s))))
+                .collect(),
+        }
+    }
+}
+
+impl From<Mapping> for MappingObject {
+    fn from(mut mapping: Mapping) -> MappingObject {
+        MappingObject {
+            routed: Vec::new(),
+            regroup_groups: std::mem::take(&mut mapping.regroup_groups),
+            regroup: None,
+            mapping,
+        }
+    }
+}
+
+/// The whole mapping, for JSON.
+#[derive(Serialize)]
+struct MappingReport<'a> {
+    group_size: u32,
+    pairs: &'a [Pair],
+    forwards: &'a [Pair],
+    routed: &'a [Pair],
+    same_device: &'a [Pair],
+    moved: &'a [Moved],
+    regroup: Option<Regroup>,
+    regroup_groups: &'a [Vec<Rank>],
+    sources: Vec<SeatReport>,
+    destinations: Vec<SeatReport>,
+}
+
+/// Where a rank sits on its side.
+#[derive(Serialize)]
+struct SeatReport {
+    rank: Rank,
+    device: u32,
+    copy: u32,
+    stage: u32,
+    expert: u32,
+    tensor: u32,
+    /// The slice of its group's weights that a destination rank keeps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slice: Option<u32>,
+}
+
+impl SeatReport {
+    fn new(seat: &Seat, slice: Option<u32>) -> SeatReport {
+        SeatReport {
+            rank: seat.rank,
+            device: seat.device,
+            copy: seat.copy,
+            stage: seat.stage,
+            expert: seat.expert,
+            tensor: seat.tensor,
+            slice,
+        }
+    }
+}
+
+fn pair_of(pair: &Pair) -> wsync_pair {
+    wsync_pair {
+        sender: pair.sender.0,
+        receiver: pair.receiver.0,
+    }
+}
+
+/// # Safety
+///
+/// Every list of `given` has the count that stands beside it.
+unsafe fn spec_of(given: &wsync_mapping_options) -> Result<MappingSpec> {
+    const COLOCATED: u32 = wsync_mapping_flag::WSYNC_MAPPING_FLAG_COLOCATED as u32;
+    const KEEP_SAME_DEVICE: u32 = wsync_mapping_flag::WSYNC_MAPPING_FLAG_KEEP_SAME_DEVICE as u32;
+    const VLLM: u32 = wsync_mapping_flag::WSYNC_MAPPING_FLAG_VLLM as u32;
+    args::reserved(<wsync_mapping_options as args::Plain>::NAME, given.reserved)?;
+    let unknown = given.flags & !(COLOCATED | KEEP_SAME_DEVICE | VLLM);
+    if unknown != 0 {
+        return Err(args::unknown("flags", unknown));
+    }
+    let max = RANK_COUNT_MAX as usize;
+    // SAFETY: passed on; any bit pattern is a `u32`.
+    let (source_devices, destination_devices) = unsafe {
+        let (a, a_count) = (given.source_devices, given.source_device_count);
+        let (b, b_count) = (given.destination_devices, given.destination_device_count);
+        (
+            args::slice(a, a_count, "source_devices", max)?.to_vec(),
+            args::slice(b, b_count, "destination_devices", max)?.to_vec(),
+        )
+    };
+    // SAFETY: passed on.
+    let (source_ranks, expert_source_ranks, destination_ranks) = unsafe {
+        (
+            lists(given.source_ranks, given.source_list_count, "source_ranks")?,
+            lists(
+                given.expert_source_ranks,
+                given.expert_source_list_count,
+                "expert_source_ranks",
+            )?,
+            lists(
+                given.destination_ranks,
+                given.destination_list_count,
+                "destination_ranks",
+            )?,
+        )
+    };
+    Ok(MappingSpec {
+        source: SourceSizes {
+            tp: given.source_tp.max(1),
+            pp: given.source_pp.max(1),
+            ep: given.source_ep.max(1),
+            dp: given.source_dp.max(1),
+            cp: given.source_cp.max(1),
+        },
+        destination: DestinationSizes {
+            tp: given.destination_tp.max(1),
+            pp: given.destination_pp.max(1),
+            ep: given.destination_ep.max(1),
+            replicas: given.replica_count.max(1),
+        },
+        source_devices,
+        destination_devices,
+        colocated: given.flags & COLOCATED != 0,
+        keep_same_device: given.flags & KEEP_SAME_DEVICE != 0,
+        destination_is_vllm: given.flags & VLLM != 0,
+        source_ranks,
+        expert_source_ranks,
+        destination_ranks,
+    })
+}
+
+/// # Safety
+///
+/// `ptr` is NULL or points to `count` lists, each with its number of ranks.
+unsafe fn lists(
+    ptr: *const wsync_rank_list,
+    count: usize,
+    name: &str,
+) -> Result<Option<Vec<Vec<Rank>>>> {
+    let max = RANK_COUNT_MAX as usize;
+    // SAFETY: passed on; any bit pattern is a list.
+    let items = unsafe { args::slice(ptr, count, name, max)? };
+    let lists = items.iter().map(|item| {
+        // SAFETY: passed on.
+        unsafe { args::ranks(item, name, max) }
+    });
+    let lists = lists.collect::<Result<Vec<_>>>()?;
+    Ok((!lists.is_empty()).then_some(lists))
+}

@@ -1,0 +1,652 @@
+//! Plans: two layouts and a decision, and what every rank does about it.
+
+use super::args::{self, plain_struct};
+use super::handle::{self, Handle, shared};
+use super::layout::{BufferCache, buffer_info, cached, no_buffer, wsync_layout};
+use super::out::{Buffer, Out, StructOut, TextBuffer};
+use super::types::{
+    WSYNC_STEP_NONE, wsync_buffer_info, wsync_error, wsync_fingerprint, wsync_status, wsync_text,
+};
+use super::{count_u32, guard, guard_value};
+use crate::env;
+use crate::error::Result;
+use crate::limits::{FILE_BYTES_MAX, TENSOR_COUNT_MAX};
+use crate::plan::decision::{
+    DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Strategy,
+};
+use crate::plan::{Plan, Selector};
+use crate::rank::Rank;
+use std::ffi::{c_char, c_void};
+use std::sync::{Arc, Mutex};
+
+/// How bytes get from one layout to the other: the two layouts and a small
+/// decision. Equal wherever it is made from equal input. Immutable; may be
+/// used by any number of threads.
+///
+/// wsync_plan_create, wsync_plan_create_from_bytes, wsync_plan_select,
+/// wsync_plan_serialize, wsync_plan_fingerprint, wsync_plan_verify,
+/// wsync_plan_rank_count, wsync_plan_ranks, wsync_plan_tensor_count,
+/// wsync_plan_step_count, wsync_plan_program_info, wsync_plan_buffer_count,
+/// wsync_plan_buffer_at, wsync_plan_tensor_last_step, wsync_plan_rank_ops,
+/// wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
+///
+/// Since: 0.1
+pub struct wsync_plan {
+    _opaque: [u8; 0],
+}
+
+/// What a plan handle holds.
+pub(super) struct PlanObject {
+    pub plan: Arc<Plan>,
+    buffers: Mutex<BufferCache>,
+}
+
+impl Handle for wsync_plan {
+    type Value = PlanObject;
+    const MAGIC: u64 = 0x7773_796e_706c_6e01;
+    const NOUN: &'static str = "plan";
+    const SURVIVES_FORK: bool = true;
+}
+
+/// Which way bytes take.
+///
+/// Since: 0.1
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum wsync_strategy {
+    WSYNC_STRATEGY_DEFAULT = 0,
+    /// From a holder straight to the needer.
+    WSYNC_STRATEGY_DIRECT = 1,
+}
+
+/// Which of several holders sends.
+///
+/// Since: 0.1
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum wsync_source_rule {
+    WSYNC_SOURCE_RULE_DEFAULT = 0,
+    /// The wrap-around cut: equal loads, fewest pairs. The default.
+    WSYNC_SOURCE_RULE_WRAP = 1,
+    /// The holder moves on with every item: more pairs, each with a share of
+    /// every tensor.
+    WSYNC_SOURCE_RULE_ROTATE = 2,
+}
+
+/// What a plan is made with. All of it enters the fingerprint, so it has to be
+/// equal on all ranks, the variables behind defaults included.
+///
+/// Since: 0.1
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct wsync_plan_options {
+    /// sizeof(wsync_plan_options).
+    pub struct_size: usize,
+    /// A wsync_strategy.
+    pub strategy: u32,
+    /// A wsync_source_rule.
+    pub source_rule: u32,
+    /// Bytes of staging memory per rank, at most; 0 is WSYNC_STAGING_BYTES_MAX
+    /// from the environment, or 512 MiB.
+    pub staging_bytes_max: u64,
+    /// Contiguous runs of at least that many bytes travel without staging; 0
+    /// is WSYNC_DIRECT_BYTES_MIN from the environment, or 256 KiB.
+    pub direct_bytes_min: u64,
+    /// Steps of the plan; 0 is the smallest number that keeps staging inside
+    /// its budget.
+    pub bucket_count: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Globs (*, ?) of source tensors that the destination may leave unused;
+    /// without them an unused tensor is an error.
+    pub unused_allowed: *const wsync_text,
+    pub unused_allowed_count: usize,
+}
+
+plain_struct!(wsync_plan_options, 56, "wsync_plan_options");
+
+/// Which tensors a plan moves, by globs (*, ?) on canonical names.
+///
+/// Since: 0.1
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct wsync_selector {
+    /// sizeof(wsync_selector).
+    pub struct_size: usize,
+    /// Any match selects; none selects all.
+    pub include: *const wsync_text,
+    pub include_count: usize,
+    /// Any match takes the name out again.
+    pub exclude: *const wsync_text,
+    pub exclude_count: usize,
+}
+
+plain_struct!(wsync_selector, 40, "wsync_selector");
+
+/// What one rank does in one execution of a plan.
+///
+/// Since: 0.1
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct wsync_program_info {
+    /// sizeof(wsync_program_info), set by the caller.
+    pub struct_size: usize,
+    /// Bytes sent over the transport.
+    pub bytes_sent: u64,
+    /// Bytes received over the transport.
+    pub bytes_received: u64,
+    /// Bytes copied within the rank.
+    pub bytes_local: u64,
+    /// Staging memory that a session allocates.
+    pub staging_bytes: u64,
+    /// Messages, both directions.
+    pub message_count: u64,
+    /// Messages that need no staging on this rank.
+    pub direct_message_count: u64,
+    /// Ranks it sends to or receives from.
+    pub peer_count: u32,
+    /// Buffers it binds.
+    pub buffer_count: u32,
+}
+
+plain_struct!(wsync_program_info, 64, "wsync_program_info");
+
+/// Plans the way from `source` to `destination`. `options` may be NULL.
+///
+/// Errors: LAYOUT_INVALID if a byte has no holder, or shapes or types do not
+/// fit; STAGING_TOO_SMALL; both name tensor, rank and numbers. UNSUPPORTED for
+/// an unknown strategy or rule.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_create(
+    source: *const wsync_layout,
+    destination: *const wsync_layout,
+    options: *const wsync_plan_options,
+    out_plan: *mut *mut wsync_plan,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a place for the handle.
+        let out = unsafe { Out::new(out_plan, "out_plan")? };
+        // SAFETY: the header asks for live layouts.
+        let (source, destination) = unsafe { (shared(source)?, shared(destination)?) };
+        // SAFETY: the header asks for NULL or a struct whose struct_size is
+        // set and whose array has the count that stands beside it.
+        let options = unsafe { plan_options(options)? };
+        let (source, destination) = (source.layout.clone(), destination.layout.clone());
+        out.put(PlanObject::new(Plan::create(
+            source,
+            destination,
+            &options,
+        )?));
+        Ok(())
+    })
+}
+
+/// Makes a plan from what wsync_plan_serialize wrote, on any machine.
+///
+/// Errors: CORRUPT for damaged, truncated or foreign bytes; VERSION_MISMATCH
+/// for a plan of another version.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_create_from_bytes(
+    bytes: *const c_void,
+    byte_count: usize,
+    out_plan: *mut *mut wsync_plan,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a place for the handle.
+        let out = unsafe { Out::new(out_plan, "out_plan")? };
+        // SAFETY: the header asks for `byte_count` readable bytes.
+        let bytes = unsafe { args::bytes(bytes, byte_count, "bytes", FILE_BYTES_MAX)? };
+        out.put(PlanObject::new(Plan::from_bytes(bytes)?));
+        Ok(())
+    })
+}
+
+/// Makes the plan that moves only the selected tensors of `plan`, with a
+/// fingerprint of its own. Selecting again narrows further.
+///
+/// Errors: NOT_FOUND if nothing is selected; STAGING_TOO_SMALL.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_select(
+    plan: *const wsync_plan,
+    selector: *const wsync_selector,
+    out_plan: *mut *mut wsync_plan,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a place for the handle.
+        let out = unsafe { Out::new(out_plan, "out_plan")? };
+        // SAFETY: the header asks for a live plan.
+        let plan = unsafe { shared(plan)? };
+        // SAFETY: the header asks for a struct whose struct_size is set and
+        // whose arrays have the counts that stand beside them.
+        let selector = unsafe { selector_of(selector)? };
+        out.put(PlanObject::new(plan.plan.select(&selector)?));
+        Ok(())
+    })
+}
+
+/// Writes the plan as bytes that wsync_plan_create_from_bytes reads. With a
+/// `capacity` of 0 only `out_needed` is written: the number of bytes.
+///
+/// Errors: BUFFER_TOO_SMALL.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_serialize(
+    plan: *const wsync_plan,
+    buffer: *mut c_void,
+    capacity: usize,
+    out_needed: *mut usize,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a buffer of `capacity` bytes.
+        let out = unsafe { super::out::bytes(buffer, capacity, out_needed)? };
+        // SAFETY: the header asks for a live plan.
+        let plan = unsafe { shared(plan)? };
+        out.write(&plan.plan.to_bytes()?)
+    })
+}
+
+/// Writes the fingerprint of the plan. Ranks only move bytes together if
+/// theirs are equal.
+///
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_fingerprint(
+    plan: *const wsync_plan,
+    out_fingerprint: *mut wsync_fingerprint,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a place for the fingerprint.
+        let out = unsafe { Out::new(out_fingerprint, "out_fingerprint")? };
+        // SAFETY: the header asks for a live plan.
+        let plan = unsafe { shared(plan)? };
+        out.write(wsync_fingerprint {
+            bytes: plan.plan.fingerprint().to_be_bytes(),
+        });
+        Ok(())
+    })
+}
+
+/// Derives the programs of all ranks and checks, by other means than they were
+/// made with, that every destination byte is written exactly once and that
+/// every message has two ends. Linear in the whole plan; every rank's own
+/// program is checked anyway when it is derived.
+///
+/// Errors: INTERNAL names tensor, rank and numbers.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_verify(
+    plan: *const wsync_plan,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a live plan.
+        let plan = unsafe { shared(plan)? };
+        plan.plan.verify()
+    })
+}
+
+/// Number of ranks of both layouts together; 0 if `plan` is NULL or not a
+/// plan.
+///
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_rank_count(plan: *const wsync_plan) -> u32 {
+    guard_value(0, || {
+        // SAFETY: the header asks for NULL or a live plan.
+        let plan = unsafe { shared(plan) }.ok()?;
+        Some(count_u32(plan.plan.ranks().len()))
+    })
+}
+
+/// Copies the ranks that take part, ascending, to `ranks`, which holds
+/// `capacity` of them. With a `capacity` of 0 only `out_count` is written:
+/// their number.
+///
+/// Errors: BUFFER_TOO_SMALL.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_ranks(
+    plan: *const wsync_plan,
+    ranks: *mut u32,
+    capacity: usize,
+    out_count: *mut usize,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a buffer of `capacity` ranks.
+        let out = unsafe { Buffer::new(ranks, capacity, out_count, "out_count")? };
+        // SAFETY: the header asks for a live plan.
+        let plan = unsafe { shared(plan)? };
+        let ranks: Vec<u32> = plan.plan.participants().iter().map(|r| r.0).collect();
+        out.write(&ranks)
+    })
+}
+
+/// Number of canonical tensors that move; 0 if `plan` is NULL or not a plan.
+///
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_tensor_count(plan: *const wsync_plan) -> u32 {
+    guard_value(0, || {
+        // SAFETY: the header asks for NULL or a live plan.
+        let plan = unsafe { shared(plan) }.ok()?;
+        Some(count_u32(plan.plan.tensors().len()))
+    })
+}
+
+/// Number of steps of every rank's program; 0 if `plan` is NULL or not a plan.
+///
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_step_count(plan: *const wsync_plan) -> u32 {
+    guard_value(0, || {
+        // SAFETY: the header asks for NULL or a live plan.
+        let plan = unsafe { shared(plan) }.ok()?;
+        Some(plan.plan.step_count())
+    })
+}
+
+/// Writes what `rank` does; all zero if it takes no part.
+///
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_program_info(
+    plan: *const wsync_plan,
+    rank: u32,
+    out_info: *mut wsync_program_info,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a struct whose struct_size is set.
+        let out = unsafe { StructOut::new(out_info)? };
+        // SAFETY: the header asks for a live plan.
+        let plan = unsafe { shared(plan)? };
+        out.write(&program_info(&plan.plan, Rank(rank))?);
+        Ok(())
+    })
+}
+
+/// Number of buffers that `rank` binds for this plan, both sides; 0 if it
+/// takes no part, or if `plan` is NULL or not a plan.
+///
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_buffer_count(plan: *const wsync_plan, rank: u32) -> usize {
+    guard_value(0, || {
+        // SAFETY: the header asks for NULL or a live plan.
+        let plan = unsafe { shared(plan) }.ok()?;
+        Some(plan.buffers(Rank(rank)).ok()?.len())
+    })
+}
+
+/// Side, name, size and memory of buffer `index` of `rank`: the source side
+/// first, then in order of name.
+///
+/// Errors: NOT_FOUND if the rank has no such buffer.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_buffer_at(
+    plan: *const wsync_plan,
+    rank: u32,
+    index: usize,
+    out_info: *mut wsync_buffer_info,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a struct whose struct_size is set.
+        let out = unsafe { StructOut::new(out_info)? };
+        // SAFETY: the header asks for a live plan.
+        let plan = unsafe { shared(plan)? };
+        let buffers = plan.buffers(Rank(rank))?;
+        let (side, buffer) = buffers
+            .get(index)
+            .ok_or_else(|| no_buffer(rank, index, buffers.len()))?;
+        out.write(&buffer_info(*side, buffer));
+        Ok(())
+    })
+}
+
+/// Writes the last step in which `rank` gets bytes of the tensor called
+/// `tensor`, or WSYNC_STEP_NONE if it gets none. Once
+/// wsync_request_steps_done exceeds that step, the tensor is in place.
+///
+/// Errors: NOT_FOUND if the plan does not move such a tensor.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_tensor_last_step(
+    plan: *const wsync_plan,
+    rank: u32,
+    tensor: *const c_char,
+    out_step: *mut u32,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a place for the step.
+        let out = unsafe { Out::new(out_step, "out_step")? };
+        // SAFETY: the header asks for a live plan.
+        let plan = unsafe { shared(plan)? };
+        // SAFETY: the header asks for a NUL-terminated name.
+        let tensor = unsafe { args::name(tensor, "the tensor name")? };
+        let step = plan.plan.tensor_last_step(Rank(rank), tensor)?;
+        out.write(step.unwrap_or(WSYNC_STEP_NONE));
+        Ok(())
+    })
+}
+
+/// Writes the operations of `rank`, one by one, as a JSON array,
+/// NUL-terminated. With a `capacity` of 0 only `out_needed` is written: the
+/// number of bytes, the NUL included.
+///
+/// Errors: BUFFER_TOO_SMALL.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_rank_ops(
+    plan: *const wsync_plan,
+    rank: u32,
+    buffer: *mut c_char,
+    capacity: usize,
+    out_needed: *mut usize,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a buffer of `capacity` bytes.
+        let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
+        // SAFETY: the header asks for a live plan.
+        let plan = unsafe { shared(plan)? };
+        out.write_json(&plan.plan.ops(Rank(rank))?)
+    })
+}
+
+/// Writes totals over all ranks as JSON, NUL-terminated: bytes, pairs,
+/// messages, staging, the busiest ranks. With a `capacity` of 0 only
+/// `out_needed` is written: the number of bytes, the NUL included.
+///
+/// Errors: BUFFER_TOO_SMALL.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_report(
+    plan: *const wsync_plan,
+    buffer: *mut c_char,
+    capacity: usize,
+    out_needed: *mut usize,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a buffer of `capacity` bytes.
+        let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
+        // SAFETY: the header asks for a live plan.
+        let plan = unsafe { shared(plan)? };
+        out.write_json(&plan.plan.report()?)
+    })
+}
+
+/// Writes what differs between two plans as JSON, NUL-terminated: inputs,
+/// decision, tensors, ranks. With a `capacity` of 0 only `out_needed` is
+/// written: the number of bytes, the NUL included.
+///
+/// Errors: BUFFER_TOO_SMALL.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_diff(
+    plan: *const wsync_plan,
+    other: *const wsync_plan,
+    buffer: *mut c_char,
+    capacity: usize,
+    out_needed: *mut usize,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a buffer of `capacity` bytes.
+        let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
+        // SAFETY: the header asks for live plans.
+        let (plan, other) = unsafe { (shared(plan)?, shared(other)?) };
+        out.write_json(&plan.plan.diff(&other.plan)?)
+    })
+}
+
+/// Ends the plan. Sessions that have loaded it go on. NULL is fine.
+///
+/// Thread safety: once, with no other call on it under way. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_destroy(plan: *mut wsync_plan) {
+    // SAFETY: the header asks for NULL or a plan that nobody uses any more.
+    unsafe { handle::destroy(plan) };
+}
+
+impl PlanObject {
+    fn new(plan: Plan) -> PlanObject {
+        PlanObject {
+            plan: Arc::new(plan),
+            buffers: Mutex::new(None),
+        }
+    }
+
+    fn buffers(
+        &self,
+        rank: Rank,
+    ) -> Result<
+        Arc<
+            [(
+                Option<crate::plan::program::Side>,
+                crate::layout::view::NamedBuffer,
+            )],
+        >,
+    > {
+        let program = self.plan.program(rank)?;
+        Ok(cached(&self.buffers, rank, || {
+            let mut all: Vec<_> = program
+                .buffers
+                .iter()
+                .filter_map(|used| Some((Some(used.side), self.plan.buffer(rank, used)?)))
+                .collect();
+            all.sort_by(|a, b| (a.0, &a.1.name).cmp(&(b.0, &b.1.name)));
+            all.into()
+        }))
+    }
+}
+
+fn program_info(plan: &Plan, rank: Rank) -> Result<wsync_program_info> {
+    let program = plan.program(rank)?;
+    let direct = program.messages.iter().filter(|m| m.is_direct).count();
+    Ok(wsync_program_info {
+        struct_size: 0,
+        bytes_sent: program.bytes_sent,
+        bytes_received: program.bytes_received,
+        bytes_local: program.bytes_local,
+        staging_bytes: program.staging_bytes,
+        message_count: program.messages.len() as u64,
+        direct_message_count: direct as u64,
+        peer_count: count_u32(program.peers().len()),
+        buffer_count: count_u32(program.buffers.len()),
+    })
+}
+
+/// # Safety
+///
+/// `options` is NULL or has its struct_size set, and its array has the count
+/// that stands beside it.
+unsafe fn plan_options(options: *const wsync_plan_options) -> Result<PlanOptions> {
+    let mut made = PlanOptions {
+        staging_bytes_max: env::staging_bytes_max()?.unwrap_or(STAGING_BYTES_DEFAULT),
+        direct_bytes_min: env::direct_bytes_min()?.unwrap_or(DIRECT_BYTES_MIN_DEFAULT),
+        ..PlanOptions::default()
+    };
+    // SAFETY: passed on.
+    let Some(given) = (unsafe { args::optional(options)? }) else {
+        return Ok(made);
+    };
+    args::reserved(<wsync_plan_options as args::Plain>::NAME, given.reserved)?;
+    made.strategy = strategy(given.strategy)?;
+    made.source_rule = source_rule(given.source_rule)?;
+    made.bucket_count = given.bucket_count;
+    if given.staging_bytes_max != 0 {
+        made.staging_bytes_max = given.staging_bytes_max;
+    }
+    if given.direct_bytes_min != 0 {
+        made.direct_bytes_min = given.direct_bytes_min;
+    }
+    // SAFETY: passed on.
+    made.unused_allowed = unsafe {
+        args::texts(
+            given.unused_allowed,
+            given.unused_allowed_count,
+            "unused_allowed",
+            TENSOR_COUNT_MAX,
+        )?
+    };
+    Ok(made)
+}
+
+/// # Safety
+///
+/// `selector` has its struct_size set, and its arrays have the counts that
+/// stand beside them.
+unsafe fn selector_of(selector: *const wsync_selector) -> Result<Selector> {
+    // SAFETY: passed on.
+    let given = unsafe { args::structure(selector)? };
+    // SAFETY: passed on.
+    unsafe {
+        Ok(Selector {
+            include: args::texts(
+                given.include,
+                given.include_count,
+                "include",
+                TENSOR_COUNT_MAX,
+            )?,
+            exclude: args::texts(
+                given.exclude,
+                given.exclude_count,
+                "exclude",
+                TENSOR_COUNT_MAX,
+            )?,
+        })
+    }
+}
+
+fn strategy(value: u32) -> Result<Strategy> {
+    const DEFAULT: u32 = wsync_strategy::WSYNC_STRATEGY_DEFAULT as u32;
+    const DIRECT: u32 = wsync_strategy::WSYNC_STRATEGY_DIRECT as u32;
+    match value {
+        DEFAULT | DIRECT => Ok(Strategy::Direct),
+        other => Err(args::unknown("strategy", other)),
+    }
+}
+
+fn source_rule(value: u32) -> Result<SourceRule> {
+    const DEFAULT: u32 = wsync_source_rule::WSYNC_SOURCE_RULE_DEFAULT as u32;
+    const WRAP: u32 = wsync_source_rule::WSYNC_SOURCE_RULE_WRAP as u32;
+    const ROTATE: u32 = wsync_source_rule::WSYNC_SOURCE_RULE_ROTATE as u32;
+    match value {
+        DEFAULT | WRAP => Ok(SourceRule::Wrap),
+        ROTATE => Ok(SourceRule::Rotate),
+        other => Err(args::unknown("source_rule", other)),
+    }
+}

@@ -1,0 +1,237 @@
+//! Every environment variable that the library reads, in one table.
+//!
+//! The environment is read once, at the first use of any variable, and what
+//! was read then holds for the process: a later `setenv` neither changes
+//! anything nor races with us. An explicit option wins over a variable, a
+//! variable over the default; only `WSYNC_LOG` wins over the caller, so that
+//! an operator can listen to any program.
+
+use crate::error::{Error, Result};
+use crate::log::{self, Level};
+use std::sync::{Once, OnceLock};
+
+/// One variable: what it is called, what holds without it, what it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variable {
+    pub name: &'static str,
+    pub default: &'static str,
+    pub meaning: &'static str,
+}
+
+const LOG: &str = "WSYNC_LOG";
+const STAGING_BYTES_MAX: &str = "WSYNC_STAGING_BYTES_MAX";
+const DIRECT_BYTES_MIN: &str = "WSYNC_DIRECT_BYTES_MIN";
+const AGREE_DEADLINE_MS: &str = "WSYNC_AGREE_DEADLINE_MS";
+const STALL_DEADLINE_MS: &str = "WSYNC_STALL_DEADLINE_MS";
+const SHM_RING_BYTES_MAX: &str = "WSYNC_SHM_RING_BYTES_MAX";
+const LIBRARY: &str = "WSYNC_LIBRARY";
+const NCCL_LIBRARY: &str = "WSYNC_NCCL_LIBRARY";
+
+/// All of them. Sizes are bytes and may end in `KiB`, `MiB` or `GiB`.
+pub const VARIABLES: &[Variable] = &[
+    Variable {
+        name: LOG,
+        default: "off",
+        meaning: "log level: off, error, warn, info or debug; lines go to standard error unless the program takes them",
+    },
+    Variable {
+        name: STAGING_BYTES_MAX,
+        default: "512MiB",
+        meaning: "staging memory per rank that a plan may use; must be the same on all ranks",
+    },
+    Variable {
+        name: DIRECT_BYTES_MIN,
+        default: "256KiB",
+        meaning: "contiguous runs from this size on travel without staging; must be the same on all ranks",
+    },
+    Variable {
+        name: AGREE_DEADLINE_MS,
+        default: "60000",
+        meaning: "milliseconds that peers get to agree on a request before any byte moves",
+    },
+    Variable {
+        name: STALL_DEADLINE_MS,
+        default: "30000",
+        meaning: "milliseconds that a running request may go without finishing a step",
+    },
+    Variable {
+        name: SHM_RING_BYTES_MAX,
+        default: "128MiB",
+        meaning: "shared memory for all that a rank sends over the shm transport",
+    },
+    Variable {
+        name: LIBRARY,
+        default: "",
+        meaning: "full path of the library that the Python package loads",
+    },
+    Variable {
+        name: NCCL_LIBRARY,
+        default: "",
+        meaning: "reserved: full path of the NCCL library to load",
+    },
+];
+
+/// A variable as it is in this process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Effective {
+    pub variable: Variable,
+    /// What was set, or the default.
+    pub value: String,
+    pub is_set: bool,
+}
+
+/// All variables with their values, as they were at the first use.
+pub fn effective() -> &'static [Effective] {
+    static VALUES: OnceLock<Vec<Effective>> = OnceLock::new();
+    VALUES.get_or_init(|| {
+        let of = |variable: &Variable| {
+            let set = std::env::var_os(variable.name);
+            Effective {
+                variable: *variable,
+                is_set: set.is_some(),
+                value: match set {
+                    Some(text) => text.to_string_lossy().into_owned(),
+                    None => variable.default.to_string(),
+                },
+            }
+        };
+        VARIABLES.iter().map(of).collect()
+    })
+}
+
+/// What `name` is set to, if it is.
+fn get(name: &str) -> Option<&'static str> {
+    let found = effective().iter().find(|e| e.variable.name == name)?;
+    found.is_set.then_some(found.value.as_str())
+}
+
+/// The level that the operator asks for.
+pub fn log_level() -> Option<Level> {
+    get(LOG).map(|text| Level::from_name(text).unwrap_or(Level::Warn))
+}
+
+/// Staging per rank, for plans that do not say.
+pub fn staging_bytes_max() -> Result<Option<u64>> {
+    bytes(STAGING_BYTES_MAX)
+}
+
+/// The shortest direct message, for plans that do not say.
+pub fn direct_bytes_min() -> Result<Option<u64>> {
+    bytes(DIRECT_BYTES_MIN)
+}
+
+/// How long `prepare` gives peers, in nanoseconds.
+pub fn agree_deadline_ns() -> Result<Option<u64>> {
+    milliseconds(AGREE_DEADLINE_MS)
+}
+
+/// How long a step may take, in nanoseconds.
+pub fn stall_deadline_ns() -> Result<Option<u64>> {
+    milliseconds(STALL_DEADLINE_MS)
+}
+
+/// Bytes of all rings of a rank of the shm transport.
+pub fn shm_ring_bytes_max() -> Result<Option<u64>> {
+    bytes(SHM_RING_BYTES_MAX)
+}
+
+fn bytes(name: &str) -> Result<Option<u64>> {
+    let read = |text| {
+        let wanted = "a number of bytes from 1 on, such as 512MiB";
+        parse_bytes(text).ok_or_else(|| refused(name, text, wanted))
+    };
+    get(name).map(read).transpose()
+}
+
+fn milliseconds(name: &str) -> Result<Option<u64>> {
+    let read = |text| {
+        let wanted = "a number of milliseconds from 1 on";
+        parse_milliseconds(text).ok_or_else(|| refused(name, text, wanted))
+    };
+    get(name).map(read).transpose()
+}
+
+/// Milliseconds as nanoseconds.
+fn parse_milliseconds(text: &str) -> Option<u64> {
+    let ms = text.trim().parse::<u64>().ok()?;
+    ms.checked_mul(1_000_000).filter(|ns| *ns > 0)
+}
+
+fn refused(name: &str, text: &str, wanted: &str) -> Error {
+    Error::invalid(format!(
+        "the environment variable {name} is \"{text}\"; it is to be {wanted}"
+    ))
+}
+
+/// `4096`, `64KiB`, `512MiB`, `2GiB`.
+fn parse_bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let units = [("KiB", 10), ("MiB", 20), ("GiB", 30)];
+    let unit = units
+        .iter()
+        .find_map(|(u, shift)| Some((text.strip_suffix(u)?, *shift)));
+    let (digits, shift) = unit.unwrap_or((text, 0));
+    let n = digits.trim().parse::<u64>().ok()?;
+    n.checked_mul(1 << shift).filter(|n| *n > 0)
+}
+
+/// Warns, once, of `WSYNC_*` variables that nothing reads: mostly typing
+/// errors.
+pub fn warn_of_unknown() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy();
+            if name.starts_with("WSYNC_") && !VARIABLES.iter().any(|v| v.name == name) {
+                log::line(Level::Warn, format_args!("variable {name} is unknown"));
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::{AGREE_DEADLINE_DEFAULT_NS, STALL_DEADLINE_DEFAULT_NS};
+    use crate::plan::decision::{DIRECT_BYTES_MIN_DEFAULT, STAGING_BYTES_DEFAULT};
+    use crate::transport::shm::ShmOptions;
+
+    #[test]
+    fn sizes_have_units_and_nonsense_is_refused() {
+        assert_eq!(parse_bytes("4096"), Some(4096));
+        assert_eq!(parse_bytes(" 64 KiB"), Some(64 << 10));
+        assert_eq!(parse_bytes("512MiB"), Some(STAGING_BYTES_DEFAULT));
+        assert_eq!(parse_bytes("2GiB"), Some(2 << 30));
+        for bad in ["", "0", "-1", "1.5GiB", "MiB", "99999999999GiB", "1 TB"] {
+            assert_eq!(parse_bytes(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn defaults_in_the_table_are_the_defaults_in_force() {
+        let default = |name: &str| VARIABLES.iter().find(|v| v.name == name).unwrap().default;
+        assert_eq!(
+            parse_bytes(default(STAGING_BYTES_MAX)),
+            Some(STAGING_BYTES_DEFAULT)
+        );
+        assert_eq!(
+            parse_bytes(default(DIRECT_BYTES_MIN)),
+            Some(DIRECT_BYTES_MIN_DEFAULT)
+        );
+        let rings = ShmOptions::default().ring_bytes_max;
+        assert_eq!(parse_bytes(default(SHM_RING_BYTES_MAX)), Some(rings));
+        let agree = parse_milliseconds(default(AGREE_DEADLINE_MS));
+        assert_eq!(agree, Some(AGREE_DEADLINE_DEFAULT_NS));
+        let stall = parse_milliseconds(default(STALL_DEADLINE_MS));
+        assert_eq!(stall, Some(STALL_DEADLINE_DEFAULT_NS));
+        assert_eq!(default(LOG), Level::Off.name());
+    }
+
+    #[test]
+    fn names_are_prefixed_and_unique() {
+        for (i, a) in VARIABLES.iter().enumerate() {
+            assert!(a.name.starts_with("WSYNC_"));
+            assert!(VARIABLES[i + 1..].iter().all(|b| a.name != b.name));
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! One execution, as the caller's threads and the control thread share it.
+//!
+//! A flight is allocated with its request and used for every version. All of
+//! its state is behind one short lock; nobody waits while holding it, except
+//! on `changed`.
+
+use super::Outcome;
+use super::message::Key;
+use super::request::State;
+use super::session::Slot;
+use crate::device::Binding;
+use crate::device::fence::Fence;
+use crate::error::Error;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// One execution of one loaded plan.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    pub slot: Arc<Slot>,
+    inner: Mutex<FlightInner>,
+    changed: Condvar,
+}
+
+/// When things happened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Times {
+    pub prepared: Option<Instant>,
+    pub ready: Option<Instant>,
+    pub started: Option<Instant>,
+    pub moved: Option<Instant>,
+    pub finished: Option<Instant>,
+}
+
+/// The last fences of a step: bytes exchanged, and local work done.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StepFences {
+    pub transport: Fence,
+    pub device: Fence,
+}
+
+#[derive(Debug)]
+pub(crate) struct FlightInner {
+    pub state: State,
+    pub key: Key,
+    pub version: u64,
+    pub flags: u32,
+    pub agree_ns: u64,
+    pub stall_ns: u64,
+    pub binding: Option<Arc<Binding>>,
+    /// By step, as far as enqueued.
+    pub steps: Vec<StepFences>,
+    /// Reached when the last piece of device work, digests included, is done.
+    pub last: Fence,
+    /// True once `start` has enqueued everything it is going to.
+    pub is_enqueued: bool,
+    /// Leading steps whose fences were seen reached.
+    pub steps_done: u32,
+    pub error: Option<Error>,
+    pub rank_outcome: Option<Outcome>,
+    pub copy_outcome: Option<Outcome>,
+    pub times: Times,
+    /// Published digest of the version, by tensor, if it was verified.
+    pub digests: Vec<u64>,
+    pub has_digests: bool,
+    pub is_unchanged: Option<bool>,
+    /// True if work may still be in a queue although the request has ended.
+    pub is_undrained: bool,
+}
+
+impl Flight {
+    pub fn new(slot: Arc<Slot>) -> Flight {
+        let steps = slot.program.steps.len();
+        let tensors = slot.program.tensors.len();
+        Flight {
+            inner: Mutex::new(FlightInner {
+                state: State::Idle,
+                key: Key::default(),
+                version: 0,
+                flags: 0,
+                agree_ns: 0,
+                stall_ns: 0,
+                binding: None,
+                steps: Vec::with_capacity(steps),
+                last: Fence::default(),
+                is_enqueued: false,
+                steps_done: 0,
+                error: None,
+                rank_outcome: None,
+                copy_outcome: None,
+                times: Times::default(),
+                digests: Vec::with_capacity(tensors),
+                has_digests: false,
+                is_unchanged: None,
+                is_undrained: false,
+            }),
+            changed: Condvar::new(),
+            slot,
+        }
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, FlightInner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells everybody who waits that the state has changed.
+    pub fn notify(&self) {
+        self.changed.notify_all();
+    }
+
+    /// Waits for a change, at most `timeout`.
+    pub fn wait<'a>(
+        &self,
+        guard: MutexGuard<'a, FlightInner>,
+        timeout: Duration,
+    ) -> MutexGuard<'a, FlightInner> {
+        self.changed
+            .wait_timeout(guard, timeout)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+    }
+}
+
+impl FlightInner {
+    /// Forgets the previous version.
+    pub fn reset(&mut self, now: Instant) {
+        self.steps.clear();
+        self.last = Fence::default();
+        self.is_enqueued = false;
+        self.steps_done = 0;
+        self.error = None;
+        self.rank_outcome = None;
+        self.copy_outcome = None;
+        self.has_digests = false;
+        self.is_unchanged = None;
+        self.is_undrained = false;
+        self.times = Times {
+            prepared: Some(now),
+            ..Times::default()
+        };
+    }
+
+    /// Looks at the fences; true if all enqueued work is done.
+    pub fn look(&mut self) -> bool {
+        while let Some(step) = self.steps.get(self.steps_done as usize) {
+            if !step.transport.is_reached() || !step.device.is_reached() {
+                return false;
+            }
+            self.steps_done += 1;
+        }
+        if let Some(binding) = &self.binding {
+            let done = u64::from(self.steps_done);
+            binding
+                .marks
+                .steps_done
+                .store(done, std::sync::atomic::Ordering::Release);
+        }
+        self.is_enqueued && self.last.is_reached()
+    }
+
+    /// The first fence that is not reached yet.
+    pub fn next_fence(&self) -> Option<Fence> {
+        match self.steps.get(self.steps_done as usize) {
+            Some(step) if !step.transport.is_reached() => Some(step.transport.clone()),
+            Some(step) if !step.device.is_reached() => Some(step.device.clone()),
+            Some(_) => None,
+            None if self.is_enqueued && !self.last.is_reached() => Some(self.last.clone()),
+            None => None,
+        }
+    }
+
+    /// Ends the request.
+    pub fn finish(&mut self, now: Instant, error: Option<Error>, rank: Outcome, copy: Outcome) {
+        self.state = if error.is_none() {
+            State::Done
+        } else {
+            State::Failed
+        };
+        self.error = error;
+        self.rank_outcome = Some(rank);
+        self.copy_outcome = Some(copy);
+        self.times.finished = Some(now);
+    }
+}

@@ -1,0 +1,115 @@
+//! The committed header and symbol list are what `src/capi` says.
+//!
+//! `WSYNC_BLESS=1 cargo test --test header` writes both anew.
+
+use std::path::{Path, PathBuf};
+
+/// In the order in which the header introduces them.
+const SOURCES: &[&str] = &[
+    "types",
+    "version",
+    "log",
+    "env",
+    "layout",
+    "mapping",
+    "plan",
+    "transport",
+    "session",
+    "request",
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn bindings() -> cbindgen::Bindings {
+    let config = cbindgen::Config::from_file(root().join("include/cbindgen.toml"))
+        .expect("include/cbindgen.toml is well-formed");
+    let sources = SOURCES
+        .iter()
+        .map(|s| root().join(format!("src/capi/{s}.rs")));
+    sources
+        .fold(cbindgen::Builder::new().with_config(config), |b, s| {
+            b.with_src(s)
+        })
+        .generate()
+        .expect("src/capi is readable")
+}
+
+fn header() -> String {
+    let mut text = Vec::new();
+    bindings().write(&mut text);
+    String::from_utf8(text).expect("the header is UTF-8")
+}
+
+fn symbols() -> String {
+    let bindings = bindings();
+    let mut names: Vec<&str> = bindings.functions.iter().map(|f| f.path.name()).collect();
+    names.sort_unstable();
+    names.join("\n") + "\n"
+}
+
+/// Compares with the committed file, or writes it if told so.
+fn check(path: &Path, made: &str) {
+    if std::env::var_os("WSYNC_BLESS").is_some() {
+        std::fs::write(path, made).expect("the file can be written");
+        return;
+    }
+    let committed = std::fs::read_to_string(path).unwrap_or_default();
+    let line = made
+        .lines()
+        .zip(committed.lines())
+        .position(|(a, b)| a != b);
+    assert!(
+        made == committed,
+        "{} differs from src/capi, first in line {}; run WSYNC_BLESS=1 cargo test --test header \
+         and review the change",
+        path.display(),
+        line.unwrap_or_else(|| committed.lines().count()) + 1
+    );
+}
+
+#[test]
+fn the_committed_header_is_current() {
+    check(&root().join("include/weightsync.h"), &header());
+}
+
+#[test]
+fn the_committed_symbol_list_is_current() {
+    check(&root().join("include/weightsync.sym"), &symbols());
+}
+
+/// Every source file of the C layer that exports something is in the header.
+#[test]
+fn no_exporting_file_is_forgotten() {
+    let folder = std::fs::read_dir(root().join("src/capi")).expect("src/capi is there");
+    for entry in folder {
+        let path = entry.expect("the folder is readable").path();
+        let text = std::fs::read_to_string(&path).expect("sources are text");
+        let stem = path
+            .file_stem()
+            .and_then(|s| s.to_str())
+            .unwrap_or_default();
+        if text.contains("no_mangle") {
+            assert!(SOURCES.contains(&stem), "{stem}.rs is not in the header");
+        }
+    }
+}
+
+/// The header speaks to C readers: each function says what threads may call it
+/// and since when it exists, and no comment speaks Rust.
+#[test]
+fn every_function_is_documented_for_c() {
+    for f in &bindings().functions {
+        let name = f.path.name();
+        let doc = f.documentation.doc_comment.join("\n");
+        assert!(
+            doc.contains("Thread safety: "),
+            "{name} does not say which threads"
+        );
+        assert!(doc.contains("Since: 0.1"), "{name} does not say since when");
+        for rust in ["# Safety", "`Option", "[`", "Vec<", "&str", "usize"] {
+            assert!(!doc.contains(rust), "{name} says {rust}");
+        }
+    }
+}
