@@ -36,8 +36,13 @@ pub enum Level {
 }
 
 impl Level {
-    pub const ALL: &'static [Level] =
-        &[Level::Off, Level::Error, Level::Warn, Level::Info, Level::Debug];
+    pub const ALL: &'static [Level] = &[
+        Level::Off,
+        Level::Error,
+        Level::Warn,
+        Level::Info,
+        Level::Debug,
+    ];
 
     /// As `WSYNC_LOG` spells it.
     pub const fn name(self) -> &'static str {
@@ -138,7 +143,11 @@ impl Drop for Done {
 }
 
 fn to_stderr(level: Level, text: &str) {
-    let line = format!("weightsync[{}] {}: {text}\n", std::process::id(), level.name());
+    let line = format!(
+        "weightsync[{}] {}: {text}\n",
+        std::process::id(),
+        level.name()
+    );
     // Nobody is left to be told that standard error is closed.
     let _ = std::io::stderr().write_all(line.as_bytes());
 }

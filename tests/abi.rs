@@ -2,15 +2,15 @@
 //! values and offsets are never changed, only added.
 
 use std::mem::{align_of, offset_of, size_of};
-use weightsync::capi::types::*;
-use weightsync::capi::log::*;
 use weightsync::capi::env::*;
 use weightsync::capi::layout::*;
+use weightsync::capi::log::*;
 use weightsync::capi::mapping::*;
 use weightsync::capi::plan::*;
-use weightsync::capi::transport::*;
-use weightsync::capi::session::*;
 use weightsync::capi::request::*;
+use weightsync::capi::session::*;
+use weightsync::capi::transport::*;
+use weightsync::capi::types::*;
 use weightsync::capi::version::*;
 
 /// Size, alignment and the offset of every field of a struct.

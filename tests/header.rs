@@ -6,7 +6,16 @@ use std::path::{Path, PathBuf};
 
 /// In the order in which the header introduces them.
 const SOURCES: &[&str] = &[
-    "types", "version", "log", "env", "layout", "mapping", "plan", "transport", "session", "request",
+    "types",
+    "version",
+    "log",
+    "env",
+    "layout",
+    "mapping",
+    "plan",
+    "transport",
+    "session",
+    "request",
 ];
 
 fn root() -> PathBuf {
@@ -16,9 +25,13 @@ fn root() -> PathBuf {
 fn bindings() -> cbindgen::Bindings {
     let config = cbindgen::Config::from_file(root().join("include/cbindgen.toml"))
         .expect("include/cbindgen.toml is well-formed");
-    let sources = SOURCES.iter().map(|s| root().join(format!("src/capi/{s}.rs")));
+    let sources = SOURCES
+        .iter()
+        .map(|s| root().join(format!("src/capi/{s}.rs")));
     sources
-        .fold(cbindgen::Builder::new().with_config(config), |b, s| b.with_src(s))
+        .fold(cbindgen::Builder::new().with_config(config), |b, s| {
+            b.with_src(s)
+        })
         .generate()
         .expect("src/capi is readable")
 }
@@ -43,7 +56,10 @@ fn check(path: &Path, made: &str) {
         return;
     }
     let committed = std::fs::read_to_string(path).unwrap_or_default();
-    let line = made.lines().zip(committed.lines()).position(|(a, b)| a != b);
+    let line = made
+        .lines()
+        .zip(committed.lines())
+        .position(|(a, b)| a != b);
     assert!(
         made == committed,
         "{} differs from src/capi, first in line {}; run WSYNC_BLESS=1 cargo test --test header \
@@ -70,7 +86,10 @@ fn no_exporting_file_is_forgotten() {
     for entry in folder {
         let path = entry.expect("the folder is readable").path();
         let text = std::fs::read_to_string(&path).expect("sources are text");
-        let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+        let stem = path
+            .file_stem()
+            .and_then(|s| s.to_str())
+            .unwrap_or_default();
         if text.contains("no_mangle") {
             assert!(SOURCES.contains(&stem), "{stem}.rs is not in the header");
         }
@@ -84,7 +103,10 @@ fn every_function_is_documented_for_c() {
     for f in &bindings().functions {
         let name = f.path.name();
         let doc = f.documentation.doc_comment.join("\n");
-        assert!(doc.contains("Thread safety: "), "{name} does not say which threads");
+        assert!(
+            doc.contains("Thread safety: "),
+            "{name} does not say which threads"
+        );
         assert!(doc.contains("Since: 0.1"), "{name} does not say since when");
         for rust in ["# Safety", "`Option", "[`", "Vec<", "&str", "usize"] {
             assert!(!doc.contains(rust), "{name} says {rust}");

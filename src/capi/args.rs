@@ -71,7 +71,9 @@ pub(super) unsafe fn struct_size<T: Sized0>(ptr: *const T) -> Result<usize> {
         return Err(Error::invalid(format!("the {name} is NULL")));
     }
     if !ptr.is_aligned() {
-        return Err(Error::invalid(format!("the {name} at {ptr:p} is not aligned")));
+        return Err(Error::invalid(format!(
+            "the {name} at {ptr:p} is not aligned"
+        )));
     }
     // SAFETY: `Sized0` puts a `size_t` first; the caller promises it readable.
     let size = unsafe { ptr.cast::<usize>().read() };
@@ -120,7 +122,12 @@ unsafe fn grown<T: Plain>(ptr: *const u8, size: usize) -> Result<T> {
     let mut value = MaybeUninit::<T>::zeroed();
     // SAFETY: `known` bytes are readable at `ptr` and writable in `value`, which
     // is ours and cannot overlap.
-    unsafe { value.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(ptr, known) };
+    unsafe {
+        value
+            .as_mut_ptr()
+            .cast::<u8>()
+            .copy_from_nonoverlapping(ptr, known)
+    };
     for at in known..size {
         // SAFETY: `at < size`.
         if unsafe { ptr.add(at).read() } != 0 {
@@ -155,9 +162,12 @@ pub(super) unsafe fn strided<T: Plain>(
         return Ok(Vec::new());
     }
     if ptr.is_null() {
-        return Err(Error::invalid(format!("{count} {name} elements are at NULL")));
+        return Err(Error::invalid(format!(
+            "{count} {name} elements are at NULL"
+        )));
     }
-    if stride < T::BYTES_V0 || stride > STRUCT_BYTES_MAX || !stride.is_multiple_of(align_of::<T>()) {
+    if stride < T::BYTES_V0 || stride > STRUCT_BYTES_MAX || !stride.is_multiple_of(align_of::<T>())
+    {
         return Err(Error::invalid(format!(
             "the stride of the {name} elements is {stride}; it is a multiple of {} from {} to \
              {STRUCT_BYTES_MAX}, here {}",
@@ -167,7 +177,9 @@ pub(super) unsafe fn strided<T: Plain>(
         )));
     }
     if !ptr.is_aligned() {
-        return Err(Error::invalid(format!("the {name} elements at {ptr:p} are not aligned")));
+        return Err(Error::invalid(format!(
+            "the {name} elements at {ptr:p} are not aligned"
+        )));
     }
     let bytes = ptr.cast::<u8>();
     (0..count)
@@ -196,7 +208,9 @@ pub(super) unsafe fn slice<'a, T>(
         return Ok(&[]);
     }
     if ptr.is_null() {
-        return Err(Error::invalid(format!("{count} elements of {name} are at NULL")));
+        return Err(Error::invalid(format!(
+            "{count} elements of {name} are at NULL"
+        )));
     }
     if !ptr.is_aligned() {
         return Err(Error::invalid(format!("{name} at {ptr:p} is not aligned")));
@@ -263,7 +277,10 @@ pub(super) unsafe fn name<'a>(ptr: *const c_char, what: &str) -> Result<&'a str>
         )));
     }
     // SAFETY: `length` bytes before the NUL are readable.
-    utf8(unsafe { std::slice::from_raw_parts(ptr.cast(), length) }, what)
+    utf8(
+        unsafe { std::slice::from_raw_parts(ptr.cast(), length) },
+        what,
+    )
 }
 
 /// A name inside an array.
@@ -302,7 +319,10 @@ pub(super) unsafe fn texts(
 
 fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str> {
     let text = std::str::from_utf8(bytes).map_err(|e| {
-        Error::invalid(format!("{what} is not UTF-8 from byte {} on", e.valid_up_to()))
+        Error::invalid(format!(
+            "{what} is not UTF-8 from byte {} on",
+            e.valid_up_to()
+        ))
     })?;
     if text.contains('\0') {
         return Err(Error::invalid(format!("{what} has a NUL inside")));
@@ -315,7 +335,11 @@ fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str> {
 /// # Safety
 ///
 /// The list is empty or points to its number of readable elements.
-pub(super) unsafe fn ranks(list: &wsync_rank_list, what: &str, count_max: usize) -> Result<Vec<Rank>> {
+pub(super) unsafe fn ranks(
+    list: &wsync_rank_list,
+    what: &str,
+    count_max: usize,
+) -> Result<Vec<Rank>> {
     // SAFETY: passed on; any bit pattern is a `u32`.
     let ranks = unsafe { slice(list.ranks, list.count, what, count_max)? };
     Ok(ranks.iter().map(|&r| Rank(r)).collect())

@@ -83,7 +83,10 @@ pub unsafe extern "C" fn wsync_env_at(
         let row = rows().get(index).ok_or_else(|| {
             Error::new(
                 Status::NotFound,
-                format!("there are {} variables; index {index} is none", rows().len()),
+                format!(
+                    "there are {} variables; index {index} is none",
+                    rows().len()
+                ),
             )
         })?;
         out.write(&wsync_env_info {

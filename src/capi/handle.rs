@@ -163,8 +163,7 @@ pub(super) unsafe fn destroy<H: Handle>(handle: *mut H) {
     }
     // SAFETY: as in `enter`.
     let magic = unsafe { &*object.cast::<AtomicU64>() };
-    let swapped =
-        magic.compare_exchange(H::MAGIC, MAGIC_DEAD, Ordering::AcqRel, Ordering::Relaxed);
+    let swapped = magic.compare_exchange(H::MAGIC, MAGIC_DEAD, Ordering::AcqRel, Ordering::Relaxed);
     if swapped.is_err() {
         return;
     }
@@ -230,7 +229,10 @@ mod tests {
         const SURVIVES_FORK: bool = false;
 
         fn poisoned(value: &Log) {
-            value.lock().unwrap_or_else(|e| e.into_inner()).push("poisoned");
+            value
+                .lock()
+                .unwrap_or_else(|e| e.into_inner())
+                .push("poisoned");
         }
     }
 
@@ -250,8 +252,14 @@ mod tests {
     fn a_pointer_to_another_type_is_a_bad_handle() {
         let h: *mut other = into_raw(Mutex::default());
         assert_eq!(status_of(h.cast()), Some(Status::BadHandle));
-        assert_eq!(status_of(std::ptr::null_mut()), Some(Status::InvalidArgument));
-        assert_eq!(status_of(h.cast::<u8>().wrapping_add(1).cast()), Some(Status::BadHandle));
+        assert_eq!(
+            status_of(std::ptr::null_mut()),
+            Some(Status::InvalidArgument)
+        );
+        assert_eq!(
+            status_of(h.cast::<u8>().wrapping_add(1).cast()),
+            Some(Status::BadHandle)
+        );
         // SAFETY: live, and of the wrong type first: left alone.
         unsafe { destroy(h.cast::<thing>()) };
         // SAFETY: still live.
@@ -286,7 +294,10 @@ mod tests {
             nothing.unwrap();
             Ok(())
         };
-        assert_eq!(guard(std::ptr::null_mut(), body), wsync_status::WSYNC_ERR_INTERNAL);
+        assert_eq!(
+            guard(std::ptr::null_mut(), body),
+            wsync_status::WSYNC_ERR_INTERNAL
+        );
         assert_eq!(status_of(h), Some(Status::Poisoned));
         // SAFETY: live, no call is under way.
         unsafe { destroy(h) };

@@ -4,18 +4,19 @@ use super::args::{self, plain_element, plain_struct};
 use super::handle::{self, Handle, shared};
 use super::out::{Out, StructOut, TextBuffer, fill_text};
 use super::types::{
-    wsync_buffer_info, wsync_dtype, wsync_error, wsync_memory, wsync_side,
-    wsync_status, wsync_text,
+    wsync_buffer_info, wsync_dtype, wsync_error, wsync_memory, wsync_side, wsync_status, wsync_text,
 };
 use super::{count_u32, guard, guard_value};
 use crate::error::{Error, Result, Status};
-use crate::layout::{Layout, LayoutSpec};
+use crate::layout::check::{Finding, PairReport, Report, check, check_pair};
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Span, Tensor, TensorIndex};
 use crate::layout::view::{Memory, NamedBuffer, RankViews, Strides, View};
+use crate::layout::{Layout, LayoutSpec};
 use crate::limits::{FILE_BYTES_MAX, TENSOR_COUNT_MAX, VIEW_COUNT_MAX};
 use crate::plan::program::Side;
 use crate::rank::Rank;
+use serde::Serialize;
 use std::ffi::{c_char, c_void};
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -304,9 +305,9 @@ pub unsafe extern "C" fn wsync_layout_to_json(
 /// never held, bytes written twice, overlaps, cuts that split a granule, names
 /// that one side lacks. Finding something is not a failure of the call.
 ///
-/// Writes all findings as JSON, NUL-terminated, and their number. With a
-/// `capacity` of 0 only `out_needed` (bytes, the NUL included) and
-/// `out_finding_count` are written.
+/// Writes all findings as JSON, NUL-terminated, and the number of those that
+/// hinder: 0 means that a plan can be made. With a `capacity` of 0 only
+/// `out_needed` (bytes, the NUL included) and `out_error_count` are written.
 ///
 /// Errors: BUFFER_TOO_SMALL.
 /// Thread safety: any thread, concurrently. Since: 0.1
@@ -317,18 +318,25 @@ pub unsafe extern "C" fn wsync_layout_check(
     buffer: *mut c_char,
     capacity: usize,
     out_needed: *mut usize,
-    out_finding_count: *mut usize,
+    out_error_count: *mut usize,
     err: *mut wsync_error,
 ) -> wsync_status {
     guard(err, || {
         // SAFETY: the header asks for a buffer of `capacity` bytes.
         let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for a place for the number.
-        let count = unsafe { Out::new(out_finding_count, "out_finding_count")? };
+        let count = unsafe { Out::new(out_error_count, "out_error_count")? };
         // SAFETY: the header asks for a live layout.
         let source = unsafe { shared(source)? };
-        let _ = (source, destination, out, count);
-        Err(super::unwired())
+        let destination = match destination.is_null() {
+            true => None,
+            // SAFETY: the header asks for NULL or a live layout.
+            false => Some(unsafe { shared(destination)? }.layout.clone()),
+        };
+        let found = CheckReport::of_layouts(&source.layout, destination.as_deref());
+        out.write_json(&found)?;
+        count.write(found.error_count());
+        Ok(())
     })
 }
 
@@ -336,7 +344,7 @@ pub unsafe extern "C" fn wsync_layout_check(
 /// cannot be made if they are ill-formed. `destination_json` may be NULL.
 ///
 /// Errors: BUFFER_TOO_SMALL; LAYOUT_INVALID only where a text is not JSON of
-/// the right shape.
+/// the right shape, VERSION_MISMATCH where it is of another version.
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_layout_check_json(
@@ -347,20 +355,28 @@ pub unsafe extern "C" fn wsync_layout_check_json(
     buffer: *mut c_char,
     capacity: usize,
     out_needed: *mut usize,
-    out_finding_count: *mut usize,
+    out_error_count: *mut usize,
     err: *mut wsync_error,
 ) -> wsync_status {
     guard(err, || {
         // SAFETY: the header asks for a buffer of `capacity` bytes.
         let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for a place for the number.
-        let count = unsafe { Out::new(out_finding_count, "out_finding_count")? };
-        // SAFETY: the header asks for that number of readable bytes.
-        let source = unsafe {
-            args::bytes(source_json.cast(), source_json_bytes, "source_json", FILE_BYTES_MAX)?
+        let count = unsafe { Out::new(out_error_count, "out_error_count")? };
+        let (a, a_bytes) = (source_json.cast(), source_json_bytes);
+        let (b, b_bytes) = (destination_json.cast(), destination_json_bytes);
+        // SAFETY: the header asks for these numbers of readable bytes.
+        let (source, destination) = unsafe {
+            (
+                args::bytes(a, a_bytes, "source_json", FILE_BYTES_MAX)?,
+                args::bytes(b, b_bytes, "destination_json", FILE_BYTES_MAX)?,
+            )
         };
-        let _ = (source, destination_json, destination_json_bytes, out, count);
-        Err(super::unwired())
+        let destination = (!destination.is_empty()).then_some(destination);
+        let found = CheckReport::of_files(source, destination)?;
+        out.write_json(&found)?;
+        count.write(found.error_count());
+        Ok(())
     })
 }
 
@@ -383,8 +399,7 @@ pub unsafe extern "C" fn wsync_layout_describe(
         let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for a live layout.
         let layout = unsafe { shared(layout)? };
-        let _ = (layout, out);
-        Err(super::unwired())
+        out.write_json(&layout.layout.describe())
     })
 }
 
@@ -429,7 +444,10 @@ pub unsafe extern "C" fn wsync_layout_copy_count(layout: *const wsync_layout) ->
 ///
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn wsync_layout_buffer_count(layout: *const wsync_layout, rank: u32) -> usize {
+pub unsafe extern "C" fn wsync_layout_buffer_count(
+    layout: *const wsync_layout,
+    rank: u32,
+) -> usize {
     guard_value(0, || {
         // SAFETY: the header asks for NULL or a live layout.
         let layout = unsafe { shared(layout) }.ok()?;
@@ -455,7 +473,9 @@ pub unsafe extern "C" fn wsync_layout_buffer_at(
         // SAFETY: the header asks for a live layout.
         let layout = unsafe { shared(layout)? };
         let buffers = layout.buffers(Rank(rank));
-        let (side, buffer) = buffers.get(index).ok_or_else(|| no_buffer(rank, index, buffers.len()))?;
+        let (side, buffer) = buffers
+            .get(index)
+            .ok_or_else(|| no_buffer(rank, index, buffers.len()))?;
         out.write(&buffer_info(*side, buffer));
         Ok(())
     })
@@ -480,8 +500,69 @@ impl LayoutObject {
 
     fn buffers(&self, rank: Rank) -> Arc<[(Option<Side>, NamedBuffer)]> {
         cached(&self.buffers, rank, || {
-            self.layout.buffers(rank).into_iter().map(|b| (None, b)).collect()
+            self.layout
+                .buffers(rank)
+                .into_iter()
+                .map(|b| (None, b))
+                .collect()
         })
+    }
+}
+
+/// All findings about one layout, or about two and what is between them.
+#[derive(Serialize)]
+struct CheckReport {
+    source: Report,
+    destination: Option<Report>,
+    /// What is between them; absent unless both are well-formed.
+    pair: Option<PairReport>,
+}
+
+impl CheckReport {
+    fn of_layouts(source: &Layout, destination: Option<&Layout>) -> CheckReport {
+        CheckReport {
+            source: check(source.spec()),
+            destination: destination.map(|d| check(d.spec())),
+            pair: destination.map(|d| check_pair(source, d)),
+        }
+    }
+
+    fn of_files(source: &[u8], destination: Option<&[u8]>) -> Result<CheckReport> {
+        let source = LayoutSpec::from_json(source)?;
+        let destination = destination.map(LayoutSpec::from_json).transpose()?;
+        let mut found = CheckReport {
+            source: check(&source),
+            destination: destination.as_ref().map(check),
+            pair: None,
+        };
+        if found.error_count() == 0
+            && let Some(destination) = destination
+        {
+            found.pair = Some(check_pair(
+                &Layout::new(source)?,
+                &Layout::new(destination)?,
+            ));
+        }
+        Ok(found)
+    }
+
+    /// Findings that hinder a plan, counted also where they are not listed.
+    fn error_count(&self) -> usize {
+        let of = |report: &Report| errors(&report.findings, report.omitted);
+        of(&self.source)
+            + self.destination.as_ref().map_or(0, of)
+            + self
+                .pair
+                .as_ref()
+                .map_or(0, |p| errors(&p.findings, p.omitted))
+    }
+}
+
+/// Errors among findings, and the omitted ones if there are any errors.
+fn errors(findings: &[Finding], omitted: u64) -> usize {
+    match findings.iter().filter(|f| f.kind.is_error()).count() {
+        0 => 0,
+        listed => listed.saturating_add(usize::try_from(omitted).unwrap_or(usize::MAX)),
     }
 }
 
@@ -538,21 +619,53 @@ unsafe fn views_layout(views: *const wsync_rank_views) -> Result<Layout> {
     // SAFETY: passed on.
     let (tensors, buffers, views, aliases) = unsafe {
         (
-            args::strided(given.tensors, given.tensor_count, given.tensor_stride, TENSOR_COUNT_MAX)?,
-            args::strided(given.buffers, given.buffer_count, given.buffer_stride, VIEW_COUNT_MAX)?,
-            args::strided(given.views, given.view_count, given.view_stride, VIEW_COUNT_MAX)?,
-            args::strided(given.aliases, given.alias_count, given.alias_stride, TENSOR_COUNT_MAX)?,
+            args::strided(
+                given.tensors,
+                given.tensor_count,
+                given.tensor_stride,
+                TENSOR_COUNT_MAX,
+            )?,
+            args::strided(
+                given.buffers,
+                given.buffer_count,
+                given.buffer_stride,
+                VIEW_COUNT_MAX,
+            )?,
+            args::strided(
+                given.views,
+                given.view_count,
+                given.view_stride,
+                VIEW_COUNT_MAX,
+            )?,
+            args::strided(
+                given.aliases,
+                given.alias_count,
+                given.alias_stride,
+                TENSOR_COUNT_MAX,
+            )?,
         )
     };
     // SAFETY: passed on, for each element.
     let (tensors, buffers, aliases) = unsafe {
         (
-            tensors.iter().map(|t| tensor_of(t)).collect::<Result<Vec<Tensor>>>()?,
-            buffers.iter().map(|b| buffer_of(b)).collect::<Result<Vec<NamedBuffer>>>()?,
-            aliases.iter().map(|a| alias_of(a)).collect::<Result<Vec<_>>>()?,
+            tensors
+                .iter()
+                .map(|t| tensor_of(t))
+                .collect::<Result<Vec<Tensor>>>()?,
+            buffers
+                .iter()
+                .map(|b| buffer_of(b))
+                .collect::<Result<Vec<NamedBuffer>>>()?,
+            aliases
+                .iter()
+                .map(|a| alias_of(a))
+                .collect::<Result<Vec<_>>>()?,
         )
     };
-    let views = views.iter().map(|v| view_of(v, &tensors)).collect::<Result<Vec<View>>>()?;
+    let views = views
+        .iter()
+        .map(|v| view_of(v, &tensors))
+        .collect::<Result<Vec<View>>>()?;
     Layout::new(LayoutSpec {
         tensors,
         aliases,
@@ -603,7 +716,10 @@ unsafe fn buffer_of(item: &wsync_buffer) -> Result<NamedBuffer> {
 unsafe fn alias_of(item: &wsync_alias) -> Result<(String, String)> {
     // SAFETY: passed on.
     let (alias, name) = unsafe {
-        (args::text(&item.alias, "an alias")?, args::text(&item.name, "a tensor name")?)
+        (
+            args::text(&item.alias, "an alias")?,
+            args::text(&item.name, "a tensor name")?,
+        )
     };
     Ok((alias.to_string(), name.to_string()))
 }
@@ -620,16 +736,28 @@ fn view_of(item: &wsync_view, tensors: &[Tensor]) -> Result<View> {
     let axes = count_u32(tensor.shape.len());
     let lo = numbers(&item.lo, axes, "lo", &tensor.name)?;
     let hi = numbers(&item.hi, axes, "hi", &tensor.name)?;
-    let bounds = IndexBox(lo.iter().zip(hi).map(|(&lo, &hi)| Span::new(lo, hi)).collect());
+    let bounds = IndexBox(
+        lo.iter()
+            .zip(hi)
+            .map(|(&lo, &hi)| Span::new(lo, hi))
+            .collect(),
+    );
     let dtype = match item.dtype {
-        wsync_dtype { code: 0, bits: 0, lanes: 0 } => tensor.dtype,
+        wsync_dtype {
+            code: 0,
+            bits: 0,
+            lanes: 0,
+        } => tensor.dtype,
         given => dtype_of(given)?,
     };
     let strides: Strides = numbers(&item.strides, axes, "strides", &tensor.name)?.into();
     let strides = match strides.iter().all(|&s| s == 0) {
         false => strides,
         true => bounds.contiguous_strides(dtype.bytes()).ok_or_else(|| {
-            Error::limit(format!("tensor \"{}\": the box {bounds} exceeds 2^63 bytes", tensor.name))
+            Error::limit(format!(
+                "tensor \"{}\": the box {bounds} exceeds 2^63 bytes",
+                tensor.name
+            ))
         })?,
     };
     Ok(View {

@@ -72,8 +72,8 @@ pub unsafe extern "C" fn wsync_set_log(
     err: *mut wsync_error,
 ) -> wsync_status {
     guard(err, || {
-        let level = Level::from_code(max_level)
-            .ok_or_else(|| args::unknown("max_level", max_level))?;
+        let level =
+            Level::from_code(max_level).ok_or_else(|| args::unknown("max_level", max_level))?;
         let sink = function.map(|function| {
             let callback = Callback { function, user };
             let sink: log::Sink =

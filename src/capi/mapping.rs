@@ -268,7 +268,10 @@ pub unsafe extern "C" fn wsync_mapping_regroup_at(
         let group = groups.get(index).ok_or_else(|| {
             Error::new(
                 Status::NotFound,
-                format!("the mapping has {} regroup groups; index {index} is none", groups.len()),
+                format!(
+                    "the mapping has {} regroup groups; index {index} is none",
+                    groups.len()
+                ),
             )
         })?;
         let ranks: Vec<u32> = group.iter().map(|r| r.0).collect();
@@ -361,7 +364,12 @@ impl MappingObject {
             moved: &self.mapping.moved,
             regroup: self.regroup,
             regroup_groups: &self.regroup_groups,
-            sources: self.mapping.sources.iter().map(|s| SeatReport::new(s, None)).collect(),
+            sources: self
+                .mapping
+                .sources
+                .iter()
+                .map(|s| SeatReport::new(s, None))
+                .collect(),
             destinations: self
                 .mapping
                 .destinations
@@ -464,7 +472,11 @@ unsafe fn spec_of(given: &wsync_mapping_options) -> Result<MappingSpec> {
                 given.expert_source_list_count,
                 "expert_source_ranks",
             )?,
-            lists(given.destination_ranks, given.destination_list_count, "destination_ranks")?,
+            lists(
+                given.destination_ranks,
+                given.destination_list_count,
+                "destination_ranks",
+            )?,
         )
     };
     Ok(MappingSpec {

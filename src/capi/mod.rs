@@ -44,10 +44,7 @@ use types::{wsync_error, wsync_status};
 
 /// Runs the body of a function: failures and panics become a status and fill
 /// the caller's record.
-fn guard(
-    err: *mut wsync_error,
-    body: impl FnOnce() -> Result<(), Error>,
-) -> wsync_status {
+fn guard(err: *mut wsync_error, body: impl FnOnce() -> Result<(), Error>) -> wsync_status {
     guard_status(err, || body().map(|()| Status::Ok))
 }
 
@@ -92,8 +89,4 @@ fn words(panic: &(dyn Any + Send)) -> &str {
 /// `count` as the `u32` that a getter returns.
 fn count_u32(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
-}
-
-fn unwired() -> Error {
-    Error::new(Status::Unsupported, "not wired yet")
 }

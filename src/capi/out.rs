@@ -69,7 +69,8 @@ impl<T: Sized0> StructOut<T> {
         // SAFETY: `new` was promised `size` writable bytes, `known <= size`,
         // and `value` has `known` bytes and is not the caller's.
         unsafe {
-            to.add(head).copy_from_nonoverlapping(from.add(head), known - head);
+            to.add(head)
+                .copy_from_nonoverlapping(from.add(head), known - head);
             to.add(known).write_bytes(0, self.size - known);
         }
     }
@@ -115,7 +116,10 @@ impl<T: Copy> Buffer<T> {
         if self.capacity > 0 {
             self.check_fits(items.len())?;
             // SAFETY: the buffer has room for `items`, which are ours.
-            unsafe { self.ptr.copy_from_nonoverlapping(items.as_ptr(), items.len()) };
+            unsafe {
+                self.ptr
+                    .copy_from_nonoverlapping(items.as_ptr(), items.len())
+            };
         }
         self.needed.write(items.len());
         Ok(())
@@ -153,11 +157,7 @@ impl TextBuffer {
     /// # Safety
     ///
     /// As for [`Buffer::new`].
-    pub unsafe fn new(
-        ptr: *mut c_char,
-        capacity: usize,
-        needed: *mut usize,
-    ) -> Result<TextBuffer> {
+    pub unsafe fn new(ptr: *mut c_char, capacity: usize, needed: *mut usize) -> Result<TextBuffer> {
         // SAFETY: passed on.
         unsafe { Buffer::new(ptr.cast(), capacity, needed, "out_needed") }.map(TextBuffer)
     }

@@ -11,7 +11,9 @@ use super::{count_u32, guard, guard_value};
 use crate::env;
 use crate::error::Result;
 use crate::limits::{FILE_BYTES_MAX, TENSOR_COUNT_MAX};
-use crate::plan::decision::{PlanOptions, SourceRule, Strategy};
+use crate::plan::decision::{
+    DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Strategy,
+};
 use crate::plan::{Plan, Selector};
 use crate::rank::Rank;
 use std::ffi::{c_char, c_void};
@@ -172,7 +174,11 @@ pub unsafe extern "C" fn wsync_plan_create(
         // set and whose array has the count that stands beside it.
         let options = unsafe { plan_options(options)? };
         let (source, destination) = (source.layout.clone(), destination.layout.clone());
-        out.put(PlanObject::new(Plan::create(source, destination, &options)?));
+        out.put(PlanObject::new(Plan::create(
+            source,
+            destination,
+            &options,
+        )?));
         Ok(())
     })
 }
@@ -194,8 +200,8 @@ pub unsafe extern "C" fn wsync_plan_create_from_bytes(
         let out = unsafe { Out::new(out_plan, "out_plan")? };
         // SAFETY: the header asks for `byte_count` readable bytes.
         let bytes = unsafe { args::bytes(bytes, byte_count, "bytes", FILE_BYTES_MAX)? };
-        let _ = (out, bytes);
-        Err(super::unwired())
+        out.put(PlanObject::new(Plan::from_bytes(bytes)?));
+        Ok(())
     })
 }
 
@@ -242,8 +248,7 @@ pub unsafe extern "C" fn wsync_plan_serialize(
         let out = unsafe { super::out::bytes(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for a live plan.
         let plan = unsafe { shared(plan)? };
-        let _ = (out, plan);
-        Err(super::unwired())
+        out.write(&plan.plan.to_bytes()?)
     })
 }
 
@@ -401,7 +406,9 @@ pub unsafe extern "C" fn wsync_plan_buffer_at(
         // SAFETY: the header asks for a live plan.
         let plan = unsafe { shared(plan)? };
         let buffers = plan.buffers(Rank(rank))?;
-        let (side, buffer) = buffers.get(index).ok_or_else(|| no_buffer(rank, index, buffers.len()))?;
+        let (side, buffer) = buffers
+            .get(index)
+            .ok_or_else(|| no_buffer(rank, index, buffers.len()))?;
         out.write(&buffer_info(*side, buffer));
         Ok(())
     })
@@ -501,8 +508,7 @@ pub unsafe extern "C" fn wsync_plan_diff(
         let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for live plans.
         let (plan, other) = unsafe { (shared(plan)?, shared(other)?) };
-        let _ = (out, plan, other);
-        Err(super::unwired())
+        out.write_json(&plan.plan.diff(&other.plan)?)
     })
 }
 
@@ -523,7 +529,17 @@ impl PlanObject {
         }
     }
 
-    fn buffers(&self, rank: Rank) -> Result<Arc<[(Option<crate::plan::program::Side>, crate::layout::view::NamedBuffer)]>> {
+    fn buffers(
+        &self,
+        rank: Rank,
+    ) -> Result<
+        Arc<
+            [(
+                Option<crate::plan::program::Side>,
+                crate::layout::view::NamedBuffer,
+            )],
+        >,
+    > {
         let program = self.plan.program(rank)?;
         Ok(cached(&self.buffers, rank, || {
             let mut all: Vec<_> = program
@@ -559,8 +575,8 @@ fn program_info(plan: &Plan, rank: Rank) -> Result<wsync_program_info> {
 /// that stands beside it.
 unsafe fn plan_options(options: *const wsync_plan_options) -> Result<PlanOptions> {
     let mut made = PlanOptions {
-        staging_bytes_max: env::staging_bytes_max()?,
-        direct_bytes_min: env::direct_bytes_min()?,
+        staging_bytes_max: env::staging_bytes_max()?.unwrap_or(STAGING_BYTES_DEFAULT),
+        direct_bytes_min: env::direct_bytes_min()?.unwrap_or(DIRECT_BYTES_MIN_DEFAULT),
         ..PlanOptions::default()
     };
     // SAFETY: passed on.
@@ -599,8 +615,18 @@ unsafe fn selector_of(selector: *const wsync_selector) -> Result<Selector> {
     // SAFETY: passed on.
     unsafe {
         Ok(Selector {
-            include: args::texts(given.include, given.include_count, "include", TENSOR_COUNT_MAX)?,
-            exclude: args::texts(given.exclude, given.exclude_count, "exclude", TENSOR_COUNT_MAX)?,
+            include: args::texts(
+                given.include,
+                given.include_count,
+                "include",
+                TENSOR_COUNT_MAX,
+            )?,
+            exclude: args::texts(
+                given.exclude,
+                given.exclude_count,
+                "exclude",
+                TENSOR_COUNT_MAX,
+            )?,
         })
     }
 }

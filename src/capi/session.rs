@@ -36,7 +36,9 @@ impl Handle for wsync_session {
     const SURVIVES_FORK: bool = false;
 
     fn poisoned(value: &SessionObject) {
-        value.session.abort("an internal error of the library, on a session");
+        value
+            .session
+            .abort("an internal error of the library, on a session");
     }
 }
 
@@ -137,7 +139,9 @@ pub unsafe extern "C" fn wsync_session_bind(
         // SAFETY: the header asks for a NUL-terminated name.
         let name = unsafe { args::name(name, "the buffer name")? };
         let memory = self::memory(memory, device)?;
-        session.session.bind(side_of(side)?, name, range(ptr, bytes), memory)
+        session
+            .session
+            .bind(side_of(side)?, name, range(ptr, bytes), memory)
     })
 }
 
@@ -163,7 +167,9 @@ pub unsafe extern "C" fn wsync_session_bind_many(
             // SAFETY: each name has its number of readable bytes.
             unsafe { binding_of(b) }
         });
-        session.session.bind_all(&bindings.collect::<Result<Vec<_>>>()?)
+        session
+            .session
+            .bind_all(&bindings.collect::<Result<Vec<_>>>()?)
     })
 }
 
@@ -191,11 +197,13 @@ pub unsafe extern "C" fn wsync_session_unbind(
 
 /// Gets ready to execute `plan`: derives this rank's program, allocates its
 /// staging, and connects to its peers. Writes the number of the slot it takes.
-/// Other ranks need not do the same at the same time; buffers may be bound
-/// later.
+/// The buffers that the program needs are bound before; they may be bound to
+/// other memory afterwards. Other ranks need not load it at the same time.
 ///
-/// Errors: INVALID_ARGUMENT if the plan needs a rank that the transport lacks;
-/// OUT_OF_MEMORY, LIMIT_EXCEEDED; the reason, if the transport was aborted.
+/// Errors: BUFFER_MISMATCH names every buffer that is not bound, or one that is
+/// too small or in other memory than planned; INVALID_ARGUMENT if the plan
+/// needs a rank that the transport lacks; OUT_OF_MEMORY, LIMIT_EXCEEDED; the
+/// reason, if the transport was aborted.
 /// Thread safety: one call at a time per session. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_session_load(

@@ -5,6 +5,7 @@ use super::handle::{self, Handle, exclusive, shared};
 use super::out::Out;
 use super::types::{WSYNC_RANK_NONE, wsync_bytes, wsync_error, wsync_rank_list, wsync_status};
 use super::{count_u32, guard, guard_value};
+use crate::env;
 use crate::error::Result;
 use crate::exec::{Endpoint, RankSet};
 use crate::limits::{GREETING_BYTES_MAX, RANK_COUNT_MAX, TOKEN_BYTES_MAX};
@@ -35,7 +36,9 @@ impl Handle for wsync_transport {
     const SURVIVES_FORK: bool = false;
 
     fn poisoned(value: &TransportObject) {
-        value.endpoint.abort("an internal error of the library, on a transport");
+        value
+            .endpoint
+            .abort("an internal error of the library, on a transport");
     }
 }
 
@@ -74,8 +77,8 @@ pub struct wsync_transport_options {
     pub rank_count: u32,
     /// 0.
     pub reserved: u32,
-    /// shm: bytes of shared memory per pair and direction; 0 is
-    /// WSYNC_SHM_RING_BYTES from the environment, or 8 MiB.
+    /// shm: bytes of shared memory for all that this rank sends, at most; 0
+    /// is WSYNC_SHM_RING_BYTES_MAX from the environment, or 128 MiB.
     pub ring_bytes_max: u64,
 }
 
@@ -151,7 +154,12 @@ pub unsafe extern "C" fn wsync_transport_meet(
         let transport = unsafe { exclusive(transport)? };
         // SAFETY: the header asks for `greeting_count` elements.
         let greetings = unsafe {
-            args::slice(greetings, greeting_count, "greetings", RANK_COUNT_MAX as usize)?
+            args::slice(
+                greetings,
+                greeting_count,
+                "greetings",
+                RANK_COUNT_MAX as usize,
+            )?
         };
         let greetings = greetings.iter().map(|g| {
             // SAFETY: each has its number of readable bytes.
@@ -187,9 +195,7 @@ pub unsafe extern "C" fn wsync_transport_rendezvous(
         // SAFETY: the header asks for a NUL-terminated address.
         let address = unsafe { args::name(address, "the address")? };
         // SAFETY: the header asks for `token_bytes` readable bytes.
-        let token = unsafe {
-            args::bytes(token, token_bytes, "token", TOKEN_BYTES_MAX)?
-        };
+        let token = unsafe { args::bytes(token, token_bytes, "token", TOKEN_BYTES_MAX)? };
         transport.endpoint.rendezvous(address, token, deadline_ns)
     })
 }
@@ -295,7 +301,10 @@ pub unsafe extern "C" fn wsync_transport_destroy(transport: *mut wsync_transport
 unsafe fn endpoint(given: &wsync_transport_options) -> Result<Endpoint> {
     const LOOPBACK: u32 = wsync_transport_kind::WSYNC_TRANSPORT_KIND_LOOPBACK as u32;
     const SHM: u32 = wsync_transport_kind::WSYNC_TRANSPORT_KIND_SHM as u32;
-    args::reserved(<wsync_transport_options as args::Plain>::NAME, given.reserved)?;
+    args::reserved(
+        <wsync_transport_options as args::Plain>::NAME,
+        given.reserved,
+    )?;
     let ranks = match given.ranks.is_null() {
         true => RankSet::count(given.rank_count)?,
         false => {
@@ -309,16 +318,20 @@ unsafe fn endpoint(given: &wsync_transport_options) -> Result<Endpoint> {
     };
     let bootstrap: Box<dyn Bootstrap> = match given.kind {
         LOOPBACK => Box::new(Loopback),
-        SHM => Box::new(Shm::new(Rank(given.rank), shm_options(given))?),
+        SHM => Box::new(Shm::new(Rank(given.rank), shm_options(given)?)?),
         other => return Err(args::unknown("kind", other)),
     };
     Endpoint::new(Rank(given.rank), ranks, bootstrap)
 }
 
-fn shm_options(given: &wsync_transport_options) -> ShmOptions {
+fn shm_options(given: &wsync_transport_options) -> Result<ShmOptions> {
     let mut options = ShmOptions::default();
-    if given.ring_bytes_max != 0 {
-        options.ring_bytes_max = given.ring_bytes_max;
+    let wanted = match given.ring_bytes_max {
+        0 => env::shm_ring_bytes_max()?,
+        bytes => Some(bytes),
+    };
+    if let Some(bytes) = wanted {
+        options.ring_bytes_max = bytes;
     }
-    options
+    Ok(options)
 }

@@ -77,7 +77,9 @@ pub extern "C" fn wsync_status_name(status: i32) -> *const c_char {
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
 pub extern "C" fn wsync_status_is_retryable(status: i32) -> i32 {
-    Status::from_code(status).is_some_and(Status::is_retryable).into()
+    Status::from_code(status)
+        .is_some_and(Status::is_retryable)
+        .into()
 }
 
 /// 1 if the transport is lost and has to be made anew; 0 otherwise. Takes any
@@ -86,7 +88,9 @@ pub extern "C" fn wsync_status_is_retryable(status: i32) -> i32 {
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
 pub extern "C" fn wsync_status_is_transport_lost(status: i32) -> i32 {
-    Status::from_code(status).is_some_and(Status::is_transport_lost).into()
+    Status::from_code(status)
+        .is_some_and(Status::is_transport_lost)
+        .into()
 }
 
 /// The name of a status with its NUL.
