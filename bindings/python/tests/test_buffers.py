@@ -38,8 +38,8 @@ def test_strides_are_kept() -> None:
 
 def test_empty_and_scalar() -> None:
     assert describe(np.zeros((0, 4), "f4")).bytes == 0
-    m = describe(np.float32(3) + np.zeros((), "f4"))
-    assert m.bytes in (4,)
+    m = describe(np.zeros((), "f4"))
+    assert (m.shape, m.bytes) == ((), 4)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_explicit_buffer() -> None:
     assert (m.strides, m.bytes, m.memory, m.device) == ((16, 2), 64, MemoryKind.DEVICE, 2)
     assert describe(Buffer(4096, 64)).shape == (64,)
     assert describe(Buffer(4096, 64, pinned=True)).memory is MemoryKind.PINNED_HOST
-    assert describe(Buffer(4096, 64, "f4" if False else "float32", shape=(2,))).bytes == 64
+    assert describe(Buffer(4096, 64, "float32", shape=(2,))).bytes == 64
     with pytest.raises(CallerError, match="reach 128 bytes of 64"):
         describe(Buffer(4096, 64, "bf16", shape=(8, 8)))
     with pytest.raises(CallerError, match="whole number"):

@@ -197,9 +197,9 @@ def test_a_missing_buffer_is_named() -> None:
     plan = ws.Plan(ws.Layout.from_json(layout(0, 2, 0)), ws.Layout.from_json(layout(0, 2, 1)))
     on_threads(lambda rank: transports[rank].meet(greetings))
     with transports[0], transports[1], ws.Session(transports[0]) as session:
-        request = session.request(session.load(plan))
-        with pytest.raises(ws.PlanMismatch, match="w") as caught:
-            request.prepare(1)
+        session.bind({"w": np.zeros((3, 8), "f4")}, side="source")
+        with pytest.raises(ws.PlanMismatch, match='"w" .destination') as caught:
+            session.load(plan)
         assert caught.value.status is ws.Status.BUFFER_MISMATCH
 
 

@@ -88,7 +88,10 @@ class Session(Handle):
             self._bound.pop((chosen, name), None)
 
     def load(self, plan: Plan) -> int:
-        """Gets ready to execute `plan`; the number of the slot it takes."""
+        """Gets ready to execute `plan`; the number of the slot it takes.
+
+        Its buffers have to be bound.
+        """
         slot = ctypes.c_uint32()
         with self._use() as pointer, plan._use() as loaded:
             call(lib.wsync_session_load, pointer, loaded, ctypes.byref(slot))
