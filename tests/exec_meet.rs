@@ -16,6 +16,7 @@ use weightsync::transport::Kind;
 use weightsync::transport::bootstrap::{Loopback, Ready};
 use weightsync::transport::control::Address;
 use weightsync::transport::greeting::Greeting;
+use weightsync::transport::loopback::LoopbackHub;
 use weightsync::{Rank, Result, Status};
 
 fn endpoints(count: u32) -> Vec<Endpoint> {
@@ -184,8 +185,9 @@ fn rank_sets_are_checked() {
 fn over_tcp(script: impl Fn(&World, Endpoint, Arc<Plan>) + Sync) {
     let world = World::new(Carrier::Loopback, Shape::Wide, 3);
     let plan = world.shape.plan(3);
+    let hub = LoopbackHub::new(18);
     let endpoints = meet(18, |r| {
-        let transport = world.hub.attach(Rank(r)).unwrap();
+        let transport = hub.attach(Rank(r)).unwrap();
         Box::new(Ready::new(Kind::Custom, transport))
     })
     .unwrap();

@@ -1,8 +1,8 @@
 //! Random layouts against a reference that moves one element at a time.
 
-mod naive;
 #[path = "naive/layouts.rs"]
 mod layouts;
+mod naive;
 
 use naive::World;
 use proptest::prelude::*;
@@ -13,7 +13,11 @@ use weightsync::plan::program::Side;
 
 fn options(rotate: bool, buckets: u32, direct: u64) -> PlanOptions {
     PlanOptions {
-        source_rule: if rotate { SourceRule::Rotate } else { SourceRule::Wrap },
+        source_rule: if rotate {
+            SourceRule::Rotate
+        } else {
+            SourceRule::Wrap
+        },
         bucket_count: buckets,
         direct_bytes_min: direct,
         ..PlanOptions::default()

@@ -16,20 +16,44 @@ const EXPERTS: u64 = 256;
 /// Name, shape, and what it is for cutting purposes.
 fn inventory() -> Vec<(String, Vec<u64>, Kind, Option<u64>)> {
     let mut all = vec![
-        ("model.embed_tokens.weight".into(), vec![129_280, HIDDEN], Kind::Column, Some(0)),
-        ("model.norm.weight".into(), vec![HIDDEN], Kind::Whole, Some(LAYERS - 1)),
-        ("lm_head.weight".into(), vec![129_280, HIDDEN], Kind::Column, Some(LAYERS - 1)),
+        (
+            "model.embed_tokens.weight".into(),
+            vec![129_280, HIDDEN],
+            Kind::Column,
+            Some(0),
+        ),
+        (
+            "model.norm.weight".into(),
+            vec![HIDDEN],
+            Kind::Whole,
+            Some(LAYERS - 1),
+        ),
+        (
+            "lm_head.weight".into(),
+            vec![129_280, HIDDEN],
+            Kind::Column,
+            Some(LAYERS - 1),
+        ),
     ];
     for l in 0..LAYERS {
         let mut add = |name: &str, shape: &[u64], kind| {
-            all.push((format!("model.layers.{l}.{name}"), shape.to_vec(), kind, Some(l)));
+            all.push((
+                format!("model.layers.{l}.{name}"),
+                shape.to_vec(),
+                kind,
+                Some(l),
+            ));
         };
         add("input_layernorm.weight", &[HIDDEN], Kind::Whole);
         add("post_attention_layernorm.weight", &[HIDDEN], Kind::Whole);
         add("self_attn.q_a_proj.weight", &[1536, HIDDEN], Kind::Whole);
         add("self_attn.q_a_layernorm.weight", &[1536], Kind::Whole);
         add("self_attn.q_b_proj.weight", &[24_576, 1536], Kind::Column);
-        add("self_attn.kv_a_proj_with_mqa.weight", &[576, HIDDEN], Kind::Whole);
+        add(
+            "self_attn.kv_a_proj_with_mqa.weight",
+            &[576, HIDDEN],
+            Kind::Whole,
+        );
         add("self_attn.kv_a_layernorm.weight", &[512], Kind::Whole);
         add("self_attn.kv_b_proj.weight", &[32_768, 512], Kind::Column);
         add("self_attn.o_proj.weight", &[HIDDEN, 16_384], Kind::Row);
@@ -41,12 +65,36 @@ fn inventory() -> Vec<(String, Vec<u64>, Kind, Option<u64>)> {
         }
         add("mlp.gate.weight", &[EXPERTS, HIDDEN], Kind::Whole);
         add("mlp.gate.e_score_correction_bias", &[EXPERTS], Kind::Whole);
-        add("mlp.experts.gate_proj.weight", &[EXPERTS, 2048, HIDDEN], Kind::Expert);
-        add("mlp.experts.up_proj.weight", &[EXPERTS, 2048, HIDDEN], Kind::Expert);
-        add("mlp.experts.down_proj.weight", &[EXPERTS, HIDDEN, 2048], Kind::Expert);
-        add("mlp.shared_experts.gate_proj.weight", &[2048, HIDDEN], Kind::Column);
-        add("mlp.shared_experts.up_proj.weight", &[2048, HIDDEN], Kind::Column);
-        add("mlp.shared_experts.down_proj.weight", &[HIDDEN, 2048], Kind::Row);
+        add(
+            "mlp.experts.gate_proj.weight",
+            &[EXPERTS, 2048, HIDDEN],
+            Kind::Expert,
+        );
+        add(
+            "mlp.experts.up_proj.weight",
+            &[EXPERTS, 2048, HIDDEN],
+            Kind::Expert,
+        );
+        add(
+            "mlp.experts.down_proj.weight",
+            &[EXPERTS, HIDDEN, 2048],
+            Kind::Expert,
+        );
+        add(
+            "mlp.shared_experts.gate_proj.weight",
+            &[2048, HIDDEN],
+            Kind::Column,
+        );
+        add(
+            "mlp.shared_experts.up_proj.weight",
+            &[2048, HIDDEN],
+            Kind::Column,
+        );
+        add(
+            "mlp.shared_experts.down_proj.weight",
+            &[HIDDEN, 2048],
+            Kind::Row,
+        );
     }
     all.sort();
     all
@@ -86,12 +134,18 @@ pub fn deepseek(first: u32, pp: u32, dp: u32, tp: u32, ep: u32, copies: bool) ->
         parts: None,
     };
     let mut part = Part {
-        ranks: RankList::Range { first, count: pp * per_stage },
+        ranks: RankList::Range {
+            first,
+            count: pp * per_stage,
+        },
         meshes: vec![
             Mesh::new("dense", &[("pp", pp), ("dp", dp), ("tp", tp)]),
             Mesh::new("expert", &[("pp", pp), ("edp", per_stage / ep), ("ep", ep)]),
         ],
-        copies: copies.then(|| CopyAxes { mesh: 0, axes: [1].into_iter().collect() }),
+        copies: copies.then(|| CopyAxes {
+            mesh: 0,
+            axes: [1].into_iter().collect(),
+        }),
         padding: Default::default(),
         rules: vec![
             rule(0, vec![]),

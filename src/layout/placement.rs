@@ -319,17 +319,18 @@ fn nested_bounds(
         return;
     }
     let n = cut.part_count(mesh);
-    let first = cut.kind.slab_of(base.len(), n, range.lo - base.lo);
-    for j in first..cut.kind.slabs(n) {
+    // From one slab to the next that is not empty: there may be many more
+    // parts than indices.
+    let mut at = range.lo;
+    while at < range.hi {
+        let j = cut.kind.slab_of(base.len(), n, at - base.lo);
         let s = cut.kind.slab(base.len(), n, j);
         let s = Span::new(base.lo + s.lo, base.lo + s.hi);
-        if s.lo >= range.hi {
-            break;
-        }
         if s.lo > range.lo {
             out.push(s.lo);
         }
         nested_bounds(inner, mesh, s, range, out);
+        at = s.hi;
     }
 }
 

@@ -45,9 +45,15 @@ pub struct Shm {
 impl Shm {
     /// Starts to listen.
     pub fn new(rank: Rank, options: ShmOptions) -> Result<Shm> {
-        let transport = ShmTransport::with(rank, options)?;
-        let address = transport.address();
-        Ok(Shm { transport, address })
+        Ok(Shm::of(ShmTransport::with(rank, options)?))
+    }
+
+    /// This transport, which listens and has no peers yet.
+    pub fn of(transport: Arc<ShmTransport>) -> Shm {
+        Shm {
+            address: transport.address(),
+            transport,
+        }
     }
 }
 
@@ -62,11 +68,12 @@ impl Bootstrap for Shm {
 
     fn meet(
         self: Box<Self>,
-        _rank: Rank,
+        rank: Rank,
         peers: &[(Rank, Vec<u8>)],
         _group: u128,
         _deadline: Instant,
     ) -> Result<Arc<dyn Transport>> {
+        check_rank(&*self.transport, rank)?;
         self.transport.set_peers(peers.to_vec())?;
         Ok(self.transport)
     }
@@ -101,12 +108,17 @@ impl Bootstrap for Ready {
         _group: u128,
         _deadline: Instant,
     ) -> Result<Arc<dyn Transport>> {
-        if self.transport.rank() != rank {
-            return Err(Error::invalid(format!(
-                "the transport is that of rank {}; the endpoint is rank {rank}'s",
-                self.transport.rank()
-            )));
-        }
+        check_rank(&*self.transport, rank)?;
         Ok(self.transport)
     }
+}
+
+fn check_rank(transport: &dyn Transport, rank: Rank) -> Result<()> {
+    if transport.rank() == rank {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "the transport is that of rank {}; the endpoint is rank {rank}'s",
+        transport.rank()
+    )))
 }

@@ -107,7 +107,11 @@ impl Side {
     pub fn layout(&self, tensors: &[Tensor]) -> Layout {
         let mesh = Mesh::new(
             "m",
-            &[("a", self.sizes[0]), ("pp", self.sizes[1]), ("c", self.sizes[2])],
+            &[
+                ("a", self.sizes[0]),
+                ("pp", self.sizes[1]),
+                ("c", self.sizes[2]),
+            ],
         );
         let mut part = Part {
             ranks: RankList::Range {
@@ -128,7 +132,10 @@ impl Side {
         if self.shuffle {
             let n = self.sizes.iter().product::<u32>();
             part.ranks = RankList::List(
-                (0..n).rev().map(|i| weightsync::Rank(self.first + 2 * i)).collect(),
+                (0..n)
+                    .rev()
+                    .map(|i| weightsync::Rank(self.first + 2 * i))
+                    .collect(),
             );
         }
         for (i, t) in tensors.iter().enumerate() {
@@ -143,7 +150,11 @@ impl Side {
             explicit: Vec::new(),
         })
         .unwrap();
-        if self.is_explicit { explicit(&layout) } else { layout }
+        if self.is_explicit {
+            explicit(&layout)
+        } else {
+            layout
+        }
     }
 
     fn place(&self, i: usize, t: &Tensor, mesh: &Mesh, part: &mut Part) {
@@ -155,7 +166,9 @@ impl Side {
             .collect();
         let mut cuts = Vec::new();
         let width = |axes: &[u8]| -> u64 {
-            axes.iter().map(|&a| u64::from(mesh.axes[a as usize].size)).product()
+            axes.iter()
+                .map(|&a| u64::from(mesh.axes[a as usize].size))
+                .product()
         };
         let dim = c.dim % n;
         if !axes.is_empty() {
@@ -189,7 +202,11 @@ impl Side {
             padded: if c.pad { 0xff } else { 0 },
             cuts,
             dtype: None,
-            order: if c.transpose { (0..n as u8).rev().collect() } else { Default::default() },
+            order: if c.transpose {
+                (0..n as u8).rev().collect()
+            } else {
+                Default::default()
+            },
             split: None,
             conversion: None,
         });
@@ -199,7 +216,9 @@ impl Side {
             .filter(|&b| {
                 let m = part.buffers[b as usize].members[0];
                 part.placements[m as usize].stage == c.stage.map(|s| s % self.sizes[1])
-                    && part.rules[part.placements[m as usize].rule as usize].stage_axis.is_some()
+                    && part.rules[part.placements[m as usize].rule as usize]
+                        .stage_axis
+                        .is_some()
                         == staged
             });
         let buffer = fused.unwrap_or(part.buffers.len() as u32);
@@ -232,10 +251,13 @@ pub fn explicit(layout: &Layout) -> Layout {
             let mut buffers: Vec<(BufferKey, NamedBuffer)> = Vec::new();
             let mut views: Vec<View> = Vec::new();
             for v in layout.views(rank) {
-                let at = buffers.iter().position(|b| b.0 == v.buffer).unwrap_or_else(|| {
-                    buffers.push((v.buffer, layout.buffer(rank, v.buffer).unwrap()));
-                    buffers.len() - 1
-                });
+                let at = buffers
+                    .iter()
+                    .position(|b| b.0 == v.buffer)
+                    .unwrap_or_else(|| {
+                        buffers.push((v.buffer, layout.buffer(rank, v.buffer).unwrap()));
+                        buffers.len() - 1
+                    });
                 views.push(View {
                     tensor: v.tensor,
                     bounds: v.bounds,

@@ -14,9 +14,10 @@ pub type World = BTreeMap<(Rank, Side, String), Vec<u8>>;
 
 /// What element `flat` of a tensor holds, byte by byte; never all zero.
 pub fn value(name: &str, flat: u64, bytes: usize) -> Vec<u8> {
-    let mut x = flat.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ name.bytes().fold(7, |a: u64, b| {
-        a.wrapping_mul(31).wrapping_add(u64::from(b))
-    });
+    let mut x = flat.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        ^ name
+            .bytes()
+            .fold(7, |a: u64, b| a.wrapping_mul(31).wrapping_add(u64::from(b)));
     (0..bytes)
         .map(|_| {
             x ^= x >> 29;
@@ -63,10 +64,7 @@ pub fn memory(layout: &Layout, side: Side, world: &mut World) {
 
 /// Calls `f(rank, buffer, byte, tensor, flat index, bytes)` for every element
 /// of every view.
-pub fn each_element(
-    layout: &Layout,
-    mut f: impl FnMut(Rank, &str, usize, &Tensor, u64, usize),
-) {
+pub fn each_element(layout: &Layout, mut f: impl FnMut(Rank, &str, usize, &Tensor, u64, usize)) {
     for rank in layout.ranks() {
         for v in layout.views(rank) {
             let name = layout.buffer(rank, v.buffer).unwrap().name;
@@ -79,7 +77,14 @@ pub fn each_element(
                         .map(|((x, s), st)| (x - s.lo) as i64 * st)
                         .sum::<i64>();
                 let flat = flat_index(tensor, &i);
-                f(rank, &name, at as usize, tensor, flat, v.dtype.bytes() as usize);
+                f(
+                    rank,
+                    &name,
+                    at as usize,
+                    tensor,
+                    flat,
+                    v.dtype.bytes() as usize,
+                );
             }
         }
     }
@@ -122,9 +127,18 @@ pub fn run(plan: &Plan, world: &mut World) {
                     let at = offsets(p, &l.source);
                     at.iter().flat_map(|&o| m[o..o + n].to_vec()).collect()
                 };
-                put(p, &l.destination, &from, world.get_mut(&name(rank, p, &l.destination)).unwrap());
+                put(
+                    p,
+                    &l.destination,
+                    &from,
+                    world.get_mut(&name(rank, p, &l.destination)).unwrap(),
+                );
             }
-            for m in p.messages_of(s).iter().filter(|m| m.direction == Direction::Send) {
+            for m in p
+                .messages_of(s)
+                .iter()
+                .filter(|m| m.direction == Direction::Send)
+            {
                 let mut bytes = vec![0u8; m.bytes as usize];
                 for x in p.pieces_of(m) {
                     let memory = &world[&name(rank, p, &x.region)];
@@ -140,14 +154,23 @@ pub fn run(plan: &Plan, world: &mut World) {
         for (&rank, p) in &programs {
             let s = &p.steps[step as usize];
             let mut next: HashMap<Rank, usize> = HashMap::new();
-            for m in p.messages_of(s).iter().filter(|m| m.direction == Direction::Receive) {
+            for m in p
+                .messages_of(s)
+                .iter()
+                .filter(|m| m.direction == Direction::Receive)
+            {
                 let i = next.entry(m.peer).or_default();
                 let bytes = &wires[&(m.peer, rank)][*i];
                 *i += 1;
                 assert_eq!(bytes.len() as u64, m.bytes);
                 for x in p.pieces_of(m) {
                     let part = &bytes[x.at as usize..(x.at + x.bytes) as usize];
-                    put(p, &x.region, part, world.get_mut(&name(rank, p, &x.region)).unwrap());
+                    put(
+                        p,
+                        &x.region,
+                        part,
+                        world.get_mut(&name(rank, p, &x.region)).unwrap(),
+                    );
                 }
             }
         }

@@ -29,7 +29,7 @@ mod sys;
 mod wire;
 
 use super::queue::{Faults, StepQueue, check_step, lock};
-use super::{Fault, Progress, Transport};
+use super::{Bootstrap, Fault, Kind, Progress, Transport};
 use crate::device::Binding;
 use crate::device::fence::{AbortCell, Fence, Watch};
 use crate::error::{Error, Result, Status};
@@ -44,7 +44,7 @@ use std::io::{ErrorKind, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -53,6 +53,9 @@ use wire::{Address, Hello, REPLY_BYTES, Reply};
 /// The smallest slot that a ring gets while the budget allows it: a later plan
 /// may send more than the one the ring was made for.
 const SLOT_BYTES_WANTED: u64 = 256 << 10;
+
+/// In place of a rank.
+const NOBODY: u32 = u32::MAX;
 
 /// How often a wait for a peer looks at the abort word.
 const LOOK: Duration = Duration::from_millis(20);
@@ -143,6 +146,8 @@ struct Shared {
     is_door_closing: AtomicBool,
     bytes_sent: AtomicU64,
     bytes_received: AtomicU64,
+    /// The peer that the running step waits for, or `NOBODY`.
+    waits_for: AtomicU32,
 }
 
 impl Watch for Shared {
@@ -212,6 +217,7 @@ impl ShmTransport {
             is_door_closing: AtomicBool::new(false),
             bytes_sent: AtomicU64::new(0),
             bytes_received: AtomicU64::new(0),
+            waits_for: AtomicU32::new(NOBODY),
         });
         let transport = ShmTransport {
             shared: shared.clone(),
@@ -497,6 +503,13 @@ impl Transport for ShmTransport {
         self.shared.bell.ring();
     }
 
+    fn waits_for(&self) -> Option<Rank> {
+        match self.shared.waits_for.load(Ordering::Relaxed) {
+            NOBODY => None,
+            peer => Some(Rank(peer)),
+        }
+    }
+
     fn progress(&self) -> Progress {
         Progress {
             steps_enqueued: self.shared.queue.enqueued(),
@@ -526,5 +539,50 @@ impl Drop for ShmTransport {
         }
         // Links that the door has not seen.
         lock(&self.shared.new_links).clear();
+    }
+}
+
+/// A shm transport that listens and has not met its peers.
+#[derive(Debug)]
+pub struct ShmBootstrap {
+    transport: Arc<ShmTransport>,
+    address: Vec<u8>,
+}
+
+impl ShmBootstrap {
+    pub fn new(rank: Rank, options: ShmOptions) -> Result<ShmBootstrap> {
+        let transport = ShmTransport::with(rank, options)?;
+        Ok(ShmBootstrap {
+            address: transport.address(),
+            transport,
+        })
+    }
+}
+
+impl Bootstrap for ShmBootstrap {
+    fn kind(&self) -> Kind {
+        Kind::Shm
+    }
+
+    fn address(&self) -> &[u8] {
+        &self.address
+    }
+
+    /// Takes the addresses. Connections are made when a plan is loaded.
+    fn meet(
+        self: Box<Self>,
+        rank: Rank,
+        peers: &[(Rank, Vec<u8>)],
+        _group: u128,
+        _deadline: Instant,
+    ) -> Result<Arc<dyn Transport>> {
+        if rank != self.transport.rank() {
+            return Err(Error::invalid(format!(
+                "the shm transport is that of rank {}; the endpoint is rank {rank}'s",
+                self.transport.rank()
+            )));
+        }
+        self.transport.set_peers(peers.to_vec())?;
+        Ok(self.transport)
     }
 }

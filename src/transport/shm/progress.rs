@@ -14,10 +14,11 @@
 use super::bell::Fate;
 use super::ring::Label;
 use super::stream::Stream;
-use super::{Link, Shared, sys};
+use super::{Link, NOBODY, Shared, sys};
 use crate::device::copy::{Halt, Stop};
 use crate::error::{Error, Result, Status};
 use crate::plan::program::{BufferSlot, Direction};
+use crate::rank::Rank;
 use crate::transport::FaultKind;
 use crate::transport::queue::{Queued, lock};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -47,7 +48,8 @@ struct Lane {
 enum Pass {
     Done,
     Moved,
-    Waiting,
+    /// Nothing could move; the first peer that is waited for, if one is.
+    Waiting(Option<Rank>),
 }
 
 /// The thread's own state.
@@ -100,21 +102,31 @@ impl Runner {
             }
             let pass = match &current {
                 Some(step) => self.pass(step)?,
-                None => Pass::Waiting,
+                None => Pass::Waiting(None),
             };
+            self.say_waits_for(pass);
             match pass {
                 Pass::Done => self.finish(current.take()),
                 Pass::Moved => idle = 0,
-                Pass::Waiting if current.is_some() && idle < SPINS => {
+                Pass::Waiting(_) if current.is_some() && idle < SPINS => {
                     idle += 1;
                     (0..PAUSES).for_each(|_| std::hint::spin_loop());
                 }
-                Pass::Waiting => {
+                Pass::Waiting(_) => {
                     self.shared.bell.sleep(seen, NAP);
                     idle = 0;
                 }
             }
         }
+    }
+
+    /// Publishes whom we wait for. For the watchdog only, so in no order.
+    fn say_waits_for(&self, pass: Pass) {
+        let peer = match pass {
+            Pass::Waiting(Some(peer)) => peer.0,
+            Pass::Waiting(None) | Pass::Done | Pass::Moved => NOBODY,
+        };
+        self.shared.waits_for.store(peer, Ordering::Relaxed);
     }
 
     fn must_end(&self) -> bool {
@@ -188,7 +200,7 @@ impl Runner {
             }
             match self.shared.advance(step, lane) {
                 Ok(true) => pass = Pass::Moved,
-                Ok(false) if pass == Pass::Done => pass = Pass::Waiting,
+                Ok(false) if pass == Pass::Done => pass = Pass::Waiting(Some(lane.stream.peer)),
                 Ok(false) => {}
                 Err(e) => return Err(e),
             }
@@ -264,7 +276,7 @@ impl Shared {
         }
     }
 
-    fn link(&self, peer: crate::rank::Rank, direction: Direction) -> Option<Arc<Link>> {
+    fn link(&self, peer: Rank, direction: Direction) -> Option<Arc<Link>> {
         let links = match direction {
             Direction::Send => &self.outgoing,
             Direction::Receive => &self.incoming,
