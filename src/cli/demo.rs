@@ -17,7 +17,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use weightsync::layout::Layout;
 use weightsync::plan::Plan;
-use weightsync::plan::decision::PlanOptions;
+use weightsync::plan::decision::{
+    DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT,
+};
 use weightsync::{Result, env};
 
 const TRAINER: &str = include_str!("demo/trainer.json");
@@ -125,8 +127,8 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     let source = Layout::from_json(model.fill_in(TRAINER).as_bytes())?;
     let destination = Layout::from_json(model.fill_in(INFERENCE).as_bytes())?;
     let options = PlanOptions {
-        staging_bytes_max: env::staging_bytes_max()?,
-        direct_bytes_min: env::direct_bytes_min()?,
+        staging_bytes_max: env::staging_bytes_max()?.unwrap_or(STAGING_BYTES_DEFAULT),
+        direct_bytes_min: env::direct_bytes_min()?.unwrap_or(DIRECT_BYTES_MIN_DEFAULT),
         ..PlanOptions::default()
     };
     let plan = Plan::create(Arc::new(source), Arc::new(destination), &options)?;

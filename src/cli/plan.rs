@@ -6,7 +6,7 @@ use clap::Args;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weightsync::layout::Layout;
-use weightsync::plan::decision::{PlanOptions, SourceRule};
+use weightsync::plan::decision::{DIRECT_BYTES_MIN_DEFAULT, STAGING_BYTES_DEFAULT, PlanOptions, SourceRule};
 use weightsync::plan::report::{Op, PlanReport};
 use weightsync::plan::{Plan, Selector};
 use weightsync::{Error, Rank, Result, env};
@@ -72,7 +72,7 @@ impl OptionArgs {
     pub fn to_options(&self) -> Result<PlanOptions> {
         let staging_bytes_max = match self.staging_bytes_max {
             Some(n) => n,
-            None => env::staging_bytes_max()?,
+            None => env::staging_bytes_max()?.unwrap_or(STAGING_BYTES_DEFAULT),
         };
         let source_rule = match self.rotate {
             true => SourceRule::Rotate,
@@ -81,7 +81,7 @@ impl OptionArgs {
         Ok(PlanOptions {
             source_rule,
             staging_bytes_max,
-            direct_bytes_min: env::direct_bytes_min()?,
+            direct_bytes_min: env::direct_bytes_min()?.unwrap_or(DIRECT_BYTES_MIN_DEFAULT),
             bucket_count: self.bucket_count.unwrap_or(0),
             unused_allowed: self.allow_unused.clone(),
             ..PlanOptions::default()

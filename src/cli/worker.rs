@@ -212,8 +212,8 @@ impl Worker {
         seat.destination.bind(&seat.session)?;
         seat.request.submit(&RequestOptions {
             version,
-            agree_deadline_ns: env::agree_deadline_ns()?,
-            stall_deadline_ns: env::stall_deadline_ns()?,
+            agree_deadline_ns: env::agree_deadline_ns()?.unwrap_or(0),
+            stall_deadline_ns: env::stall_deadline_ns()?.unwrap_or(0),
             flags: FLAG_VERIFY,
         })?;
         let state = seat.request.wait(deadline)?;
@@ -282,9 +282,8 @@ impl Worker {
 
 fn shm_options() -> Result<ShmOptions> {
     let mut options = ShmOptions::default();
-    let ring = env::shm_ring_bytes()?;
-    if ring > 0 {
-        options.slot_bytes_max = (ring / u64::from(options.slot_count)).max(4096);
+    if let Some(bytes) = env::shm_ring_bytes_max()? {
+        options.ring_bytes_max = bytes;
     }
     Ok(options)
 }
