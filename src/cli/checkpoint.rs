@@ -70,12 +70,14 @@ impl Checkpoint {
         }
         let (lo, hi) = info.data_offsets;
         let bytes = self.map.get(self.base + lo..self.base + hi);
-        bytes.filter(|b| b.len() as u64 == t.bytes()).ok_or_else(|| {
-            Error::corrupt(format!(
-                "tensor \"{}\" does not lie inside the checkpoint",
-                t.name
-            ))
-        })
+        bytes
+            .filter(|b| b.len() as u64 == t.bytes())
+            .ok_or_else(|| {
+                Error::corrupt(format!(
+                    "tensor \"{}\" does not lie inside the checkpoint",
+                    t.name
+                ))
+            })
     }
 }
 

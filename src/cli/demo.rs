@@ -173,7 +173,11 @@ mod tests {
         for megabytes in [8, 63, 64, 100, 256, 1000] {
             let model = Model::of_bytes(megabytes * 1_000_000);
             let off = model.bytes().abs_diff(megabytes * 1_000_000);
-            assert!(off < megabytes * 20_000, "{megabytes}: {model:?} is {} bytes", model.bytes());
+            assert!(
+                off < megabytes * 20_000,
+                "{megabytes}: {model:?} is {} bytes",
+                model.bytes()
+            );
             for template in [TRAINER, INFERENCE] {
                 let layout = Layout::from_json(model.fill_in(template).as_bytes()).unwrap();
                 let sum: u64 = layout.tensors().iter().map(|t| t.bytes()).sum();

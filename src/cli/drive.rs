@@ -55,7 +55,12 @@ pub fn drive(delivery: &Delivery) -> Result<Summary> {
     fleet.join()?;
     bar.finish_and_clear();
     Ok(Summary::new(
-        delivery, report, start_ns, buffer_bytes, yardstick, versions,
+        delivery,
+        report,
+        start_ns,
+        buffer_bytes,
+        yardstick,
+        versions,
     ))
 }
 

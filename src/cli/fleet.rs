@@ -169,7 +169,9 @@ impl Fleet {
         if let Some(&rank) = dead.first() {
             return self.describe_death(rank, what);
         }
-        let own = failures.iter().position(|(rank, f)| f.culprit.is_none_or(|c| c == *rank));
+        let own = failures
+            .iter()
+            .position(|(rank, f)| f.culprit.is_none_or(|c| c == *rank));
         let (rank, f) = failures.swap_remove(own.unwrap_or(0));
         Error {
             rank: f.culprit.or(Some(rank)),
@@ -227,7 +229,10 @@ fn died(rank: Rank, status: Option<ExitStatus>, process: &Process, what: &str) -
         Some((None, Some(code))) => format!("ended with status {code}"),
         Some((None, None)) | None => "closed its output".into(),
     };
-    let kept = process.stderr.lock().unwrap_or_else(PoisonError::into_inner);
+    let kept = process
+        .stderr
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
     let said = match String::from_utf8_lossy(&kept).trim() {
         "" => "it wrote nothing to standard error".to_string(),
         text => format!("its standard error: {text}"),
@@ -267,7 +272,10 @@ fn spawn_process(rank: Rank, said: Sender<(Rank, Event)>) -> Result<Member> {
         }
     })?;
     named(rank, "answers", move || {
-        for line in BufReader::new(stdout).lines().map_while(std::result::Result::ok) {
+        for line in BufReader::new(stdout)
+            .lines()
+            .map_while(std::result::Result::ok)
+        {
             let Ok(answer) = serde_json::from_str(&line) else {
                 break;
             };

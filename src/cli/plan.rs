@@ -164,11 +164,23 @@ pub fn report_text(r: &PlanReport) -> String {
         r.source_ranks, r.destination_ranks, r.destination_copies
     );
     t.row(["ranks", &ranks]);
-    let moved = format!("{} ({} bytes)", bytes(r.bytes_moved), grouped(r.bytes_moved));
+    let moved = format!(
+        "{} ({} bytes)",
+        bytes(r.bytes_moved),
+        grouped(r.bytes_moved)
+    );
     t.row(["moved", &moved]);
-    let local = format!("{} ({} bytes)", bytes(r.bytes_local), grouped(r.bytes_local));
+    let local = format!(
+        "{} ({} bytes)",
+        bytes(r.bytes_local),
+        grouped(r.bytes_local)
+    );
     t.row(["copied locally", &local]);
-    let pairs = format!("{}, at most {} peers per rank", grouped(r.pairs), r.peers_max);
+    let pairs = format!(
+        "{}, at most {} peers per rank",
+        grouped(r.pairs),
+        r.peers_max
+    );
     t.row(["pairs", &pairs]);
     let messages = format!(
         "{}, {} of them without staging",

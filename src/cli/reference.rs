@@ -121,7 +121,10 @@ mod tests {
     fn made_up_values_are_finite_and_never_zero() {
         for i in 0..100_000 {
             let x = bf16::from_bits(made_up(7, i)).to_f32();
-            assert!(x.is_finite() && x.abs() >= 1.0 / 32768.0 && x.abs() < 2.0, "{x}");
+            assert!(
+                x.is_finite() && x.abs() >= 1.0 / 32768.0 && x.abs() < 2.0,
+                "{x}"
+            );
         }
     }
 
@@ -129,7 +132,11 @@ mod tests {
     fn values_follow_the_chain() {
         let mut values = 1.000_001f32.to_le_bytes().to_vec();
         let mut spare = Vec::new();
-        convert(&[Dtype::F32, Dtype::BF16, Dtype::BF16, Dtype::F32], &mut values, &mut spare);
+        convert(
+            &[Dtype::F32, Dtype::BF16, Dtype::BF16, Dtype::F32],
+            &mut values,
+            &mut spare,
+        );
         assert_eq!(values, 1.0f32.to_le_bytes());
     }
 }

@@ -135,7 +135,10 @@ impl Shard {
         let mut image = Vec::new();
         for b in &self.buffers {
             image.clear();
-            image.resize(b.bytes.len(), if self.rest == Rest::Zeroed { 0 } else { CANARY });
+            image.resize(
+                b.bytes.len(),
+                if self.rest == Rest::Zeroed { 0 } else { CANARY },
+            );
             self.paint(&b.views, reference, version, &mut image)?;
             if b.bytes == image {
                 continue;
@@ -190,7 +193,10 @@ impl Shard {
         if moves.is_err() {
             return Ok(None);
         }
-        let found = self.plan.source().find_counterpart(self.plan.destination(), tensor);
+        let found = self
+            .plan
+            .source()
+            .find_counterpart(self.plan.destination(), tensor);
         found.map(Some).ok_or_else(|| {
             Error::internal(format!("tensor \"{own}\" moves and is not on the source"))
         })

@@ -54,8 +54,12 @@ pub struct SyncArgs {
 pub fn run(args: &SyncArgs) -> Result<()> {
     let source = read_layout(&args.source)?;
     let destination = read_layout(&args.destination)?;
-    let absolute = std::path::absolute(&args.checkpoint)
-        .map_err(|e| Error::os(format_args!("cannot find {}", args.checkpoint.display()), &e))?;
+    let absolute = std::path::absolute(&args.checkpoint).map_err(|e| {
+        Error::os(
+            format_args!("cannot find {}", args.checkpoint.display()),
+            &e,
+        )
+    })?;
     let checkpoint = Checkpoint::open(&absolute)?;
     let used = look_up(&checkpoint, &source)?;
     let options = args.options.to_options()?;
