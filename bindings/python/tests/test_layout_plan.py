@@ -94,6 +94,8 @@ def test_from_views() -> None:
         ws.Layout.from_views(0, {"a": ("w", whole, [(0, 3), (0, 8)])}, {"w": (6, 8)})
     with pytest.raises(ws.CallerError, match="not in `tensors`"):
         ws.Layout.from_views(0, {"a": ("w", whole, [(0, 6), (0, 8)])})
+    with pytest.raises(ws.CallerError, match="repeats"):
+        ws.Layout.from_views(0, {"a": ("w", np.broadcast_to(np.float32(1), (2, 3)))})
     with pytest.raises(ws.CallerError, match="9 axes"):
         ws.Layout.from_views(0, {"a": ("w", np.zeros((1,) * 9, "f4"))})
     with pytest.raises(ws.PlanMismatch):

@@ -296,6 +296,8 @@ def _from_views(
                 f"the box {box} of tensor {view.tensor!r} has other axes "
                 f"than its array of shape {memory.shape}"
             )
+        if any(n > 1 and step == 0 for n, step in zip(memory.shape, memory.strides)):
+            raise invalid(f"the array of tensor {view.tensor!r} repeats its elements")
         slot.tensor = names[view.tensor]
         slot.buffer = index
         slot.offset = memory.address - starts[index]
