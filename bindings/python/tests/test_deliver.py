@@ -12,6 +12,7 @@ import weakref
 from pathlib import Path
 from typing import Any, Callable
 
+import ml_dtypes
 import numpy as np
 import pytest
 import weightsync as ws
@@ -216,6 +217,60 @@ def test_the_agree_timeout_is_in_seconds() -> None:
         assert caught.value.status is ws.Status.AGREEMENT_TIMEOUT
         assert caught.value.outcome is ws.Outcome.UNTOUCHED
         assert caught.value.rank == 1
+
+
+def test_closing_a_session_ends_what_waits_in_it() -> None:
+    transports, greetings = loopbacks()
+    plan = ws.Plan(ws.Layout.from_json(layout(0, 2, 0)), ws.Layout.from_json(layout(0, 2, 1)))
+    on_threads(lambda rank: transports[rank].meet(greetings))
+    with transports[0], transports[1]:
+        session = ws.Session(transports[0])
+        session.bind({"w": np.zeros((3, 8), "f4")}, side="source")
+        session.bind({"w": np.zeros((6, 4), "f4")}, side="destination")
+        request = session.request(session.load(plan))
+
+        def run(rank: int) -> None:
+            if rank == 0:
+                with pytest.raises((ws.TransportLost, ws.CallerError)):
+                    request.submit(1)
+            else:
+                while request.state is not ws.State.PREPARING:
+                    pass
+                session.close()
+
+        on_threads(run)
+        assert session.closed and request.closed
+        with pytest.raises(ws.TransportLost, match="closed during a request"):
+            transports[1].status()
+
+
+def test_views_describe_what_is_bound() -> None:
+    """Strided arrays of the caller's own, without a layout file."""
+    store = np.zeros((4, 12), ml_dtypes.bfloat16)
+    served = np.zeros((4, 6), ml_dtypes.bfloat16)
+    halves = store[:, ::2]
+    plan = ws.Plan(
+        ws.Layout.from_views(0, {"store": ("w", halves)}),
+        ws.Layout.from_views(1, {"served": ("w", served[::-1])}),
+    )
+    transports, greetings = loopbacks()
+
+    def run(rank: int) -> None:
+        with transports[rank] as transport:
+            transport.meet(greetings)
+            with ws.Session(transport) as session:
+                if rank == 0:
+                    halves[...] = np.arange(24).reshape(4, 6)
+                    session.bind({"store": halves}, side="source")
+                else:
+                    session.bind({"served": served[::-1]}, side="destination")
+                request = session.request(session.load(plan))
+                request.submit(7, verify=True)
+                assert request.wait()
+                transport.finalize()
+
+    on_threads(run)
+    assert (served[::-1] == halves).all() and served[0, 5] == 23
 
 
 def test_forgetting_to_close_warns_and_aborts() -> None:

@@ -48,17 +48,14 @@ def test_json_comes_back() -> None:
 
 def test_check_finds_what_is_missing() -> None:
     rows, columns = made(0, 2, 0), made(2, 2, 1)
-    nothing, also_nothing = rows.check(), rows.check(columns)
-    assert not findings(nothing) and not findings(also_nothing)
+    for checked in (rows.check(), rows.check(columns), ws.Layout.check_json(layout(0, 2, 0))):
+        assert (checked.count, checked.findings) == (0, [])
     larger = layout(2, 2, 1)
     larger["tensors"].append({"name": "missing", "shape": [3], "dtype": "f32"})
-    found = findings(rows.check(ws.Layout.from_json(larger)))
-    assert found and "missing" in json.dumps(found)
-    assert findings(ws.Layout.check_json(layout(0, 2, 0), larger)) == found
-
-
-def findings(checked: object) -> object:
-    return checked["findings"] if isinstance(checked, dict) else checked
+    checked = rows.check(ws.Layout.from_json(larger))
+    assert checked.count == len(checked.findings) == 1
+    assert checked.findings[0]["tensor"] == "missing"
+    assert checked == ws.Layout.check_json(layout(0, 2, 0), larger)
 
 
 def test_from_views() -> None:
@@ -94,6 +91,8 @@ def test_from_views() -> None:
         ws.Layout.from_views(0, {"a": ("w", whole, [(0, 3), (0, 8)])}, {"w": (6, 8)})
     with pytest.raises(ws.CallerError, match="not in `tensors`"):
         ws.Layout.from_views(0, {"a": ("w", whole, [(0, 6), (0, 8)])})
+    with pytest.raises(ws.CallerError, match="repeats"):
+        ws.Layout.from_views(0, {"a": ("w", np.broadcast_to(np.float32(1), (2, 3)))})
     with pytest.raises(ws.CallerError, match="9 axes"):
         ws.Layout.from_views(0, {"a": ("w", np.zeros((1,) * 9, "f4"))})
     with pytest.raises(ws.PlanMismatch):

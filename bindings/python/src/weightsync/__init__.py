@@ -47,7 +47,7 @@ from .errors import (
     TransportLost,
     WeightsyncError,
 )
-from .layout import BufferInfo, Layout, Tensor, View
+from .layout import BufferInfo, Check, Layout, Tensor, View
 from .mapping import Mapping, Pair
 from .plan import Plan, ProgramInfo
 from .request import Outcomes, Request
@@ -67,6 +67,7 @@ __all__ = [
     "Buffer",
     "BufferInfo",
     "CallerError",
+    "Check",
     "DType",
     "DTypeCode",
     "EnvInfo",

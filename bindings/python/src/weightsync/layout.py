@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Optional, Union
 
 from . import _ffi
@@ -56,6 +56,23 @@ class BufferInfo(NamedTuple):
     side: Optional[Side]
     memory: MemoryKind
     device: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a check found; nothing is wrong if `count` is 0.
+
+    count: number of findings. report: all of them, in their sections.
+    """
+
+    count: int
+    report: dict[str, Any] = field(repr=False)
+
+    @property
+    def findings(self) -> list[dict[str, Any]]:
+        """The findings of all sections: source, destination, and the pair."""
+        sections = (part for part in self.report.values() if isinstance(part, dict))
+        return [finding for part in sections for finding in part.get("findings", [])]
 
 
 class Layout(Handle):
@@ -120,7 +137,7 @@ class Layout(Handle):
     def check_json(
         source: Union[str, bytes, Mapping[str, Any]],
         destination: Union[str, bytes, Mapping[str, Any], None] = None,
-    ) -> Any:
+    ) -> Check:
         """Like check, from layout files of which no layout can be made."""
         first = _json_bytes(source)
         second = None if destination is None else _json_bytes(destination)
@@ -132,11 +149,8 @@ class Layout(Handle):
             0 if second is None else len(second),
         )
 
-    def check(self, destination: Optional[Layout] = None) -> Any:
-        """All that is wrong with it, or with planning from it to `destination`.
-
-        The findings as they are read from JSON; nothing found is no findings.
-        """
+    def check(self, destination: Optional[Layout] = None) -> Check:
+        """All that is wrong with it, or with planning from it to `destination`."""
         with self._use() as source:
             if destination is None:
                 return _findings(lib.wsync_layout_check, source, None)
@@ -215,14 +229,14 @@ def _json_bytes(text: Union[str, bytes, Mapping[str, Any]]) -> bytes:
     return (text if isinstance(text, str) else json.dumps(text)).encode()
 
 
-def _findings(function: Any, *arguments: Any) -> Any:
+def _findings(function: Any, *arguments: Any) -> Check:
     needed, count = ctypes.c_size_t(), ctypes.c_size_t()
     call(function, *arguments, None, 0, ctypes.byref(needed), ctypes.byref(count))
     buffer = ctypes.create_string_buffer(needed.value)
     call(
         function, *arguments, buffer, needed.value, ctypes.byref(needed), ctypes.byref(count)
     )
-    return json.loads(buffer.value)
+    return Check(count.value, json.loads(buffer.value))
 
 
 def _set_text(slot: Any, text: str) -> None:
@@ -296,6 +310,8 @@ def _from_views(
                 f"the box {box} of tensor {view.tensor!r} has other axes "
                 f"than its array of shape {memory.shape}"
             )
+        if any(n > 1 and step == 0 for n, step in zip(memory.shape, memory.strides)):
+            raise invalid(f"the array of tensor {view.tensor!r} repeats its elements")
         slot.tensor = names[view.tensor]
         slot.buffer = index
         slot.offset = memory.address - starts[index]

@@ -131,11 +131,14 @@ class Transport(Handle):
 
     def _interrupt(self) -> None:
         if self._calls:
-            call(lib.wsync_transport_abort, self._pointer, b"closed during a call")
+            self._stop(b"the transport was closed during a call")
 
     def _abandon(self) -> None:
+        self._stop(b"the transport was never closed")
+
+    def _stop(self, reason: bytes) -> None:
         try:
-            call(lib.wsync_transport_abort, self._pointer, b"the transport was never closed")
+            call(lib.wsync_transport_abort, self._pointer, reason)
         except WeightsyncError:
             pass
 
