@@ -75,37 +75,110 @@ fn refused(change: impl FnOnce(&mut LayoutSpec), words: &[&str]) -> Error {
 
 #[test]
 fn numbers_out_of_range_are_errors() {
-    refused(|s| s.parts[0].placements[0].tensor.0 = 7, &["part of rank 4", "tensor number 7", "1 are declared"]);
-    refused(|s| s.parts[0].placements[0].rule = 3, &["rule number 3", "there are 1"]);
-    refused(|s| s.parts[0].placements[0].buffer = 3, &["placement 0", "buffer number 3"]);
-    refused(|s| s.parts[0].placements[0].member = 3, &["placement 0", "member 3"]);
-    refused(|s| s.parts[0].buffers[0].members = vec![0, 0], &["\"w\"", "member 1"]);
-    refused(|s| s.parts[0].buffers[0].members = vec![0, 9], &["\"w\"", "placement 9"]);
-    refused(|s| s.parts[0].rules[0].mesh = 2, &["rule 0", "mesh number 2"]);
-    refused(|s| s.parts[0].rules[0].stage_axis = Some(5), &["stages of rule 0", "axis number 5", "\"m\" has 1 axes"]);
-    refused(|s| s.parts[0].placements[0].stage = Some(0), &["\"w.x\" has stage 0", "no stage axis"]);
-    refused(|s| s.parts[0].meshes[0].axes[0].size = 0, &["\"m\"", "\"tp\" has size 0"]);
-    refused(|s| s.parts[0].meshes[0].axes[0].size = u32::MAX, &["4294967295 positions", "at most 1048576"]);
-    refused(|s| s.parts[0].meshes.push(Mesh::new("m", &[("x", 4)])), &["two meshes are named \"m\""]);
+    refused(
+        |s| s.parts[0].placements[0].tensor.0 = 7,
+        &["part of rank 4", "tensor number 7", "1 are declared"],
+    );
+    refused(
+        |s| s.parts[0].placements[0].rule = 3,
+        &["rule number 3", "there are 1"],
+    );
+    refused(
+        |s| s.parts[0].placements[0].buffer = 3,
+        &["placement 0", "buffer number 3"],
+    );
+    refused(
+        |s| s.parts[0].placements[0].member = 3,
+        &["placement 0", "member 3"],
+    );
+    refused(
+        |s| s.parts[0].buffers[0].members = vec![0, 0],
+        &["\"w\"", "member 1"],
+    );
+    refused(
+        |s| s.parts[0].buffers[0].members = vec![0, 9],
+        &["\"w\"", "placement 9"],
+    );
+    refused(
+        |s| s.parts[0].rules[0].mesh = 2,
+        &["rule 0", "mesh number 2"],
+    );
+    refused(
+        |s| s.parts[0].rules[0].stage_axis = Some(5),
+        &["stages of rule 0", "axis number 5", "\"m\" has 1 axes"],
+    );
+    refused(
+        |s| s.parts[0].placements[0].stage = Some(0),
+        &["\"w.x\" has stage 0", "no stage axis"],
+    );
+    refused(
+        |s| s.parts[0].meshes[0].axes[0].size = 0,
+        &["\"m\"", "\"tp\" has size 0"],
+    );
+    refused(
+        |s| s.parts[0].meshes[0].axes[0].size = u32::MAX,
+        &["4294967295 positions", "at most 1048576"],
+    );
+    refused(
+        |s| s.parts[0].meshes.push(Mesh::new("m", &[("x", 4)])),
+        &["two meshes are named \"m\""],
+    );
     refused(|s| s.tensors[0].dtype.lanes = 0, &["\"w.x\"", "lanes 0"]);
-    refused(|s| s.tensors[0].shape[0] = 1 << 60, &["\"w.x\"", "1152921504606846976", "1125899906842624 bytes"]);
-    refused(|s| s.tensors[0].granule[0] = 3, &["axis 0 has 8 indices", "granule 3"]);
-    refused(|s| s.tensors[0].name = "{layer}".into(), &["{layer} stands for a number"]);
-    refused(|s| s.parts[0].buffers[0].name = "x".repeat(2000), &["2000 bytes", "1024"]);
-    refused(|s| s.tensors.push(tensor("w.x")), &["\"w.x\" is declared twice"]);
+    refused(
+        |s| s.tensors[0].shape[0] = 1 << 60,
+        &["\"w.x\"", "1152921504606846976", "1125899906842624 bytes"],
+    );
+    refused(
+        |s| s.tensors[0].granule[0] = 3,
+        &["axis 0 has 8 indices", "granule 3"],
+    );
+    refused(
+        |s| s.tensors[0].name = "{layer}".into(),
+        &["{layer} stands for a number"],
+    );
+    refused(
+        |s| s.parts[0].buffers[0].name = "x".repeat(2000),
+        &["2000 bytes", "1024"],
+    );
+    refused(
+        |s| s.tensors.push(tensor("w.x")),
+        &["\"w.x\" is declared twice"],
+    );
 }
 
 #[test]
 fn every_rank_is_described_once() {
-    let e = refused(|s| s.parts.push(part(range(7, 2))), &["rank 7 is in two parts"]);
+    let e = refused(
+        |s| s.parts.push(part(range(7, 2))),
+        &["rank 7 is in two parts"],
+    );
     assert_eq!(e.rank, Some(Rank(7)));
     let list = RankList::List(vec![Rank(9), Rank(5)]);
     refused(|s| s.parts.push(part(list)), &["rank 5 is in two parts"]);
-    let one = |r| ExplicitBuilder::new(Rank(r), 0).build().unwrap().spec().explicit[0].clone();
-    refused(|s| s.explicit = vec![one(6)], &["rank 6", "an explicit entry"]);
-    refused(|s| s.explicit = vec![one(1), one(1)], &["rank 1 has two explicit entries"]);
-    refused(|s| s.parts[0].ranks = range(1 << 20, 4), &["rank 1048579 is out of range"]);
-    refused(|s| s.parts[0].ranks = range(u32::MAX, u32::MAX), &["out of range"]);
+    let one = |r| {
+        ExplicitBuilder::new(Rank(r), 0)
+            .build()
+            .unwrap()
+            .spec()
+            .explicit[0]
+            .clone()
+    };
+    refused(
+        |s| s.explicit = vec![one(6)],
+        &["rank 6", "an explicit entry"],
+    );
+    refused(
+        |s| s.explicit = vec![one(1), one(1)],
+        &["rank 1 has two explicit entries"],
+    );
+    refused(
+        |s| s.parts[0].ranks = range(1 << 20, 4),
+        &["rank 1048579 is out of range"],
+    );
+    refused(
+        |s| s.parts[0].ranks = range(u32::MAX, u32::MAX),
+        &["out of range"],
+    );
     refused(|s| s.parts[0].ranks = range(0, 0), &["empty"]);
     let twice = RankList::List(vec![Rank(1), Rank(2), Rank(1), Rank(3)]);
     refused(|s| s.parts[0].ranks = twice, &["rank 1 is listed twice"]);
@@ -114,7 +187,8 @@ fn every_rank_is_described_once() {
 #[test]
 fn ranks_are_found_in_ranges_lists_and_views() {
     let mut s = spec();
-    s.parts.push(part(RankList::List([20, 3, 1, 2, 9].map(Rank).to_vec())));
+    s.parts
+        .push(part(RankList::List([20, 3, 1, 2, 9].map(Rank).to_vec())));
     let explicit = ExplicitBuilder::new(Rank(12), 5).build().unwrap();
     s.explicit = explicit.spec().explicit.clone();
     let l = Layout::new(s).unwrap();
@@ -131,16 +205,31 @@ fn ranks_are_found_in_ranges_lists_and_views() {
 
 #[test]
 fn aliases_are_one_step_long() {
-    refused(|s| s.aliases = vec![alias("a", "a")], &["\"a\" stands for itself"]);
-    refused(|s| s.aliases = vec![alias("a", "b"), alias("b", "c")], &["\"a\"", "\"b\"", "alias of \"c\""]);
-    refused(|s| s.aliases = vec![alias("a", "b"), alias("b", "a")], &["alias of \"a\""]);
-    refused(|s| s.aliases = vec![alias("a", "b"), alias("a", "c")], &["both \"b\" and \"c\""]);
+    refused(
+        |s| s.aliases = vec![alias("a", "a")],
+        &["\"a\" stands for itself"],
+    );
+    refused(
+        |s| s.aliases = vec![alias("a", "b"), alias("b", "c")],
+        &["\"a\"", "\"b\"", "alias of \"c\""],
+    );
+    refused(
+        |s| s.aliases = vec![alias("a", "b"), alias("b", "a")],
+        &["alias of \"a\""],
+    );
+    refused(
+        |s| s.aliases = vec![alias("a", "b"), alias("a", "c")],
+        &["both \"b\" and \"c\""],
+    );
     let twin = Tensor::new("head", &[8, 5], Dtype::BF16).unwrap();
     let differ = |s: &mut LayoutSpec| {
         s.tensors.push(twin);
         s.aliases = vec![alias("head", "w.x")];
     };
-    refused(differ, &["\"w.x\"", "alias \"head\" has shape [8, 5]", "[8, 4]"]);
+    refused(
+        differ,
+        &["\"w.x\"", "alias \"head\" has shape [8, 5]", "[8, 4]"],
+    );
     // Declared only under its other name, it still gets the name aliased.
     let mut s = spec();
     s.aliases = vec![alias("w.x", "a"), alias("w.x", "a")];
@@ -184,8 +273,18 @@ fn layouts_that_disagree_are_not_merged() {
             assert!(e.message.contains(w), "no {w:?} in: {e}");
         }
     };
-    told(&blob(2, "x", &[4, 3], Dtype::BF16), &["\"x\"", "layout of rank 2 has shape [4, 3]", "rank 1 has shape [4, 2]"]);
-    told(&blob(2, "x", &[4, 2], Dtype::F32), &["\"x\"", "\"f32\"", "\"bf16\""]);
+    told(
+        &blob(2, "x", &[4, 3], Dtype::BF16),
+        &[
+            "\"x\"",
+            "layout of rank 2 has shape [4, 3]",
+            "rank 1 has shape [4, 2]",
+        ],
+    );
+    told(
+        &blob(2, "x", &[4, 2], Dtype::F32),
+        &["\"x\"", "\"f32\"", "\"bf16\""],
+    );
     told(&one, &["rank 1 has two explicit entries"]);
     let both = Layout::merge(&[&one, &blob(0, "y", &[2], Dtype::F32)]).unwrap();
     assert_eq!(both.ranks(), [Rank(0), Rank(1)]);
@@ -207,10 +306,23 @@ fn blobs_are_checked_like_any_description() {
     assert_eq!(e.status, Status::Corrupt);
     assert!(e.message.contains("1 more bytes"), "{e}");
     let foreign = frame::seal(*b"WSYNCPLN", 1, b"");
-    assert_eq!(Layout::from_bytes(&foreign).unwrap_err().status, Status::Corrupt);
+    assert_eq!(
+        Layout::from_bytes(&foreign).unwrap_err().status,
+        Status::Corrupt
+    );
     let newer = frame::seal(LAYOUT_BLOB_MAGIC, LAYOUT_BLOB_VERSION + 1, b"");
-    assert_eq!(Layout::from_bytes(&newer).unwrap_err().status, Status::VersionMismatch);
+    assert_eq!(
+        Layout::from_bytes(&newer).unwrap_err().status,
+        Status::VersionMismatch
+    );
     // A length far beyond the bytes there are.
-    let hungry = frame::seal(LAYOUT_BLOB_MAGIC, LAYOUT_BLOB_VERSION, &[0xff, 0xff, 0xff, 0xff, 0x0f]);
-    assert_eq!(Layout::from_bytes(&hungry).unwrap_err().status, Status::Corrupt);
+    let hungry = frame::seal(
+        LAYOUT_BLOB_MAGIC,
+        LAYOUT_BLOB_VERSION,
+        &[0xff, 0xff, 0xff, 0xff, 0x0f],
+    );
+    assert_eq!(
+        Layout::from_bytes(&hungry).unwrap_err().status,
+        Status::Corrupt
+    );
 }
