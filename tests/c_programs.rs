@@ -4,9 +4,8 @@
 //! They link to the shared library that was built beside this test, through
 //! its SONAME, as installed programs do.
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 /// What the headers promise to compile as, without a warning.
@@ -109,7 +108,7 @@ fn has(tool: &str) -> bool {
 
 /// Runs a program under valgrind, which sees what it and the library leak or
 /// touch wrongly.
-fn valgrind(program: &Path, arguments: &[&OsStr]) {
+fn valgrind(program: &Path) {
     if !has("valgrind") {
         eprintln!(
             "SKIPPED: valgrind is not installed; {} ran without it",
@@ -123,8 +122,7 @@ fn valgrind(program: &Path, arguments: &[&OsStr]) {
             "--suppressions={}",
             root().join("tests/c/valgrind.supp").display()
         ))
-        .arg(program)
-        .args(arguments));
+        .arg(program));
 }
 
 /// Builds a C program by every standard, runs each, and one under valgrind.
@@ -134,7 +132,7 @@ fn check_c(name: &str, standards: &[&str]) {
         let program = build(std::slice::from_ref(&source), standard, &[], name);
         run(&mut Command::new(&program));
         if *standard == "c11" {
-            valgrind(&program, &[]);
+            valgrind(&program);
         }
     }
 }
@@ -171,6 +169,100 @@ fn misuse() {
 #[test]
 fn threads() {
     check_c("threads", &all_standards());
+}
+
+/// A TCP port that was free a moment ago.
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    listener.local_addr().expect("it is bound").port()
+}
+
+/// Runs an example as three processes, which deliver three versions.
+fn deliver(program: &Path) {
+    let address = format!("127.0.0.1:{}", free_port());
+    let ranks: Vec<_> = (0..3)
+        .map(|rank| {
+            Command::new(program)
+                .args([&rank.to_string(), &address])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("the example was built")
+        })
+        .collect();
+    for (rank, child) in ranks.into_iter().enumerate() {
+        let output = child.wait_with_output().expect("it can be waited for");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "rank {rank}: {told}");
+        let wanted: String = (1..=3)
+            .map(|v| format!("rank {rank} has version {v}\n"))
+            .collect();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), wanted);
+    }
+}
+
+/// What the README shows.
+#[test]
+fn deliver_in_c() {
+    for standard in C {
+        let source = root().join("tests/c/deliver.c");
+        deliver(&build(&[source], standard, &[], "deliver_c"));
+    }
+}
+
+#[test]
+fn deliver_in_cxx() {
+    for standard in CXX_BINDING {
+        let source = root().join("bindings/cpp/examples/deliver.cc");
+        deliver(&build(&[source], standard, &[], "deliver_cc"));
+    }
+}
+
+const NO_EXCEPTIONS: &[&str] = &["-fno-exceptions", "-fno-rtti"];
+
+/// Builds a test of the C++ binding by every standard, runs each, and one
+/// under valgrind.
+fn check_cxx(name: &str, sources: &[&str], flags: &[&str]) {
+    let folder = root().join("bindings/cpp/tests");
+    let sources: Vec<PathBuf> = sources.iter().map(|s| folder.join(s)).collect();
+    for standard in CXX_BINDING {
+        let program = build(&sources, standard, flags, name);
+        run(&mut Command::new(&program));
+        if *standard == "c++17" {
+            valgrind(&program);
+        }
+    }
+}
+
+#[test]
+fn cxx_ownership() {
+    check_cxx("raii", &["raii.cc"], &[]);
+}
+
+#[test]
+fn cxx_two_translation_units() {
+    check_cxx("two_tu", &["two_tu_a.cc", "two_tu_b.cc"], &[]);
+}
+
+#[test]
+fn cxx_without_exceptions() {
+    check_cxx("no_exceptions", &["no_exceptions.cc"], NO_EXCEPTIONS);
+}
+
+/// The C++ header needs nothing before it, by any standard it promises.
+#[test]
+fn cxx_header_alone() {
+    let source = scratch().join("standalone.cc");
+    let text = "#include <weightsync/weightsync.hpp>\n#include <weightsync/weightsync.hpp>\n";
+    std::fs::write(&source, text).expect("the target folder is writable");
+    for standard in CXX_BINDING {
+        for flags in [&[] as &[&str], NO_EXCEPTIONS] {
+            run(compiler(standard)
+                .args(flags)
+                .arg("-fsyntax-only")
+                .arg(&source));
+        }
+    }
 }
 
 /// The symbols that a shared library defines for others.

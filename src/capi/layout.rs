@@ -39,11 +39,32 @@ pub struct wsync_layout {
 /// What a layout handle holds.
 pub(super) struct LayoutObject {
     pub layout: Arc<Layout>,
-    buffers: Mutex<BufferCache>,
+    buffers: BufferCache,
 }
 
-/// The buffers of the rank that was asked for last.
-pub(super) type BufferCache = Option<(Rank, Arc<[(Option<Side>, NamedBuffer)]>)>;
+/// Buffers of a rank, each with its side where a plan tells it.
+pub(super) type SideBuffers = Arc<[(Option<Side>, NamedBuffer)]>;
+
+/// The buffers of the rank that was asked for last, so that going through them
+/// one by one does not derive them again and again.
+#[derive(Default)]
+pub(super) struct BufferCache {
+    held: Mutex<Option<(Rank, SideBuffers)>>,
+}
+
+impl BufferCache {
+    pub fn get(
+        &self,
+        rank: Rank,
+        make: impl FnOnce() -> Result<SideBuffers>,
+    ) -> Result<SideBuffers> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*held {
+            Some((of, buffers)) if *of == rank => Ok(buffers.clone()),
+            _ => Ok(held.insert((rank, make()?)).1.clone()),
+        }
+    }
+}
 
 impl Handle for wsync_layout {
     type Value = LayoutObject;
@@ -451,7 +472,7 @@ pub unsafe extern "C" fn wsync_layout_buffer_count(
     guard_value(0, || {
         // SAFETY: the header asks for NULL or a live layout.
         let layout = unsafe { shared(layout) }.ok()?;
-        Some(layout.buffers(Rank(rank)).len())
+        Some(layout.buffers(Rank(rank)).ok()?.len())
     })
 }
 
@@ -472,7 +493,7 @@ pub unsafe extern "C" fn wsync_layout_buffer_at(
         let out = unsafe { StructOut::new(out_info)? };
         // SAFETY: the header asks for a live layout.
         let layout = unsafe { shared(layout)? };
-        let buffers = layout.buffers(Rank(rank));
+        let buffers = layout.buffers(Rank(rank))?;
         let (side, buffer) = buffers
             .get(index)
             .ok_or_else(|| no_buffer(rank, index, buffers.len()))?;
@@ -494,17 +515,14 @@ impl LayoutObject {
     pub fn new(layout: Layout) -> LayoutObject {
         LayoutObject {
             layout: Arc::new(layout),
-            buffers: Mutex::new(None),
+            buffers: BufferCache::default(),
         }
     }
 
-    fn buffers(&self, rank: Rank) -> Arc<[(Option<Side>, NamedBuffer)]> {
-        cached(&self.buffers, rank, || {
-            self.layout
-                .buffers(rank)
-                .into_iter()
-                .map(|b| (None, b))
-                .collect()
+    fn buffers(&self, rank: Rank) -> Result<SideBuffers> {
+        self.buffers.get(rank, || {
+            let all = self.layout.buffers(rank).into_iter();
+            Ok(all.map(|b| (None, b)).collect())
         })
     }
 }
@@ -563,19 +581,6 @@ fn errors(findings: &[Finding], omitted: u64) -> usize {
     match findings.iter().filter(|f| f.kind.is_error()).count() {
         0 => 0,
         listed => listed.saturating_add(usize::try_from(omitted).unwrap_or(usize::MAX)),
-    }
-}
-
-/// The buffers of `rank`, made only if another rank was asked for last.
-pub(super) fn cached(
-    cache: &Mutex<BufferCache>,
-    rank: Rank,
-    make: impl FnOnce() -> Arc<[(Option<Side>, NamedBuffer)]>,
-) -> Arc<[(Option<Side>, NamedBuffer)]> {
-    let mut held = cache.lock().unwrap_or_else(PoisonError::into_inner);
-    match &*held {
-        Some((of, buffers)) if *of == rank => buffers.clone(),
-        _ => held.insert((rank, make())).1.clone(),
     }
 }
 

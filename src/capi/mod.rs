@@ -13,13 +13,17 @@
 //! * nothing that is passed in is kept, but for bound buffers;
 //! * no panic leaves: it becomes `WSYNC_ERR_INTERNAL` and poisons the handle.
 
-#![allow(non_camel_case_types)]
+#![allow(non_camel_case_types, reason = "C sees these names")]
+#![allow(
+    clippy::missing_safety_doc,
+    clippy::too_many_arguments,
+    reason = "comments here become the header, whose rules are the safety contract"
+)]
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    clippy::indexing_slicing,
-    clippy::missing_safety_doc
+    clippy::indexing_slicing
 )]
 
 mod args;
@@ -37,6 +41,7 @@ pub mod types;
 pub mod version;
 
 use crate::error::{Error, Status};
+use crate::log::{Level, line};
 use out::ErrorRecord;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -67,6 +72,15 @@ fn guard_status(
         Err(panic) => Error::internal(format!("a panic inside the library: {}", words(&*panic))),
     };
     record.write(&error);
+    // Failures are the caller's to report; broken invariants are ours.
+    let level = match error.status {
+        Status::Internal => Level::Error,
+        _ => Level::Debug,
+    };
+    line(
+        level,
+        format_args!("status {} {error}", error.status.name()),
+    );
     error.status.into()
 }
 

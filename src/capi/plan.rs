@@ -2,7 +2,7 @@
 
 use super::args::{self, plain_struct};
 use super::handle::{self, Handle, shared};
-use super::layout::{BufferCache, buffer_info, cached, no_buffer, wsync_layout};
+use super::layout::{BufferCache, SideBuffers, buffer_info, no_buffer, wsync_layout};
 use super::out::{Buffer, Out, StructOut, TextBuffer};
 use super::types::{
     WSYNC_STEP_NONE, wsync_buffer_info, wsync_error, wsync_fingerprint, wsync_status, wsync_text,
@@ -14,10 +14,11 @@ use crate::limits::{FILE_BYTES_MAX, TENSOR_COUNT_MAX};
 use crate::plan::decision::{
     DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Strategy,
 };
+use crate::plan::program::BufferUse;
 use crate::plan::{Plan, Selector};
 use crate::rank::Rank;
 use std::ffi::{c_char, c_void};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// How bytes get from one layout to the other: the two layouts and a small
 /// decision. Equal wherever it is made from equal input. Immutable; may be
@@ -38,7 +39,7 @@ pub struct wsync_plan {
 /// What a plan handle holds.
 pub(super) struct PlanObject {
     pub plan: Arc<Plan>,
-    buffers: Mutex<BufferCache>,
+    buffers: BufferCache,
 }
 
 impl Handle for wsync_plan {
@@ -525,31 +526,18 @@ impl PlanObject {
     fn new(plan: Plan) -> PlanObject {
         PlanObject {
             plan: Arc::new(plan),
-            buffers: Mutex::new(None),
+            buffers: BufferCache::default(),
         }
     }
 
-    fn buffers(
-        &self,
-        rank: Rank,
-    ) -> Result<
-        Arc<
-            [(
-                Option<crate::plan::program::Side>,
-                crate::layout::view::NamedBuffer,
-            )],
-        >,
-    > {
-        let program = self.plan.program(rank)?;
-        Ok(cached(&self.buffers, rank, || {
-            let mut all: Vec<_> = program
-                .buffers
-                .iter()
-                .filter_map(|used| Some((Some(used.side), self.plan.buffer(rank, used)?)))
-                .collect();
+    fn buffers(&self, rank: Rank) -> Result<SideBuffers> {
+        self.buffers.get(rank, || {
+            let program = self.plan.program(rank)?;
+            let named = |used: &BufferUse| Some((Some(used.side), self.plan.buffer(rank, used)?));
+            let mut all: Vec<_> = program.buffers.iter().filter_map(named).collect();
             all.sort_by(|a, b| (a.0, &a.1.name).cmp(&(b.0, &b.1.name)));
-            all.into()
-        }))
+            Ok(all.into())
+        })
     }
 }
 
