@@ -1,7 +1,9 @@
 //! Every way to be wrong, and what is said about it.
 
 use serde_json::{Value, json};
-use weightsync::layout::check::{FINDINGS_PER_KIND_MAX, Finding, FindingKind, Side, check, check_pair};
+use weightsync::layout::check::{
+    FINDINGS_PER_KIND_MAX, Finding, FindingKind, Side, check, check_pair,
+};
 use weightsync::layout::dtype::Dtype;
 use weightsync::layout::tensor::Tensor;
 use weightsync::layout::view::Memory;
@@ -54,7 +56,11 @@ fn expect(file: &Value, kind: FindingKind, words: &[&str]) -> Finding {
 
 #[track_caller]
 fn expect_cut(size: u64, cut: Value, kind: FindingKind, words: &[&str]) {
-    let f = expect(&file(json!([tensor(&[size, 2], json!({"cuts": [cut]}))])), kind, words);
+    let f = expect(
+        &file(json!([tensor(&[size, 2], json!({"cuts": [cut]}))])),
+        kind,
+        words,
+    );
     assert_eq!((f.tensor.as_str(), f.axis), ("w.x", Some(0)));
     assert!(f.message.contains("tensor \"w.x\""), "{}", f.message);
 }
@@ -63,20 +69,70 @@ fn expect_cut(size: u64, cut: Value, kind: FindingKind, words: &[&str]) {
 fn ill_formed_cuts_are_named_with_their_numbers() {
     use FindingKind::Cut;
     let cut = |kind: Value| json!({"dim": 0, "axes": ["tp"], "kind": kind});
-    expect_cut(30, cut(json!("even")), Cut, &["axis 0", "30 indices", "4 equal parts (tp 4)", "\"floor\""]);
-    expect_cut(30, cut(json!({"chunk": 7})), Cut, &["4 chunks of 7", "cover only 28", "chunks of 8"]);
-    expect_cut(30, cut(json!({"chunk": 0})), Cut, &["4 chunks of 0", "cover only 0"]);
-    expect_cut(30, cut(json!({"at": [0, 10, 30]})), Cut, &["3 bounds", "4 parts (tp 4) have 5"]);
-    expect_cut(30, cut(json!({"at": [0, 10, 9, 20, 30]})), Cut, &["fall from 10 to 9"]);
-    expect_cut(30, cut(json!({"at": [0, 10, 12, 20, 29]})), Cut, &["from 0 to 29", "from 0 to 30"]);
-    expect_cut(30, cut(json!({"at": [1, 10, 12, 20, 30]})), Cut, &["from 1 to 30"]);
-    expect_cut(30, cut(json!({"blocks": 2})), Cut, &["30 indices", "4 parts (tp 4) of 2 blocks", "4 x 2"]);
+    expect_cut(
+        30,
+        cut(json!("even")),
+        Cut,
+        &["axis 0", "30 indices", "4 equal parts (tp 4)", "\"floor\""],
+    );
+    expect_cut(
+        30,
+        cut(json!({"chunk": 7})),
+        Cut,
+        &["4 chunks of 7", "cover only 28", "chunks of 8"],
+    );
+    expect_cut(
+        30,
+        cut(json!({"chunk": 0})),
+        Cut,
+        &["4 chunks of 0", "cover only 0"],
+    );
+    expect_cut(
+        30,
+        cut(json!({"at": [0, 10, 30]})),
+        Cut,
+        &["3 bounds", "4 parts (tp 4) have 5"],
+    );
+    expect_cut(
+        30,
+        cut(json!({"at": [0, 10, 9, 20, 30]})),
+        Cut,
+        &["fall from 10 to 9"],
+    );
+    expect_cut(
+        30,
+        cut(json!({"at": [0, 10, 12, 20, 29]})),
+        Cut,
+        &["from 0 to 29", "from 0 to 30"],
+    );
+    expect_cut(
+        30,
+        cut(json!({"at": [1, 10, 12, 20, 30]})),
+        Cut,
+        &["from 1 to 30"],
+    );
+    expect_cut(
+        30,
+        cut(json!({"blocks": 2})),
+        Cut,
+        &["30 indices", "4 parts (tp 4) of 2 blocks", "4 x 2"],
+    );
     expect_cut(30, cut(json!({"blocks": 0})), Cut, &["0 blocks"]);
     let parts = |n: u32| json!({"dim": 0, "axes": ["tp"], "parts": n});
-    expect_cut(24, parts(3), Cut, &["3 parts over 4 positions (tp 4)", "does not divide"]);
+    expect_cut(
+        24,
+        parts(3),
+        Cut,
+        &["3 parts over 4 positions (tp 4)", "does not divide"],
+    );
     expect_cut(24, parts(0), Cut, &["0 parts"]);
     expect_cut(24, parts(8), Cut, &["8 parts over 4 positions"]);
-    expect_cut(24, json!({"dim": 0, "axes": ["tp", "tp"]}), Cut, &["\"tp\" twice"]);
+    expect_cut(
+        24,
+        json!({"dim": 0, "axes": ["tp", "tp"]}),
+        Cut,
+        &["\"tp\" twice"],
+    );
 }
 
 #[test]
@@ -87,7 +143,15 @@ fn parts_that_straddle_a_mesh_axis_are_refused() {
         "meshes": {"m": [["a", 3], ["b", 4]]},
         "tensors": [tensor(&[24], json!({"cuts": [{"dim": 0, "axes": ["a", "b"], "parts": 2}]}))],
     });
-    expect(&f, FindingKind::Cut, &["2 parts over 12 positions (a 3 x b 4)", "6 neighbours", "\"b\" of size 4"]);
+    expect(
+        &f,
+        FindingKind::Cut,
+        &[
+            "2 parts over 12 positions (a 3 x b 4)",
+            "6 neighbours",
+            "\"b\" of size 4",
+        ],
+    );
 }
 
 #[test]
@@ -95,29 +159,50 @@ fn axes_are_used_once_and_exist() {
     use FindingKind::Cut;
     let cuts = |c: Value| file(json!([tensor(&[8, 8], json!({"cuts": c}))]));
     let twice = cuts(json!([{"dim": 0, "axes": ["tp"]}, {"dim": 1, "axes": ["tp"]}]));
-    expect(&twice, Cut, &["axis 1", "mesh axis \"tp\"", "already cuts axis 0"]);
-    let staged = file(json!([tensor(&[8], json!({
-        "stage": {"axis": "pp", "at": 0}, "cuts": [{"dim": 0, "axes": ["pp"]}]
-    }))]));
+    expect(
+        &twice,
+        Cut,
+        &["axis 1", "mesh axis \"tp\"", "already cuts axis 0"],
+    );
+    let staged = file(json!([tensor(
+        &[8],
+        json!({
+            "stage": {"axis": "pp", "at": 0}, "cuts": [{"dim": 0, "axes": ["pp"]}]
+        })
+    )]));
     expect(&staged, Cut, &["\"pp\"", "already numbers the stages"]);
-    expect(&cuts(json!([{"dim": 2, "axes": ["tp"]}])), Cut, &["names axis 2", "has 2 axes"]);
+    expect(
+        &cuts(json!([{"dim": 2, "axes": ["tp"]}])),
+        Cut,
+        &["names axis 2", "has 2 axes"],
+    );
     let blocks = cuts(json!([
         {"dim": 0, "axes": ["tp"], "kind": {"blocks": 2}}, {"dim": 0, "axes": ["pp"]}
     ]));
     expect(&blocks, Cut, &["blocks must be the last cut"]);
-    let nested = file(json!([tensor(&[9], json!({
-        "cuts": [{"dim": 0, "axes": ["pp"], "kind": "ceil"}, {"dim": 0, "axes": ["tp"]}]
-    }))]));
-    expect(&nested, Cut, &["5 indices left by the cut before", "4 equal parts (tp 4)"]);
+    let nested = file(json!([tensor(
+        &[9],
+        json!({
+            "cuts": [{"dim": 0, "axes": ["pp"], "kind": "ceil"}, {"dim": 0, "axes": ["tp"]}]
+        })
+    )]));
+    expect(
+        &nested,
+        Cut,
+        &["5 indices left by the cut before", "4 equal parts (tp 4)"],
+    );
 }
 
 #[test]
 fn granules_are_not_split() {
     use FindingKind::Granule;
     let cut = |g: u64, kind: Value| {
-        file(json!([tensor(&[24], json!({
-            "granule": [g], "cuts": [{"dim": 0, "axes": ["tp"], "kind": kind}]
-        }))]))
+        file(json!([tensor(
+            &[24],
+            json!({
+                "granule": [g], "cuts": [{"dim": 0, "axes": ["tp"], "kind": kind}]
+            })
+        )]))
     };
     for (kind, bound) in [
         (json!("even"), 6),
@@ -126,7 +211,11 @@ fn granules_are_not_split() {
         (json!({"chunk": 7}), 7),
         (json!({"at": [0, 8, 16, 18, 24]}), 18),
     ] {
-        let f = expect(&cut(8, kind), Granule, &["granules of 8", &format!("falls at {bound}")]);
+        let f = expect(
+            &cut(8, kind),
+            Granule,
+            &["granules of 8", &format!("falls at {bound}")],
+        );
         assert_eq!(f.axis, Some(0));
     }
     assert!(check(&spec(&cut(3, json!("even")))).is_ok());
@@ -137,22 +226,45 @@ fn granules_are_not_split() {
 fn stages_storage_and_sizes_are_checked() {
     let one = |t: Value| file(json!([t]));
     let stage = one(tensor(&[8], json!({"stage": {"axis": "pp", "at": 2}})));
-    expect(&stage, FindingKind::Stage, &["\"w.x\"", "stage 2", "stages 0 to 1"]);
+    expect(
+        &stage,
+        FindingKind::Stage,
+        &["\"w.x\"", "stage 2", "stages 0 to 1"],
+    );
     let order = one(tensor(&[8, 2], json!({"order": [0, 0]})));
     expect(&order, FindingKind::Storage, &["order [0, 0]", "2 axes"]);
     let split = one(tensor(&[8], json!({"split": 1, "buffer": "w.{local}"})));
-    expect(&split, FindingKind::Storage, &["split along axis 1", "has 1 axes"]);
+    expect(
+        &split,
+        FindingKind::Storage,
+        &["split along axis 1", "has 1 axes"],
+    );
     let name = one(tensor(&[8], json!({"split": 0, "buffer": "w"})));
-    expect(&name, FindingKind::Storage, &["buffer \"w\"", "{local} or {global}", "has 0"]);
-    let huge = one(tensor(&[8, 2], json!({
-        "cuts": [{"dim": 0, "axes": ["tp"], "kind": {"chunk": u64::MAX / 2}, "pad": true}]
-    })));
-    expect(&huge, FindingKind::Storage, &["exceeds 1125899906842624 bytes", "9223372036854775807"]);
+    expect(
+        &name,
+        FindingKind::Storage,
+        &["buffer \"w\"", "{local} or {global}", "has 0"],
+    );
+    let huge = one(tensor(
+        &[8, 2],
+        json!({
+            "cuts": [{"dim": 0, "axes": ["tp"], "kind": {"chunk": u64::MAX / 2}, "pad": true}]
+        }),
+    ));
+    expect(
+        &huge,
+        FindingKind::Storage,
+        &["exceeds 1125899906842624 bytes", "9223372036854775807"],
+    );
     let stored = one(tensor(&[8], json!({"stored": "i64"})));
     expect(&stored, FindingKind::Dtype, &["bf16", "i64"]);
     let mut mesh = one(tensor(&[8], json!({})));
     mesh["meshes"]["m"] = json!([["pp", 2], ["tp", 3]]);
-    expect(&mesh, FindingKind::Mesh, &["\"m\" has 6 positions (pp 2 x tp 3) for 8 ranks"]);
+    expect(
+        &mesh,
+        FindingKind::Mesh,
+        &["\"m\" has 6 positions (pp 2 x tp 3) for 8 ranks"],
+    );
 }
 
 fn fused(a: Value, b: Value, shared_dims: u8) -> Value {
@@ -170,18 +282,42 @@ fn fused_members_must_fit() {
     let cut = |axes: Value| json!({"cuts": [{"dim": 0, "axes": axes}]});
     let by_tp = || tensor(&[8, 2], cut(json!(["tp"])));
     let differ = fused(by_tp(), tensor(&[8, 2], cut(json!(["pp"]))), 1);
-    let f = expect(&differ, Fused, &["\"qk\"", "\"q\" and \"k\"", "axis 0 has 2 local indices in one and 4"]);
+    let f = expect(
+        &differ,
+        Fused,
+        &[
+            "\"qk\"",
+            "\"q\" and \"k\"",
+            "axis 0 has 2 local indices in one and 4",
+        ],
+    );
     assert_eq!((f.axis, f.rank), (Some(0), Some(Rank(0))));
     let sizes = fused(by_tp(), tensor(&[12, 2], cut(json!(["tp"]))), 1);
     expect(&sizes, Fused, &["axis 0 has 2 local indices in one and 3"]);
     // The same cut, worded in another mesh.
     let other = json!({"mesh": "e", "cuts": [{"dim": 0, "axes": ["ep"]}]});
-    expect(&fused(by_tp(), tensor(&[9, 2], other), 1), FindingKind::Cut, &["9 indices"]);
+    expect(
+        &fused(by_tp(), tensor(&[9, 2], other), 1),
+        FindingKind::Cut,
+        &["9 indices"],
+    );
     let other = json!({"mesh": "e", "cuts": [{"dim": 0, "axes": ["etp"]}]});
-    expect(&fused(by_tp(), tensor(&[8, 2], other), 1), Fused, &["2 local indices in one and 4"]);
-    expect(&fused(by_tp(), tensor(&[8], cut(json!(["tp"]))), 2), Fused, &["share 2 axes", "\"k\" has 1"]);
+    expect(
+        &fused(by_tp(), tensor(&[8, 2], other), 1),
+        Fused,
+        &["2 local indices in one and 4"],
+    );
+    expect(
+        &fused(by_tp(), tensor(&[8], cut(json!(["tp"]))), 2),
+        Fused,
+        &["share 2 axes", "\"k\" has 1"],
+    );
     let order = json!({"order": [1, 0], "cuts": [{"dim": 0, "axes": ["tp"]}]});
-    expect(&fused(by_tp(), tensor(&[8, 2], order), 1), Fused, &["order [1, 0]", "axis 0 comes later"]);
+    expect(
+        &fused(by_tp(), tensor(&[8, 2], order), 1),
+        Fused,
+        &["order [1, 0]", "axis 0 comes later"],
+    );
     let split = json!({"split": 0, "cuts": [{"dim": 0, "axes": ["tp"]}]});
     let mut split = fused(by_tp(), tensor(&[8, 2], split), 1);
     split["fused"][0]["buffer"] = json!("qk.{local}");
@@ -196,7 +332,15 @@ fn fused_members_must_be_on_the_same_ranks() {
         t
     };
     let mut f = fused(at("pp", 0, "m"), at("ep", 0, "e"), 0);
-    expect(&f, FindingKind::Fused, &["stage 0 of mesh \"m\"", "stage 0 of mesh \"e\"", "same ranks"]);
+    expect(
+        &f,
+        FindingKind::Fused,
+        &[
+            "stage 0 of mesh \"m\"",
+            "stage 0 of mesh \"e\"",
+            "same ranks",
+        ],
+    );
     f["meshes"]["e"] = json!([["ep", 2], ["etp", 4]]);
     assert!(check(&spec(&f)).is_ok(), "pipeline groups coincide");
 }
@@ -220,7 +364,11 @@ fn buffers_of_one_rank_have_names_of_their_own() {
     let plain = || json!({});
     let at = |s: u32| json!({"stage": {"axis": "pp", "at": s}});
     let two = file(json!([named("a", "w", plain()), named("b", "w", plain())]));
-    expect(&two, BufferName, &["named \"w\"", "\"a\" and \"b\"", "\"fused\""]);
+    expect(
+        &two,
+        BufferName,
+        &["named \"w\"", "\"a\" and \"b\"", "\"fused\""],
+    );
     let half = file(json!([named("a", "w", plain()), named("b", "w", at(1))]));
     expect(&half, BufferName, &["named \"w\""]);
     let stages = file(json!([named("a", "w", at(0)), named("b", "w", at(1))]));
@@ -230,18 +378,31 @@ fn buffers_of_one_rank_have_names_of_their_own() {
     let apart = file(json!([named("a", "w", at(0)), ep.clone()]));
     assert!(check(&spec(&apart)).is_ok(), "ep 3 is within pp 1");
     ep["stage"]["at"] = json!(1);
-    expect(&file(json!([named("a", "w", at(0)), ep])), BufferName, &["named \"w\""]);
+    expect(
+        &file(json!([named("a", "w", at(0)), ep])),
+        BufferName,
+        &["named \"w\""],
+    );
     let split = json!({"split": 0, "cuts": [{"dim": 0, "axes": ["tp"]}]});
-    let pattern = file(json!([named("a", "w.{local}", split.clone()), named("b", "w.1", plain())]));
+    let pattern = file(json!([
+        named("a", "w.{local}", split.clone()),
+        named("b", "w.1", plain())
+    ]));
     expect(&pattern, BufferName, &["named \"w.1\""]);
-    let beyond = file(json!([named("a", "w.{local}", split), named("b", "w.2", plain())]));
+    let beyond = file(json!([
+        named("a", "w.{local}", split),
+        named("b", "w.2", plain())
+    ]));
     assert!(check(&spec(&beyond)).is_ok());
     // One tensor twice in one buffer, cut in two ways.
     let cut = json!({"cuts": [{"dim": 0, "axes": ["tp"]}]});
     let twice = file(json!([named("a", "w", plain()), named("a", "w", cut)]));
     expect(&twice, BufferName, &["\"a\" lies in it twice"]);
     // Twice in the same way is once.
-    let same = layout(&file(json!([named("a", "w", plain()), named("a", "w", plain())])));
+    let same = layout(&file(json!([
+        named("a", "w", plain()),
+        named("a", "w", plain())
+    ])));
     assert_eq!(same.views(Rank(0)).len(), 1);
 }
 
@@ -267,7 +428,10 @@ fn all_findings_are_reported_up_to_a_cap_per_kind() {
 fn rank() -> (ExplicitBuilder, u32) {
     let mut b = ExplicitBuilder::new(Rank(7), 0);
     b.tensor(Tensor::new("x", &[4, 8], Dtype::BF16).unwrap());
-    b.tensor(Tensor { granule: [2].into_iter().collect(), ..Tensor::new("y", &[8], Dtype::U8).unwrap() });
+    b.tensor(Tensor {
+        granule: [2].into_iter().collect(),
+        ..Tensor::new("y", &[8], Dtype::U8).unwrap()
+    });
     let w = b.buffer("w", 64, Memory::Host);
     (b, w)
 }
@@ -290,7 +454,10 @@ fn explicit_views_stay_inside_and_apart() {
     b.contiguous(X, &whole, w, 0).unwrap();
     b.clone().build().unwrap();
     b.strided(Y, &[(0, 8)], w, 60, &[1], Dtype::U8);
-    refused(b, &["tensor \"y\"", "[60,68)", "buffer \"w\", which has 64"]);
+    refused(
+        b,
+        &["tensor \"y\"", "[60,68)", "buffer \"w\", which has 64"],
+    );
 
     let (mut b, w) = rank();
     b.contiguous(X, &[(0, 4), (2, 10)], w, 0).unwrap();
@@ -304,7 +471,16 @@ fn explicit_views_stay_inside_and_apart() {
     b.strided(X, &whole, w, 6, &[-2, 8], Dtype::BF16);
     b.clone().build().unwrap();
     b.strided(Y, &[(0, 2)], w, 62, &[1], Dtype::U8);
-    refused(b, &["tensor \"x\"", "tensor \"y\"", "share 2 bytes", "byte 62", "alias"]);
+    refused(
+        b,
+        &[
+            "tensor \"x\"",
+            "tensor \"y\"",
+            "share 2 bytes",
+            "byte 62",
+            "alias",
+        ],
+    );
 
     let (mut b, w) = rank();
     b.strided(X, &whole, w, 4, &[-2, 8], Dtype::BF16);
@@ -343,7 +519,14 @@ fn interleaved_views_do_not_overlap_however_many_runs_they_have() {
     let w = b.buffer("gate_up", rows * 8, Memory::Host);
     for (i, name) in ["gate", "up"].into_iter().enumerate() {
         let t = b.tensor(Tensor::new(name, &[rows, 2], Dtype::BF16).unwrap());
-        b.strided(t, &[(0, rows), (0, 2)], w, 4 * i as u64, &[8, 2], Dtype::BF16);
+        b.strided(
+            t,
+            &[(0, rows), (0, 2)],
+            w,
+            4 * i as u64,
+            &[8, 2],
+            Dtype::BF16,
+        );
     }
     b.clone().build().unwrap();
     // Pitches without anything in common, and too many runs to look at.
@@ -364,11 +547,17 @@ fn a_destination_writes_nothing_twice() {
         let report = check_pair(&s, &d);
         assert_eq!(report.findings.len(), 1, "{:#?}", report.findings);
         let f = &report.findings[0];
-        assert_eq!((f.kind, f.side), (FindingKind::WrittenTwice, Some(Side::Destination)));
+        assert_eq!(
+            (f.kind, f.side),
+            (FindingKind::WrittenTwice, Some(Side::Destination))
+        );
         for w in words {
             assert!(f.message.contains(w), "no {w:?} in: {}", f.message);
         }
-        assert!(check_pair(&d, &s).is_ok(), "a source may hold anything twice");
+        assert!(
+            check_pair(&d, &s).is_ok(),
+            "a source may hold anything twice"
+        );
     };
     let wide = || {
         let (mut b, _) = rank();
@@ -377,12 +566,23 @@ fn a_destination_writes_nothing_twice() {
     };
     let (mut b, w) = wide();
     b.strided(X, &[(0, 4), (0, 8)], w, 0, &[0, 2], Dtype::BF16);
-    twice(b, &["rank 7", "\"x\"", "[0, 2]", "several elements at one place"]);
+    twice(
+        b,
+        &["rank 7", "\"x\"", "[0, 2]", "several elements at one place"],
+    );
 
     let (mut b, w) = wide();
     b.contiguous(X, &[(0, 3), (0, 8)], w, 0).unwrap();
     b.contiguous(X, &[(2, 4), (0, 8)], w, 100).unwrap();
-    twice(b, &["{[0,3), [0,8)}", "{[2,4), [0,8)}", "{[2,3), [0,8)}", "16 bytes"]);
+    twice(
+        b,
+        &[
+            "{[0,3), [0,8)}",
+            "{[2,4), [0,8)}",
+            "{[2,3), [0,8)}",
+            "16 bytes",
+        ],
+    );
 
     // The same place twice.
     let (mut b, w) = wide();
@@ -406,23 +606,38 @@ fn pairs_are_compared_name_by_name() {
     };
     let plain = || json!({});
     let s = layout(&file(json!([
-        t("a", &[8, 4], plain()), t("b", &[8], plain()), t("c", &[8], json!({"dtype": "i64"})),
-        t("only_source", &[8], plain()), t("heads", &[8], json!({"granule": [4]}))
+        t("a", &[8, 4], plain()),
+        t("b", &[8], plain()),
+        t("c", &[8], json!({"dtype": "i64"})),
+        t("only_source", &[8], plain()),
+        t("heads", &[8], json!({"granule": [4]}))
     ])));
     let mut f = file(json!([
-        t("a", &[8, 6], plain()), t("b", &[8, 1], plain()), t("c", &[8], json!({"dtype": "f32"})),
+        t("a", &[8, 6], plain()),
+        t("b", &[8, 1], plain()),
+        t("c", &[8], json!({"dtype": "f32"})),
         t("only_destination", &[16], plain()),
         t("heads", &[8], json!({"cuts": [{"dim": 0, "axes": ["tp"]}]}))
     ]));
     f["ranks"] = json!({"first": 8, "count": 8});
     let report = check_pair(&s, &layout(&f));
-    let said: Vec<(FindingKind, &str)> =
-        report.findings.iter().map(|f| (f.kind, f.tensor.as_str())).collect();
+    let said: Vec<(FindingKind, &str)> = report
+        .findings
+        .iter()
+        .map(|f| (f.kind, f.tensor.as_str()))
+        .collect();
     use FindingKind::*;
-    assert_eq!(said, [
-        (Shape, "a"), (Shape, "b"), (Dtype, "c"), (Granule, "heads"),
-        (MissingOnSource, "only_destination"), (MissingOnDestination, "only_source"),
-    ]);
+    assert_eq!(
+        said,
+        [
+            (Shape, "a"),
+            (Shape, "b"),
+            (Dtype, "c"),
+            (Granule, "heads"),
+            (MissingOnSource, "only_destination"),
+            (MissingOnDestination, "only_source"),
+        ]
+    );
     let words = [
         "axis 1 has 4 indices on the source and 6 on the destination",
         "shape [8] on the source and [8, 1]",
@@ -459,7 +674,10 @@ fn aliases_join_names_within_and_across_sides() {
     assert!(check_pair(&head, &tied).is_ok());
     let report = check_pair(&both, &tied);
     assert_eq!(report.findings.len(), 1);
-    assert!(report.findings[0].message.contains("an alias of \"embed\""), "{report:#?}");
+    assert!(
+        report.findings[0].message.contains("an alias of \"embed\""),
+        "{report:#?}"
+    );
 }
 
 #[test]
@@ -472,16 +690,24 @@ fn bytes_that_nobody_holds_are_named_by_rank_and_box() {
         b.build().unwrap()
     };
     let source = Layout::merge(&[&rank(0, (0, 3)), &rank(1, (4, 8))]).unwrap();
-    let whole = layout(&file(json!([{"name": "x", "shape": [4, 8], "dtype": "bf16", "mesh": "m",
-        "cuts": [{"dim": 1, "axes": ["tp"]}]}])));
+    let whole = layout(&file(
+        json!([{"name": "x", "shape": [4, 8], "dtype": "bf16", "mesh": "m",
+        "cuts": [{"dim": 1, "axes": ["tp"]}]}]),
+    ));
     for (d, on) in [(whole, "rank 1"), (rank(5, (2, 4)), "rank 5")] {
         let report = check_pair(&source, &d);
         let f = &report.findings[0];
-        assert_eq!((f.kind, f.bytes, f.axis), (FindingKind::NeverHeld, 8, Some(1)));
+        assert_eq!(
+            (f.kind, f.bytes, f.axis),
+            (FindingKind::NeverHeld, 8, Some(1))
+        );
         for w in ["\"x\"", on, "8 bytes, such as {[0,4), [3,4)}"] {
             assert!(f.message.contains(w), "no {w:?} in: {}", f.message);
         }
-        assert_eq!(report.destination.matched_bytes, report.destination.bytes - 8);
+        assert_eq!(
+            report.destination.matched_bytes,
+            report.destination.bytes - 8
+        );
     }
     let report = check_pair(&source, &rank(5, (4, 8)));
     assert!(report.is_ok());
@@ -494,5 +720,8 @@ fn tables_that_do_not_fit_are_one_finding() {
     s.parts[0].placements[0].rule = 9;
     let report = check(&s);
     assert_eq!(report.findings[0].kind, FindingKind::Structure);
-    assert!(report.findings[0].message.contains("rule number 9"), "{report:#?}");
+    assert!(
+        report.findings[0].message.contains("rule number 9"),
+        "{report:#?}"
+    );
 }

@@ -12,7 +12,10 @@ fn exercise(layout: &Layout) {
     let text = layout.to_json();
     let again = Layout::from_json(text.as_bytes()).unwrap_or_else(|e| panic!("{e}\n{text}"));
     assert_eq!(again.spec(), layout.spec());
-    assert_eq!(Layout::new(layout.spec().clone()).unwrap().spec(), layout.spec());
+    assert_eq!(
+        Layout::new(layout.spec().clone()).unwrap().spec(),
+        layout.spec()
+    );
     let _ = layout.describe();
     let _ = check_pair(layout, layout);
     let some = layout.restrict(|name| name.len() % 2 == 0).unwrap();
@@ -63,18 +66,35 @@ fn damaged_blobs_with_good_checksums_do_not_panic() {
 
 #[test]
 fn damaged_files_do_not_panic() {
-    let names = ["trainer_tp2_pp2_dp2", "inference_2x_tp4", "explicit_two_ranks"];
+    let names = [
+        "trainer_tp2_pp2_dp2",
+        "inference_2x_tp4",
+        "explicit_two_ranks",
+    ];
     let texts = names.map(|name| {
         let path = format!("{}/tests/layouts/{name}.json", env!("CARGO_MANIFEST_DIR"));
         std::fs::read(path).unwrap()
     });
-    let numbers = ["0", "1", "3", "7", "255", "4294967295", "18446744073709551615", "-1", "[]", "{}"];
+    let numbers = [
+        "0",
+        "1",
+        "3",
+        "7",
+        "255",
+        "4294967295",
+        "18446744073709551615",
+        "-1",
+        "[]",
+        "{}",
+    ];
     let mut accepted = 0;
     for seed in 0..rounds() / 4 {
         let d = &mut Dice(seed);
         let mut text = d.pick(&texts).clone();
         for _ in 0..d.roll(1, 3) {
-            let digits: Vec<usize> = (0..text.len()).filter(|&i| text[i].is_ascii_digit()).collect();
+            let digits: Vec<usize> = (0..text.len())
+                .filter(|&i| text[i].is_ascii_digit())
+                .collect();
             match d.roll(0, 2) {
                 0 => {
                     let at = *d.pick(&digits);

@@ -19,7 +19,11 @@ use weightsync::layout::{Layout, LayoutSpec};
 
 /// Ranks that hold index `x` of an axis, by looking at all.
 fn holders_of(rule: &Rule, mesh: &Mesh, dim: usize, size: u64, x: u64) -> Vec<u32> {
-    let holds = |p: &u32| axis_held(rule, mesh, &mesh.coords(*p), dim, size).0.contains(&x);
+    let holds = |p: &u32| {
+        axis_held(rule, mesh, &mesh.coords(*p), dim, size)
+            .0
+            .contains(&x)
+    };
     (0..mesh.size() as u32).filter(holds).collect()
 }
 
@@ -210,7 +214,9 @@ fn overlaps_are_found_exactly() {
     for seed in 0..3000 {
         let d = &mut Dice(seed);
         let tensors: Vec<Tensor> = (0..d.roll(2, 4))
-            .map(|i| Tensor::new(format!("t{i}"), &[d.roll(1, 4), d.roll(1, 4)], Dtype::U8).unwrap())
+            .map(|i| {
+                Tensor::new(format!("t{i}"), &[d.roll(1, 4), d.roll(1, 4)], Dtype::U8).unwrap()
+            })
             .collect();
         let views: Vec<View> = tensors
             .iter()
@@ -234,10 +240,28 @@ fn overlaps_are_found_exactly() {
         }
         let is_apart = bytes.values().all(|v| v.len() == 1);
         let is_inside = bytes.keys().all(|&at| (0..100).contains(&at));
-        let buffer = NamedBuffer { name: "w".into(), bytes: 100, memory: Memory::Host };
-        let rank = RankViews { rank: Rank(5), copy: 0, buffers: vec![buffer], views };
-        let spec = LayoutSpec { tensors, explicit: vec![rank], ..LayoutSpec::default() };
+        let buffer = NamedBuffer {
+            name: "w".into(),
+            bytes: 100,
+            memory: Memory::Host,
+        };
+        let rank = RankViews {
+            rank: Rank(5),
+            copy: 0,
+            buffers: vec![buffer],
+            views,
+        };
+        let spec = LayoutSpec {
+            tensors,
+            explicit: vec![rank],
+            ..LayoutSpec::default()
+        };
         let report = check(&spec);
-        assert_eq!(report.is_ok(), is_inside && is_apart, "seed {seed}: {:#?}", report.findings);
+        assert_eq!(
+            report.is_ok(),
+            is_inside && is_apart,
+            "seed {seed}: {:#?}",
+            report.findings
+        );
     }
 }

@@ -291,8 +291,8 @@ impl Rule {
         if let (Some(axis), Some(s)) = (self.stage_axis, stage) {
             ranges[axis as usize] = (s, s + 1);
         }
-        for cut_dim in 0..shape.len() {
-            self.narrow_to_index(mesh, cut_dim, shape[cut_dim], start(cut_dim), &mut ranges);
+        for (dim, &size) in shape.iter().enumerate() {
+            self.narrow_to_index(mesh, dim, size, start(dim), &mut ranges);
         }
         MeshSlice {
             part,

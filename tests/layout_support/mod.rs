@@ -67,7 +67,10 @@ fn cut_list(kind: &CutKind, list: &[u64], n: u64, k: u64) -> Vec<u64> {
 fn part_held(cut: &Cut, mesh: &Mesh, coords: &[u32]) -> (u64, u64) {
     let size = |a: u8| u64::from(mesh.axes[a as usize].size);
     let width: u64 = cut.axes.iter().map(|&a| size(a)).product();
-    let flat = cut.axes.iter().fold(0, |f, &a| f * size(a) + u64::from(coords[a as usize]));
+    let flat = cut
+        .axes
+        .iter()
+        .fold(0, |f, &a| f * size(a) + u64::from(coords[a as usize]));
     let n = cut.parts.map_or(width, u64::from);
     (n, flat / (width / n))
 }
@@ -101,9 +104,8 @@ pub fn axis_held(
 pub fn tuples(shape: &[u64]) -> Vec<Vec<u64>> {
     let mut all = vec![vec![]];
     for &n in shape {
-        let longer = |t: &Vec<u64>| -> Vec<Vec<u64>> {
-            (0..n).map(|i| [&t[..], &[i]].concat()).collect()
-        };
+        let longer =
+            |t: &Vec<u64>| -> Vec<Vec<u64>> { (0..n).map(|i| [&t[..], &[i]].concat()).collect() };
         all = all.iter().flat_map(longer).collect();
     }
     all
@@ -203,11 +205,15 @@ fn lay_out_buffer(
                     local[d] = i;
                 }
                 let found = local.iter().zip(&held);
-                let global: Option<Vec<u64>> =
-                    found.map(|(&i, (list, _))| list.get(i as usize).copied()).collect();
+                let global: Option<Vec<u64>> = found
+                    .map(|(&i, (list, _))| list.get(i as usize).copied())
+                    .collect();
                 if let Some(global) = global.filter(|_| !is_spacer) {
                     let key = (t.name.clone(), global);
-                    out.places.entry(key).or_default().insert((name.clone(), at));
+                    out.places
+                        .entry(key)
+                        .or_default()
+                        .insert((name.clone(), at));
                     has_any = true;
                 }
                 at += rule.dtype.unwrap_or(t.dtype).bytes();
@@ -215,7 +221,10 @@ fn lay_out_buffer(
         }
     }
     if has_any {
-        assert!(out.sizes.insert(name, at).is_none(), "two buffers of one name");
+        assert!(
+            out.sizes.insert(name, at).is_none(),
+            "two buffers of one name"
+        );
     }
 }
 
@@ -239,7 +248,11 @@ pub fn memories_of(layout: &Layout, rank: Rank) -> Memories {
                 global.push(v.bounds.0[d].lo + i);
             }
             let places = out.places.entry((t.name.clone(), global)).or_default();
-            assert!(places.insert((b.name.clone(), at as u64)), "{}: a place twice", t.name);
+            assert!(
+                places.insert((b.name.clone(), at as u64)),
+                "{}: a place twice",
+                t.name
+            );
         }
     }
     out
@@ -249,7 +262,9 @@ pub fn memories_of(layout: &Layout, rank: Rank) -> Memories {
 fn lengths_after(kind: &CutKind, lengths: &BTreeSet<u64>, n: u64) -> BTreeSet<u64> {
     let of = |&len: &u64| -> Vec<u64> {
         let list: Vec<u64> = (0..len).collect();
-        (0..n).map(|k| cut_list(kind, &list, n, k).len() as u64).collect()
+        (0..n)
+            .map(|k| cut_list(kind, &list, n, k).len() as u64)
+            .collect()
     };
     lengths.iter().flat_map(of).collect()
 }
@@ -309,7 +324,9 @@ fn random_cuts(d: &mut Dice, mesh: &Mesh, dim: u8, size: u64, axes: &[u8]) -> Ve
 
 fn random_rule(d: &mut Dice, number: u16, mesh: &Mesh, t: &Tensor, stage: Option<u8>) -> Rule {
     let dims = t.shape.len();
-    let mut axes: Vec<u8> = (0..mesh.axes.len() as u8).filter(|a| Some(*a) != stage).collect();
+    let mut axes: Vec<u8> = (0..mesh.axes.len() as u8)
+        .filter(|a| Some(*a) != stage)
+        .collect();
     d.shuffle(&mut axes);
     let mut by_dim: Vec<Vec<u8>> = vec![Vec::new(); dims];
     for a in axes {
@@ -360,7 +377,10 @@ pub fn random_part(d: &mut Dice, first: u32, count: u32, tensors: &[Tensor]) -> 
     }
     let mut part = Part {
         ranks: RankList::List(ranks),
-        meshes: vec![random_mesh(d, "dense", count), random_mesh(d, "expert", count)],
+        meshes: vec![
+            random_mesh(d, "dense", count),
+            random_mesh(d, "expert", count),
+        ],
         copies: d.chance(50).then(|| CopyAxes {
             mesh: 0,
             axes: [0].into_iter().collect(),
@@ -390,7 +410,11 @@ fn random_buffer(d: &mut Dice, part: &mut Part, i: usize, tensors: &[Tensor]) ->
     let is_alike = |t: &&Tensor| t.shape.len() == shape.len() && t.shape.first() == shape.first();
     let alike = tensors[i..].iter().take_while(is_alike).count() as u64;
     let may_fuse = rule.cuts.iter().all(|c| c.dim == 0) && rule.split.is_none_or(|s| s == 0);
-    let count = if may_fuse && d.chance(60) { d.roll(1, alike) } else { 1 } as usize;
+    let count = if may_fuse && d.chance(60) {
+        d.roll(1, alike)
+    } else {
+        1
+    } as usize;
     let mut shared_dims = 0;
     if count > 1 {
         rule.order.clear();
@@ -538,11 +562,22 @@ pub fn explicit_rank(layout: &Layout, rank: Rank) -> Layout {
     };
     let views = layout.views(rank).into_iter().map(explicit).collect();
     let copy = layout.copy_of(rank).unwrap();
-    Layout::from_views(rank, copy, layout.tensors().to_vec(), buffers.clone(), views).unwrap()
+    Layout::from_views(
+        rank,
+        copy,
+        layout.tensors().to_vec(),
+        buffers.clone(),
+        views,
+    )
+    .unwrap()
 }
 
 /// The whole layout, view by view.
 pub fn explicit(layout: &Layout) -> Layout {
-    let ranks: Vec<Layout> = layout.ranks().iter().map(|&r| explicit_rank(layout, r)).collect();
+    let ranks: Vec<Layout> = layout
+        .ranks()
+        .iter()
+        .map(|&r| explicit_rank(layout, r))
+        .collect();
     Layout::merge(&ranks.iter().collect::<Vec<_>>()).unwrap()
 }

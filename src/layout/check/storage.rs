@@ -462,14 +462,17 @@ impl Station {
     }
 }
 
+/// Stages, one of each of two pipeline axes, that have ranks in common.
+type StagePairs = BTreeSet<(u32, u32)>;
+
 /// Which stages of two pipeline axes have ranks in common.
 #[derive(Default)]
 struct Meetings {
-    known: BTreeMap<[(u16, u8); 2], BTreeSet<(u32, u32)>>,
+    known: BTreeMap<[(u16, u8); 2], StagePairs>,
 }
 
 impl Meetings {
-    fn of(&mut self, part: &Part, a: Station, b: Station) -> &BTreeSet<(u32, u32)> {
+    fn of(&mut self, part: &Part, a: Station, b: Station) -> &StagePairs {
         let key = [(a.mesh, a.axis), (b.mesh, b.axis)];
         self.known.entry(key).or_insert_with(|| {
             let stage = |s: Station, position: u32| {
