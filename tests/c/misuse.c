@@ -212,6 +212,9 @@ static void calls_in_the_wrong_state(void) {
   OK(err, wsync_transport_create(&options, &stranger, &err));
   EXPECT(WSYNC_ERR_INVALID_STATE, err, wsync_session_create(stranger, NULL, &session, &err));
   EXPECT(WSYNC_ERR_INVALID_ARGUMENT, err, wsync_transport_meet(stranger, NULL, 2, 0, &err));
+  OK(err, wsync_transport_abort(stranger, "nobody comes", &err));
+  EXPECT(WSYNC_ERR_ABORTED, err, wsync_transport_status(stranger, &err));
+  CHECK(strstr(err.message, "nobody comes") != NULL);
   wsync_transport_destroy(stranger);
   options.rank = 2;
   EXPECT(WSYNC_ERR_INVALID_ARGUMENT, err, wsync_transport_create(&options, &stranger, &err));
