@@ -2117,7 +2117,8 @@ wsync_status wsync_transport_status(const struct wsync_transport *transport,
 
 /**
  * Stops everything that uses this transport, here and on all peers. The first
- * reason wins; aborting again changes nothing. Never waits.
+ * reason wins; aborting again changes nothing. Never waits. A meeting that is
+ * under way fails with the reason when it ends, and then the peers hear of it.
  *
  * Thread safety: any thread, at any time, during other calls on the transport
  * too. Since: 0.1
@@ -2239,8 +2240,8 @@ wsync_status wsync_session_unload(struct wsync_session *session,
  * The polite end: waits at most `deadline_ns` nanoseconds until no request is
  * under way, then closes the session. Does not touch the transport.
  *
- * Errors: AGREEMENT_TIMEOUT or STALLED if the deadline comes first; the
- * session stays open then.
+ * Errors: BUSY if a request is still under way then, or READY and waiting to
+ * be started; the session stays open.
  * Thread safety: one call at a time per session; abort may be called
  * meanwhile. Since: 0.1
  */

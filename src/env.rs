@@ -105,7 +105,7 @@ fn get(name: &str) -> Option<&'static str> {
     found.is_set.then_some(found.value.as_str())
 }
 
-/// The level that the operator asks for.
+/// The level that the operator asks for; `warn` where that is none.
 pub fn log_level() -> Option<Level> {
     get(LOG).map(|text| Level::from_name(text).unwrap_or(Level::Warn))
 }
@@ -175,9 +175,9 @@ fn parse_bytes(text: &str) -> Option<u64> {
     n.checked_mul(1 << shift).filter(|n| *n > 0)
 }
 
-/// Warns, once, of `WSYNC_*` variables that nothing reads: mostly typing
-/// errors.
-pub fn warn_of_unknown() {
+/// Warns, once, of what is set and cannot be meant: `WSYNC_*` variables that
+/// nothing reads, mostly typing errors, and levels that are none.
+pub fn warn_of_oddities() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         for (name, _) in std::env::vars_os() {
@@ -185,6 +185,14 @@ pub fn warn_of_unknown() {
             if name.starts_with("WSYNC_") && !VARIABLES.iter().any(|v| v.name == name) {
                 log::line(Level::Warn, format_args!("variable {name} is unknown"));
             }
+        }
+        if let Some(text) = get(LOG).filter(|text| Level::from_name(text).is_none()) {
+            let names: Vec<&str> = Level::ALL.iter().map(|l| l.name()).collect();
+            let known = names.join(", ");
+            log::line(
+                Level::Warn,
+                format_args!("variable {LOG} is \"{text}\"; levels are {known}"),
+            );
         }
     });
 }

@@ -171,6 +171,51 @@ fn threads() {
     check_c("threads", &all_standards());
 }
 
+/// Runs the environment program with these variables set, and no others of
+/// ours; returns what it printed and what was logged.
+fn environment(program: &Path, set: &[(&str, &str)]) -> (String, String) {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("WSYNC_")) {
+        command.env_remove(name);
+    }
+    let output = run(command.envs(set.iter().copied()));
+    let text = |bytes| String::from_utf8(bytes).expect("the output is UTF-8");
+    (text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn variables_are_read_told_and_checked() {
+    let source = root().join("tests/c/environment.c");
+    let program = build(&[source], "c11", &[], "environment");
+
+    let (told, logged) = environment(&program, &[]);
+    assert!(told.contains("WSYNC_LOG=off\n"), "{told}");
+    assert!(told.contains("WSYNC_STAGING_BYTES_MAX=512MiB\n"), "{told}");
+    assert!(told.contains("plan: OK\n"), "{told}");
+    assert_eq!(logged, "");
+
+    let set = [("WSYNC_LOG", "warn"), ("WSYNC_STAGGING", "1")];
+    let (told, logged) = environment(&program, &set);
+    assert!(told.contains("WSYNC_LOG=warn\n"), "{told}");
+    let line = logged.lines().next().unwrap_or_default();
+    assert!(line.starts_with("weightsync["), "{logged}");
+    assert!(
+        line.ends_with("warn: variable WSYNC_STAGGING is unknown"),
+        "{logged}"
+    );
+
+    let set = [("WSYNC_STAGING_BYTES_MAX", "plenty"), ("WSYNC_LOG", "loud")];
+    let (told, logged) = environment(&program, &set);
+    assert!(
+        told.contains("WSYNC_STAGING_BYTES_MAX is \"plenty\""),
+        "{told}"
+    );
+    assert!(logged.contains("WSYNC_LOG is \"loud\""), "{logged}");
+
+    let (told, _) = environment(&program, &[("WSYNC_STAGING_BYTES_MAX", "1KiB")]);
+    assert!(told.contains("plan: OK\n"), "{told}");
+}
+
 /// A TCP port that was free a moment ago.
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");

@@ -11,6 +11,7 @@ use super::{count_u32, guard, guard_value};
 use crate::env;
 use crate::error::Result;
 use crate::limits::{FILE_BYTES_MAX, TENSOR_COUNT_MAX};
+use crate::log::{Level, line};
 use crate::plan::decision::{
     DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Strategy,
 };
@@ -524,6 +525,15 @@ pub unsafe extern "C" fn wsync_plan_destroy(plan: *mut wsync_plan) {
 
 impl PlanObject {
     fn new(plan: Plan) -> PlanObject {
+        line(
+            Level::Info,
+            format_args!(
+                "plan {:032x} tensors {} steps {}",
+                plan.fingerprint(),
+                plan.tensors().len(),
+                plan.step_count()
+            ),
+        );
         PlanObject {
             plan: Arc::new(plan),
             buffers: BufferCache::default(),

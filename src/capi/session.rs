@@ -245,8 +245,8 @@ pub unsafe extern "C" fn wsync_session_unload(
 /// The polite end: waits at most `deadline_ns` nanoseconds until no request is
 /// under way, then closes the session. Does not touch the transport.
 ///
-/// Errors: AGREEMENT_TIMEOUT or STALLED if the deadline comes first; the
-/// session stays open then.
+/// Errors: BUSY if a request is still under way then, or READY and waiting to
+/// be started; the session stays open.
 /// Thread safety: one call at a time per session; abort may be called
 /// meanwhile. Since: 0.1
 #[unsafe(no_mangle)]

@@ -9,6 +9,7 @@ use crate::env;
 use crate::error::Result;
 use crate::exec::{Endpoint, RankSet};
 use crate::limits::{GREETING_BYTES_MAX, RANK_COUNT_MAX, TOKEN_BYTES_MAX};
+use crate::log::{Level, line};
 use crate::rank::Rank;
 use crate::transport::Bootstrap;
 use crate::transport::bootstrap::{Loopback, Shm};
@@ -45,6 +46,21 @@ impl Handle for wsync_transport {
 /// What a transport handle holds.
 pub(super) struct TransportObject {
     pub endpoint: Endpoint,
+}
+
+impl TransportObject {
+    fn log_met(&self) {
+        let endpoint = &self.endpoint;
+        line(
+            Level::Info,
+            format_args!(
+                "rank {} transport {} met {} ranks",
+                endpoint.rank(),
+                endpoint.kind().name(),
+                endpoint.ranks().len()
+            ),
+        );
+    }
 }
 
 /// Which data plane.
@@ -166,7 +182,9 @@ pub unsafe extern "C" fn wsync_transport_meet(
             unsafe { args::bytes_item(g, "a greeting", GREETING_BYTES_MAX) }
         });
         let greetings = greetings.collect::<Result<Vec<&[u8]>>>()?;
-        transport.endpoint.meet(&greetings, deadline_ns)
+        transport.endpoint.meet(&greetings, deadline_ns)?;
+        transport.log_met();
+        Ok(())
     })
 }
 
@@ -196,7 +214,9 @@ pub unsafe extern "C" fn wsync_transport_rendezvous(
         let address = unsafe { args::name(address, "the address")? };
         // SAFETY: the header asks for `token_bytes` readable bytes.
         let token = unsafe { args::bytes(token, token_bytes, "token", TOKEN_BYTES_MAX)? };
-        transport.endpoint.rendezvous(address, token, deadline_ns)
+        transport.endpoint.rendezvous(address, token, deadline_ns)?;
+        transport.log_met();
+        Ok(())
     })
 }
 
@@ -244,7 +264,8 @@ pub unsafe extern "C" fn wsync_transport_status(
 }
 
 /// Stops everything that uses this transport, here and on all peers. The first
-/// reason wins; aborting again changes nothing. Never waits.
+/// reason wins; aborting again changes nothing. Never waits. A meeting that is
+/// under way fails with the reason when it ends, and then the peers hear of it.
 ///
 /// Thread safety: any thread, at any time, during other calls on the transport
 /// too. Since: 0.1

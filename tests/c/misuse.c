@@ -131,37 +131,55 @@ static void structs_of_other_versions(void) {
   wsync_layout_destroy(layout);
 }
 
-static void damaged_bytes(void) {
-  wsync_error err = WSYNC_ERROR_INIT;
-  wsync_layout *layout = make_layout();
-  wsync_layout *copy = NULL;
-  unsigned char *bytes;
-  size_t count = 0;
+static wsync_status read_layout(const void *bytes, size_t count) {
+  wsync_layout *out = NULL;
+  wsync_status status = wsync_layout_create_from_bytes(bytes, count, &out, NULL);
+  CHECK((out != NULL) == (status == WSYNC_OK));
+  wsync_layout_destroy(out);
+  return status;
+}
 
-  OK(err, wsync_layout_serialize(layout, NULL, 0, &count, &err));
-  bytes = (unsigned char *)malloc(count);
-  CHECK(bytes != NULL);
-  EXPECT(WSYNC_ERR_BUFFER_TOO_SMALL, err,
-         wsync_layout_serialize(layout, bytes, count - 1, &count, &err));
-  OK(err, wsync_layout_serialize(layout, bytes, count, &count, &err));
-  OK(err, wsync_layout_create_from_bytes(bytes, count, &copy, &err));
-  wsync_layout_destroy(copy);
-  copy = NULL;
+static wsync_status read_plan(const void *bytes, size_t count) {
+  wsync_plan *out = NULL;
+  wsync_status status = wsync_plan_create_from_bytes(bytes, count, &out, NULL);
+  CHECK((out != NULL) == (status == WSYNC_OK));
+  wsync_plan_destroy(out);
+  return status;
+}
 
-  for (size_t cut = 0; cut < count; cut++) {
-    CHECK(wsync_layout_create_from_bytes(bytes, cut, &copy, &err) == WSYNC_ERR_CORRUPT);
-    CHECK(copy == NULL);
-  }
+/* Cut anywhere, or with any byte damaged, bytes are refused. */
+static void damage(unsigned char *bytes, size_t count,
+                   wsync_status (*read)(const void *, size_t)) {
+  CHECK(read(bytes, count) == WSYNC_OK);
+  for (size_t cut = 0; cut < count; cut++) CHECK(read(bytes, cut) == WSYNC_ERR_CORRUPT);
   for (size_t at = 0; at < count; at++) {
     wsync_status status;
     bytes[at] ^= 0x10;
-    status = wsync_layout_create_from_bytes(bytes, count, &copy, &err);
+    status = read(bytes, count);
     CHECK(status == WSYNC_ERR_CORRUPT || status == WSYNC_ERR_VERSION_MISMATCH);
-    CHECK(copy == NULL);
     bytes[at] ^= 0x10;
   }
-  free(bytes);
+}
+
+static void damaged_bytes(void) {
+  wsync_error err = WSYNC_ERROR_INIT;
+  wsync_layout *layout = make_layout();
+  wsync_plan *plan = make_plan();
+  unsigned char bytes[4096];
+  size_t count = 0;
+
+  OK(err, wsync_layout_serialize(layout, NULL, 0, &count, &err));
+  EXPECT(WSYNC_ERR_BUFFER_TOO_SMALL, err,
+         wsync_layout_serialize(layout, bytes, count - 1, &count, &err));
+  OK(err, wsync_layout_serialize(layout, bytes, sizeof bytes, &count, &err));
+  damage(bytes, count, read_layout);
+  /* A layout is no plan. */
+  CHECK(read_plan(bytes, count) == WSYNC_ERR_CORRUPT);
+
+  OK(err, wsync_plan_serialize(plan, bytes, sizeof bytes, &count, &err));
+  damage(bytes, count, read_plan);
   wsync_layout_destroy(layout);
+  wsync_plan_destroy(plan);
 }
 
 static void names_and_texts(void) {
@@ -212,6 +230,9 @@ static void calls_in_the_wrong_state(void) {
   OK(err, wsync_transport_create(&options, &stranger, &err));
   EXPECT(WSYNC_ERR_INVALID_STATE, err, wsync_session_create(stranger, NULL, &session, &err));
   EXPECT(WSYNC_ERR_INVALID_ARGUMENT, err, wsync_transport_meet(stranger, NULL, 2, 0, &err));
+  OK(err, wsync_transport_abort(stranger, "nobody comes", &err));
+  EXPECT(WSYNC_ERR_ABORTED, err, wsync_transport_status(stranger, &err));
+  CHECK(strstr(err.message, "nobody comes") != NULL);
   wsync_transport_destroy(stranger);
   options.rank = 2;
   EXPECT(WSYNC_ERR_INVALID_ARGUMENT, err, wsync_transport_create(&options, &stranger, &err));
