@@ -83,13 +83,13 @@ unsafe fn convert_any(cast: Cast, from: *const u8, to: *mut u8, count: usize) {
             Cast::F32ToBf16 => map(from.cast(), to.cast(), count, f32_to_bf16),
             Cast::F32ToF16 => map(from.cast(), to.cast(), count, f32_to_f16),
             Cast::Bf16ToF32 => map(from.cast(), to.cast(), count, bf16_to_f32),
-            Cast::Bf16ToF16 => map(from.cast(), to.cast(), count, |b| {
-                f32_to_f16(bf16_to_f32(b))
-            }),
+            Cast::Bf16ToF16 => {
+                by_way_of_f32(from.cast(), to.cast(), count, bf16_to_f32, f32_to_f16)
+            }
             Cast::F16ToF32 => map(from.cast(), to.cast(), count, f16_to_f32),
-            Cast::F16ToBf16 => map(from.cast(), to.cast(), count, |h| {
-                f32_to_bf16(f16_to_f32(h))
-            }),
+            Cast::F16ToBf16 => {
+                by_way_of_f32(from.cast(), to.cast(), count, f16_to_f32, f32_to_bf16)
+            }
         }
     }
 }
@@ -102,6 +102,33 @@ unsafe fn map<A: Copy, B>(from: *const A, to: *mut B, count: usize, f: impl Fn(A
     for i in 0..count {
         // SAFETY: `i < count`, and the caller's contract.
         unsafe { to.add(i).write_unaligned(f(from.add(i).read_unaligned())) }
+    }
+}
+
+/// Two casts, one after the other: each alone becomes better code than both
+/// at once.
+///
+/// # Safety
+///
+/// As [`map`].
+#[inline(always)]
+unsafe fn by_way_of_f32(
+    from: *const u16,
+    to: *mut u16,
+    count: usize,
+    widen: impl Fn(u16) -> u32,
+    narrow: impl Fn(u32) -> u16,
+) {
+    let mut wide = [0u32; 256];
+    let mut at = 0;
+    while at < count {
+        let n = wide.len().min(count - at);
+        // SAFETY: `at + n <= count`, and the caller's contract.
+        unsafe {
+            map(from.add(at), wide.as_mut_ptr(), n, &widen);
+            map(wide.as_ptr(), to.add(at), n, &narrow);
+        }
+        at += n;
     }
 }
 

@@ -13,12 +13,16 @@
 //! can be moved in slots of any size without walking it again. Where the dtype
 //! in memory is not the one on the wire, elements are cast on the way.
 //!
+//! Large copies into regions are written past the cache; slots and staging are
+//! read again at once and stay in it.
+//!
 //! The abort words are read before each piece and at least every
 //! [`QUANTUM`]; once one is set, nothing more is written.
 
 use super::Binding;
 use super::cast::{Cast, convert};
 use super::fence::AbortCell;
+use super::stream;
 use super::walk::{Block, Walk, align};
 use crate::layout::dtype::Dtype;
 use crate::plan::program::{LocalCopy, Message, Piece, Region};
@@ -75,6 +79,26 @@ struct Casts {
     between: Option<Dtype>,
 }
 
+/// Where written bytes shall be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Store {
+    /// In the cache: somebody reads them next.
+    Near,
+    /// In memory: nobody does for long.
+    Far,
+}
+
+impl Store {
+    /// For regions: far, if there is much to write.
+    fn region(bytes: u64) -> Store {
+        if bytes >= stream::STREAM_BYTES_MIN {
+            Store::Far
+        } else {
+            Store::Near
+        }
+    }
+}
+
 impl Casts {
     fn new(from: Dtype, wire: Dtype, to: Dtype) -> Casts {
         Casts {
@@ -89,7 +113,8 @@ impl Casts {
     }
 }
 
-/// Copies `elements` elements from walk to walk, looking at the abort words.
+/// Copies `elements` elements from walk to walk, looking at the abort words
+/// after each quantum; the caller has looked before.
 ///
 /// # Safety
 ///
@@ -100,25 +125,32 @@ unsafe fn transfer(
     to: &mut Walk,
     casts: Casts,
     elements: u64,
+    store: Store,
     stop: Stop<'_>,
 ) -> Result<(), Halt> {
     let bytes = casts.from.bytes().max(casts.to.bytes());
     let batch = (QUANTUM / bytes).max(1);
     let mut left = elements;
-    while left > 0 {
-        stop.check()?;
+    let mut done = Ok(());
+    while left > 0 && done.is_ok() {
         let n = left.min(batch);
         // SAFETY: the caller's contract; `n` elements are ahead.
         unsafe {
             if casts.is_copy() {
-                copy_bytes(from, to, n * casts.from.bytes());
+                copy_bytes(from, to, n * casts.from.bytes(), store);
             } else {
-                cast_elements(from, to, casts, n);
+                cast_elements(from, to, casts, n, store);
             }
         }
         left -= n;
+        if left > 0 {
+            done = stop.check();
+        }
     }
-    Ok(())
+    if store == Store::Far {
+        stream::finish();
+    }
+    done
 }
 
 /// Copies bytes from walk to walk.
@@ -126,12 +158,12 @@ unsafe fn transfer(
 /// # Safety
 ///
 /// As [`transfer`], with `bytes` bytes ahead in both walks.
-unsafe fn copy_bytes(from: &mut Walk, to: &mut Walk, bytes: u64) {
+unsafe fn copy_bytes(from: &mut Walk, to: &mut Walk, bytes: u64, store: Store) {
     let mut left = bytes;
     while left > 0 {
         let (a, b) = align(from.peek().limit(left), to.peek().limit(left));
         // SAFETY: both blocks lie in their walks, which the caller vouches for.
-        unsafe { copy_block(a, b) };
+        unsafe { copy_block(a, b, store) };
         let done = a.bytes();
         from.advance(done);
         to.advance(done);
@@ -144,9 +176,18 @@ unsafe fn copy_bytes(from: &mut Walk, to: &mut Walk, bytes: u64) {
 /// # Safety
 ///
 /// All rows of `from` are readable and all rows of `to` writable.
-unsafe fn copy_block(from: Block, to: Block) {
+unsafe fn copy_block(from: Block, to: Block, store: Store) {
     let source: *const u8 = with_exposed_provenance(from.address);
     let target: *mut u8 = with_exposed_provenance_mut(to.address);
+    if store == Store::Far {
+        let (run, rows) = (from.run as usize, from.rows as usize);
+        // SAFETY: the caller's contract.
+        let is_done =
+            unsafe { stream::copy_rows((target, to.stride), (source, from.stride), run, rows) };
+        if is_done {
+            return;
+        }
+    }
     if from.rows == 1 {
         // SAFETY: the caller's contract. `copy` also allows overlap, which
         // only a caller who bound one buffer twice could cause.
@@ -207,7 +248,7 @@ impl Batch {
 /// # Safety
 ///
 /// As [`transfer`], with `elements` elements ahead in both walks.
-unsafe fn cast_elements(from: &mut Walk, to: &mut Walk, casts: Casts, elements: u64) {
+unsafe fn cast_elements(from: &mut Walk, to: &mut Walk, casts: Casts, elements: u64, store: Store) {
     let mut rooms = [Batch::new(), Batch::new(), Batch::new()];
     let mut left = elements;
     while left > 0 {
@@ -223,7 +264,7 @@ unsafe fn cast_elements(from: &mut Walk, to: &mut Walk, casts: Casts, elements: 
                 }
                 _ => (casts.from, source),
             };
-            write(to, n, casts.to, source, &mut rooms[2]);
+            write(to, n, casts.to, source, &mut rooms[2], store);
         }
         left -= n;
     }
@@ -246,7 +287,7 @@ pub(crate) unsafe fn read_ahead(walk: &mut Walk, bytes: u64, room: &mut Batch) -
     let address = room.address();
     let mut slice = Walk::new(address, bytes, &[]);
     // SAFETY: the caller's contract, and the room is ours.
-    unsafe { copy_bytes(walk, &mut slice, bytes) };
+    unsafe { copy_bytes(walk, &mut slice, bytes, Store::Near) };
     address
 }
 
@@ -255,18 +296,25 @@ pub(crate) unsafe fn read_ahead(walk: &mut Walk, bytes: u64, room: &mut Batch) -
 /// # Safety
 ///
 /// The walk is over writable memory and has `n` elements of `to` ahead.
-unsafe fn write(walk: &mut Walk, n: u64, to: Dtype, source: (Dtype, usize), room: &mut Batch) {
+unsafe fn write(
+    walk: &mut Walk,
+    n: u64,
+    to: Dtype,
+    source: (Dtype, usize),
+    room: &mut Batch,
+    store: Store,
+) {
     let bytes = n * to.bytes();
     let block = walk.peek();
     // SAFETY: the caller's contract; the room holds one batch.
     unsafe {
-        if block.run >= bytes {
+        if store == Store::Near && block.run >= bytes {
             cast_run(source.0, to, source.1, block.address, n);
             walk.advance(bytes);
         } else {
             let address = room.address();
             cast_run(source.0, to, source.1, address, n);
-            copy_bytes(&mut Walk::new(address, bytes, &[]), walk, bytes);
+            copy_bytes(&mut Walk::new(address, bytes, &[]), walk, bytes, store);
         }
     }
 }
@@ -297,9 +345,20 @@ pub fn copy_local(binding: &Binding, local: &LocalCopy, stop: Stop<'_>) -> Resul
     let mut to = walk(binding, &local.destination);
     let (a, b) = (local.source.dtype, local.destination.dtype);
     let elements = binding.program.elements(&local.source);
+    let store = Store::region(local.bytes);
+    stop.check()?;
     // SAFETY: `Binding::new` checked that both regions lie in bound memory and
     // have equally many elements; the binding's maker vouches for the memory.
-    unsafe { transfer(&mut from, &mut to, Casts::new(a, a, b), elements, stop) }
+    unsafe {
+        transfer(
+            &mut from,
+            &mut to,
+            Casts::new(a, a, b),
+            elements,
+            store,
+            stop,
+        )
+    }
 }
 
 /// Zeroes a region.
@@ -507,6 +566,10 @@ impl MessageCursor {
     ) -> Result<(), Halt> {
         let (memory, wire) = (piece.region.dtype, piece.wire);
         let mut slice = Walk::new(slot, bytes, &[]);
+        let store = match way {
+            Way::Gather => Store::Near,
+            Way::Scatter => Store::region(bytes),
+        };
         let walk = self.enter(binding);
         let done = if memory == wire {
             // Any byte may be a cut where nothing is converted.
@@ -514,8 +577,8 @@ impl MessageCursor {
             // SAFETY: the caller's contract; regions were checked when bound.
             unsafe {
                 match way {
-                    Way::Gather => transfer(walk, &mut slice, bytes_only, bytes, stop),
-                    Way::Scatter => transfer(&mut slice, walk, bytes_only, bytes, stop),
+                    Way::Gather => transfer(walk, &mut slice, bytes_only, bytes, store, stop),
+                    Way::Scatter => transfer(&mut slice, walk, bytes_only, bytes, store, stop),
                 }
             }
         } else if bytes % wire.bytes() != 0 {
@@ -527,8 +590,8 @@ impl MessageCursor {
             // SAFETY: the caller's contract; regions were checked when bound.
             unsafe {
                 match way {
-                    Way::Gather => transfer(walk, &mut slice, to_wire, n, stop),
-                    Way::Scatter => transfer(&mut slice, walk, from_wire, n, stop),
+                    Way::Gather => transfer(walk, &mut slice, to_wire, n, store, stop),
+                    Way::Scatter => transfer(&mut slice, walk, from_wire, n, store, stop),
                 }
             }
         };
@@ -622,11 +685,12 @@ impl<'a> MessageCopy<'a> {
             return Err(Halt::Mismatch { at });
         }
         let casts = Casts::new(a.region.dtype, a.wire, b.region.dtype);
+        let store = Store::region(n * wire);
         let from = self.source.enter(self.from.binding);
         let to = self.target.enter(self.to.binding);
         // SAFETY: both regions were checked when they were bound and have `n`
         // elements ahead; the makers of the bindings vouch for the memory.
-        unsafe { transfer(from, to, casts, n, stop)? };
+        unsafe { transfer(from, to, casts, n, store, stop)? };
         self.source.advance(n * wire);
         self.target.advance(n * wire);
         Ok(n * wire)

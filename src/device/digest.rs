@@ -143,10 +143,30 @@ unsafe fn sum_batch(memory: &mut Walk, numbers: &mut Walk, from: Dtype, to: Dtyp
 /// `at` is readable for `run` elements of `size` bytes.
 unsafe fn sum_run(first: u64, at: usize, size: u64, run: u64) -> u64 {
     #[cfg(target_arch = "x86_64")]
-    if run >= 16 && std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the caller's contract, and the processor has AVX2.
-        return unsafe { sum_run_avx2(first, at, size, run) };
+    if run >= 16 {
+        use std::arch::is_x86_feature_detected as has;
+        if has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
+            // SAFETY: the caller's contract, and the processor has AVX-512.
+            return unsafe { sum_run_avx512(first, at, size, run) };
+        }
+        if has!("avx2") {
+            // SAFETY: the caller's contract, and the processor has AVX2.
+            return unsafe { sum_run_avx2(first, at, size, run) };
+        }
     }
+    // SAFETY: the caller's contract.
+    unsafe { sum_run_any(first, at, size, run) }
+}
+
+/// The same code, compiled for processors that multiply 64-bit numbers in
+/// vectors.
+///
+/// # Safety
+///
+/// As [`sum_run`], on a processor with AVX-512 BW, DQ and VL.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512bw,avx512dq,avx512vl")]
+unsafe fn sum_run_avx512(first: u64, at: usize, size: u64, run: u64) -> u64 {
     // SAFETY: the caller's contract.
     unsafe { sum_run_any(first, at, size, run) }
 }

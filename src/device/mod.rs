@@ -21,6 +21,7 @@ pub(crate) mod available;
 pub(crate) mod cast;
 pub(crate) mod check;
 mod pages;
+mod stream;
 mod walk;
 pub(crate) mod work;
 

@@ -17,7 +17,7 @@ use super::wire::{HELLO_BYTES, Hello, Reply};
 use super::{Link, Shared, sys};
 use crate::error::{Error, Result, Status};
 use crate::transport::queue::lock;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -204,7 +204,7 @@ impl Door {
                     rank: self.shared.rank,
                 };
                 // It may be gone already; then nobody needs the reason.
-                let _ = (&guest.stream).write_all(&reply.encode());
+                let _ = sys::send(&guest.stream, &reply.encode(), &[]);
                 Visit::Gone
             }
         }

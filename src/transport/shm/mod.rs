@@ -13,7 +13,8 @@
 //! pages are allocated when they are made, so that too little memory is an
 //! error and never SIGBUS, and they vanish with the last process that maps
 //! them. Sockets are abstract: nothing is left in any file system, whatever
-//! kills a process. A socket that closes is a peer that died.
+//! kills a process. A socket that closes is a peer that died; a child that was
+//! forked without exec keeps its parent's sockets open and hides that.
 //!
 //! A rank makes the rings that it sends on and connects to the peers that
 //! receive from it; who it receives from connects to it. Both sides must run
@@ -44,7 +45,7 @@ use std::io::{ErrorKind, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -148,6 +149,9 @@ struct Shared {
     bytes_received: AtomicU64,
     /// The peer that the running step waits for, or `NOBODY`.
     waits_for: AtomicU32,
+    /// Ranks that we know of, this one included.
+    ranks: AtomicUsize,
+    processors: usize,
 }
 
 impl Watch for Shared {
@@ -159,6 +163,11 @@ impl Watch for Shared {
 impl Shared {
     fn lost(&self) -> Error {
         lost(self.rank, "left", self.queue.done(), self.queue.enqueued())
+    }
+
+    /// True if there are more ranks than processors.
+    fn is_crowded(&self) -> bool {
+        self.ranks.load(Ordering::Relaxed) > self.processors
     }
 
     /// Wakes the door.
@@ -218,6 +227,8 @@ impl ShmTransport {
             bytes_sent: AtomicU64::new(0),
             bytes_received: AtomicU64::new(0),
             waits_for: AtomicU32::new(NOBODY),
+            ranks: AtomicUsize::new(1),
+            processors: std::thread::available_parallelism().map_or(1, |n| n.get()),
         });
         let transport = ShmTransport {
             shared: shared.clone(),
@@ -269,7 +280,10 @@ impl ShmTransport {
             }
             known.insert(rank, address);
         }
-        lock(&self.shared.addresses).append(&mut known);
+        let mut addresses = lock(&self.shared.addresses);
+        addresses.append(&mut known);
+        let others = addresses.keys().filter(|r| **r != self.shared.rank).count();
+        self.shared.ranks.store(1 + others, Ordering::Relaxed);
         Ok(())
     }
 

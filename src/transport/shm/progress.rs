@@ -30,7 +30,8 @@ use std::time::{Duration, Instant};
 /// the belt to those braces.
 const NAP: Duration = Duration::from_millis(100);
 
-/// Passes without a move before the thread sleeps.
+/// Passes without a move before the thread sleeps, where every rank has a
+/// processor of its own. Where they share, whoever waits makes room at once.
 const SPINS: u32 = 200;
 
 /// Pauses between two such passes.
@@ -92,6 +93,7 @@ impl Runner {
     fn serve(&mut self) -> Result<bool> {
         let mut current: Option<Queued> = None;
         let mut idle = 0;
+        let mut spins = 0;
         loop {
             let seen = self.shared.bell.rung();
             if self.must_end() {
@@ -99,6 +101,7 @@ impl Runner {
             }
             if current.is_none() {
                 current = self.begin();
+                spins = if self.shared.is_crowded() { 0 } else { SPINS };
             }
             let pass = match &current {
                 Some(step) => self.pass(step)?,
@@ -108,7 +111,7 @@ impl Runner {
             match pass {
                 Pass::Done => self.finish(current.take()),
                 Pass::Moved => idle = 0,
-                Pass::Waiting(_) if current.is_some() && idle < SPINS => {
+                Pass::Waiting(_) if current.is_some() && idle < spins => {
                     idle += 1;
                     (0..PAUSES).for_each(|_| std::hint::spin_loop());
                 }

@@ -251,29 +251,40 @@ pub(super) fn connect(name: &[u8]) -> io::Result<UnixStream> {
 #[repr(C, align(8))]
 struct Control([u8; 64]);
 
-/// Sends bytes and descriptors in one message.
+/// Sends bytes, and descriptors if there are any, in one message. Never raises
+/// SIGPIPE.
 pub(super) fn send(stream: &UnixStream, bytes: &[u8], fds: &[RawFd]) -> io::Result<()> {
-    assert!(
-        !fds.is_empty() && fds.len() <= FD_COUNT_MAX,
-        "one or two descriptors"
-    );
+    assert!(fds.len() <= FD_COUNT_MAX, "at most two descriptors");
     let mut part = libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
         iov_len: bytes.len(),
     };
     let mut control = Control([0; 64]);
-    let length = size_of_val(fds) as u32;
     // SAFETY: all zeroes is a valid message header.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
+    if !fds.is_empty() {
+        put_fds(&mut message, &mut control, fds);
+    }
+    // SAFETY: all pointers are to locals that outlive the call.
+    let sent = unsafe { libc::sendmsg(stream.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
+    match usize::try_from(sent) {
+        Ok(n) if n == bytes.len() => Ok(()),
+        Ok(_) => Err(io::ErrorKind::WriteZero.into()),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Attaches descriptors to a message.
+fn put_fds(message: &mut libc::msghdr, control: &mut Control, fds: &[RawFd]) {
+    let length = size_of_val(fds) as u32;
     message.msg_control = control.0.as_mut_ptr().cast();
-    // SAFETY: arithmetic on a number.
-    message.msg_controllen = unsafe { libc::CMSG_SPACE(length) } as _;
     // SAFETY: the control room is aligned and large enough for one header and
-    // two descriptors; all pointers are to locals that outlive the call.
-    let sent = unsafe {
-        let header = libc::CMSG_FIRSTHDR(&raw const message);
+    // two descriptors, and its length is set before the header is looked for.
+    unsafe {
+        message.msg_controllen = libc::CMSG_SPACE(length) as _;
+        let header = libc::CMSG_FIRSTHDR(message);
         (*header).cmsg_level = libc::SOL_SOCKET;
         (*header).cmsg_type = libc::SCM_RIGHTS;
         (*header).cmsg_len = libc::CMSG_LEN(length) as _;
@@ -281,12 +292,6 @@ pub(super) fn send(stream: &UnixStream, bytes: &[u8], fds: &[RawFd]) -> io::Resu
         for (i, fd) in fds.iter().enumerate() {
             to.add(i).write_unaligned(*fd);
         }
-        libc::sendmsg(stream.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL)
-    };
-    match usize::try_from(sent) {
-        Ok(n) if n == bytes.len() => Ok(()),
-        Ok(_) => Err(io::ErrorKind::WriteZero.into()),
-        Err(_) => Err(io::Error::last_os_error()),
     }
 }
 
