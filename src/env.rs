@@ -177,7 +177,7 @@ fn parse_bytes(text: &str) -> Option<u64> {
 
 /// Warns, once, of what is set and cannot be meant: `WSYNC_*` variables that
 /// nothing reads, mostly typing errors, and levels that are none.
-pub fn warn_of_oddities() {
+pub fn warn_of_unknown() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         for (name, _) in std::env::vars_os() {

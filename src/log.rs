@@ -100,7 +100,7 @@ pub fn set(sink: Option<Sink>, max_level: Level) -> Result<()> {
     drop(held);
     drop(before);
     if is_on(Level::Warn) {
-        env::warn_of_oddities();
+        env::warn_of_unknown();
     }
     Ok(())
 }
@@ -114,7 +114,7 @@ pub fn is_on(level: Level) -> bool {
             LIMIT.compare_exchange(UNKNOWN, from_env, Ordering::AcqRel, Ordering::Acquire);
         limit = swapped.map_or_else(|set| set, |_| from_env);
         if limit >= Level::Warn as u32 {
-            env::warn_of_oddities();
+            env::warn_of_unknown();
         }
     }
     level as u32 <= limit && level != Level::Off

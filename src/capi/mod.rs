@@ -1,8 +1,8 @@
 //! The C boundary: parse, call, translate; nothing else.
 //!
-//! Every function is one expression inside [`guard`]: arguments are checked
-//! and borrowed by [`args`], handles entered by [`handle`], one method of the
-//! core is called, and results leave through [`out`]. Outputs are checked
+//! Every function is one expression inside `guard`: arguments are checked
+//! and borrowed by `args`, handles entered by `handle`, one method of the
+//! core is called, and results leave through `out`. Outputs are checked
 //! before anything else and written last, so a failure leaves them alone.
 //!
 //! What is true for all of them, and stands at the top of the header:
@@ -17,6 +17,7 @@
 #![allow(
     clippy::missing_safety_doc,
     clippy::too_many_arguments,
+    rustdoc::broken_intra_doc_links,
     reason = "comments here become the header, whose rules are the safety contract"
 )]
 #![deny(
@@ -28,7 +29,7 @@
 
 mod args;
 pub mod env;
-pub mod handle;
+mod handle;
 pub mod layout;
 pub mod log;
 pub mod mapping;
