@@ -63,7 +63,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    weightsync::env::warn_of_oddities();
+    weightsync::env::warn_of_unknown();
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Sync(args) => sync::run(&args),
