@@ -65,14 +65,21 @@ pub(super) fn finish() {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+    use std::arch::x86_64::{
+        __m128i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_stream_si128,
+    };
 
-    /// Rows copied side by side.
-    const ABREAST: usize = 8;
+    /// Rows copied side by side, and pages of a long run.
+    const ROWS_ABREAST: usize = 8;
+    const PAGES_ABREAST: usize = 4;
     /// Bytes of a row in its turn.
     const TILE: usize = 256;
     /// A long row is seen as rows of this many bytes.
     const PAGE: usize = 4096;
+    /// Rows up to this size end before the processor has understood that it
+    /// should fetch ahead; we do it, by so many rows.
+    const SHORT: usize = 1536;
+    const ROWS_AHEAD: isize = 2;
 
     /// # Safety
     ///
@@ -83,24 +90,27 @@ mod x86 {
         bytes: usize,
         rows: usize,
     ) {
-        // SAFETY: the caller's contract; blocks of whole rows.
-        unsafe {
-            if bytes >= PAGE * ABREAST {
-                for row in 0..rows as isize {
-                    let (to, from) = (to.0.offset(row * to.1), from.0.offset(row * from.1));
-                    copy_run(to, from, bytes);
-                }
-                return;
-            }
-            let mut row = 0;
-            while row < rows {
-                let count = ABREAST.min(rows - row);
-                let at = row as isize;
+        let ahead = if bytes <= SHORT {
+            ROWS_AHEAD * from.1
+        } else {
+            0
+        };
+        let is_long = bytes >= 2 * PAGE * PAGES_ABREAST;
+        let step = if is_long { 1 } else { ROWS_ABREAST };
+        let mut row = 0;
+        while row < rows {
+            let at = row as isize;
+            // SAFETY: the caller's contract; blocks of whole rows.
+            unsafe {
                 let to = (to.0.offset(at * to.1), to.1);
                 let from = (from.0.offset(at * from.1), from.1);
-                copy_abreast(to, from, bytes, count);
-                row += count;
+                if is_long {
+                    copy_run(to.0, from.0, bytes);
+                } else {
+                    copy_abreast(to, from, bytes, step.min(rows - row), ahead);
+                }
             }
+            row += step;
         }
     }
 
@@ -110,21 +120,21 @@ mod x86 {
     ///
     /// `bytes` bytes; `to` is aligned to 16.
     unsafe fn copy_run(to: *mut u8, from: *const u8, bytes: usize) {
-        const SHEET: usize = PAGE * ABREAST;
+        const SHEET: usize = PAGE * PAGES_ABREAST;
         let page = PAGE as isize;
-        let sheets = bytes / SHEET;
+        let sheets = bytes / SHEET * SHEET;
         // SAFETY: sheets lie inside the run, and the rest follows them.
         unsafe {
-            for i in 0..sheets {
-                let at = i * SHEET;
-                copy_abreast((to.add(at), page), (from.add(at), page), PAGE, ABREAST);
+            for at in (0..sheets).step_by(SHEET) {
+                let (to, from) = ((to.add(at), page), (from.add(at), page));
+                copy_abreast(to, from, PAGE, PAGES_ABREAST, 0);
             }
-            let at = sheets * SHEET;
-            copy_abreast((to.add(at), 0), (from.add(at), 0), bytes - at, 1);
+            let (to, from) = ((to.add(sheets), 0), (from.add(sheets), 0));
+            copy_abreast(to, from, bytes - sheets, 1, 0);
         }
     }
 
-    /// Up to `ABREAST` rows, tile by tile.
+    /// A few rows, tile by tile, fetching what is `ahead` bytes further.
     ///
     /// # Safety
     ///
@@ -135,45 +145,72 @@ mod x86 {
         from: (*const u8, isize),
         bytes: usize,
         rows: usize,
+        ahead: isize,
     ) {
-        let mut at = 0;
-        while at < bytes {
-            let tile = TILE.min(bytes - at);
-            for row in 0..rows as isize {
-                // SAFETY: a tile of a row; tiles start at multiples of 16.
-                unsafe {
+        let tiles = bytes / TILE * TILE;
+        // SAFETY: tiles lie inside their rows, and the rest follows them.
+        unsafe {
+            for at in (0..tiles).step_by(TILE) {
+                for row in 0..rows as isize {
                     let to = to.0.offset(row * to.1).add(at);
                     let from = from.0.offset(row * from.1).add(at);
-                    copy_tile(to, from, tile);
+                    if ahead != 0 {
+                        fetch(from.wrapping_offset(ahead));
+                    }
+                    for line in (0..TILE).step_by(64) {
+                        copy_line(to.add(line), from.add(line));
+                    }
                 }
             }
-            at += tile;
+            if tiles < bytes {
+                for row in 0..rows as isize {
+                    let to = to.0.offset(row * to.1).add(tiles);
+                    let from = from.0.offset(row * from.1).add(tiles);
+                    copy_rest(to, from, bytes - tiles);
+                }
+            }
         }
     }
 
-    /// One tile: lines past the cache, then what is left of it.
+    /// Has a tile fetched. The address may be anything.
+    #[inline(always)]
+    fn fetch(tile: *const u8) {
+        for line in (0..TILE).step_by(64) {
+            // SAFETY: a hint; it never faults.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(line).cast()) };
+        }
+    }
+
+    /// 64 bytes past the cache.
     ///
     /// # Safety
     ///
-    /// `bytes` bytes; `to` is aligned to 16.
+    /// 64 bytes at either; `to` is aligned to 16.
     #[inline(always)]
-    unsafe fn copy_tile(to: *mut u8, from: *const u8, bytes: usize) {
-        let lines = bytes / 64 * 64;
-        let mut at = 0;
-        // SAFETY: all below `bytes`; `to + at` is aligned to 16.
+    unsafe fn copy_line(to: *mut u8, from: *const u8) {
+        let (to, from) = (to.cast::<__m128i>(), from.cast::<__m128i>());
+        // SAFETY: the caller's contract.
         unsafe {
-            while at < lines {
-                let from = from.add(at).cast::<__m128i>();
-                let to = to.add(at).cast::<__m128i>();
-                let line = [0, 1, 2, 3].map(|i| _mm_loadu_si128(from.add(i)));
-                for (i, part) in line.into_iter().enumerate() {
-                    _mm_stream_si128(to.add(i), part);
-                }
-                at += 64;
+            let line = [0, 1, 2, 3].map(|i| _mm_loadu_si128(from.add(i)));
+            for (i, part) in line.into_iter().enumerate() {
+                _mm_stream_si128(to.add(i), part);
             }
-            if lines < bytes {
-                std::ptr::copy(from.add(lines), to.add(lines), bytes - lines);
+        }
+    }
+
+    /// Less than a tile: whole lines past the cache, then the rest.
+    ///
+    /// # Safety
+    ///
+    /// `bytes` bytes at either; `to` is aligned to 16.
+    unsafe fn copy_rest(to: *mut u8, from: *const u8, bytes: usize) {
+        let lines = bytes / 64 * 64;
+        // SAFETY: all of it lies below `bytes`.
+        unsafe {
+            for at in (0..lines).step_by(64) {
+                copy_line(to.add(at), from.add(at));
             }
+            std::ptr::copy(from.add(lines), to.add(lines), bytes - lines);
         }
     }
 }
