@@ -63,9 +63,9 @@
  * Unloading the library is not supported.
  */
 
-
 #ifndef WEIGHTSYNC_H
 #define WEIGHTSYNC_H
+
 
 #include <stddef.h>
 #include <stdint.h>
@@ -1376,8 +1376,8 @@ typedef struct wsync_transport_options {
    */
   uint32_t reserved;
   /**
-   * shm: bytes of shared memory per pair and direction; 0 is
-   * WSYNC_SHM_RING_BYTES from the environment, or 8 MiB.
+   * shm: bytes of shared memory for all that this rank sends, at most; 0
+   * is WSYNC_SHM_RING_BYTES_MAX from the environment, or 128 MiB.
    */
   uint64_t ring_bytes_max;
 } wsync_transport_options;
@@ -1639,9 +1639,9 @@ wsync_status wsync_layout_to_json(const struct wsync_layout *layout,
  * never held, bytes written twice, overlaps, cuts that split a granule, names
  * that one side lacks. Finding something is not a failure of the call.
  *
- * Writes all findings as JSON, NUL-terminated, and their number. With a
- * `capacity` of 0 only `out_needed` (bytes, the NUL included) and
- * `out_finding_count` are written.
+ * Writes all findings as JSON, NUL-terminated, and the number of those that
+ * hinder: 0 means that a plan can be made. With a `capacity` of 0 only
+ * `out_needed` (bytes, the NUL included) and `out_error_count` are written.
  *
  * Errors: BUFFER_TOO_SMALL.
  * Thread safety: any thread, concurrently. Since: 0.1
@@ -1651,7 +1651,7 @@ wsync_status wsync_layout_check(const struct wsync_layout *source,
                                 char *buffer,
                                 size_t capacity,
                                 size_t *out_needed,
-                                size_t *out_finding_count,
+                                size_t *out_error_count,
                                 struct wsync_error *err);
 
 /**
@@ -1659,7 +1659,7 @@ wsync_status wsync_layout_check(const struct wsync_layout *source,
  * cannot be made if they are ill-formed. `destination_json` may be NULL.
  *
  * Errors: BUFFER_TOO_SMALL; LAYOUT_INVALID only where a text is not JSON of
- * the right shape.
+ * the right shape, VERSION_MISMATCH where it is of another version.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_layout_check_json(const char *source_json,
@@ -1669,7 +1669,7 @@ wsync_status wsync_layout_check_json(const char *source_json,
                                      char *buffer,
                                      size_t capacity,
                                      size_t *out_needed,
-                                     size_t *out_finding_count,
+                                     size_t *out_error_count,
                                      struct wsync_error *err);
 
 /**
@@ -2117,7 +2117,8 @@ wsync_status wsync_transport_status(const struct wsync_transport *transport,
 
 /**
  * Stops everything that uses this transport, here and on all peers. The first
- * reason wins; aborting again changes nothing. Never waits.
+ * reason wins; aborting again changes nothing. Never waits. A meeting that is
+ * under way fails with the reason when it ends, and then the peers hear of it.
  *
  * Thread safety: any thread, at any time, during other calls on the transport
  * too. Since: 0.1
@@ -2210,11 +2211,13 @@ wsync_status wsync_session_unbind(struct wsync_session *session,
 /**
  * Gets ready to execute `plan`: derives this rank's program, allocates its
  * staging, and connects to its peers. Writes the number of the slot it takes.
- * Other ranks need not do the same at the same time; buffers may be bound
- * later.
+ * The buffers that the program needs are bound before; they may be bound to
+ * other memory afterwards. Other ranks need not load it at the same time.
  *
- * Errors: INVALID_ARGUMENT if the plan needs a rank that the transport lacks;
- * OUT_OF_MEMORY, LIMIT_EXCEEDED; the reason, if the transport was aborted.
+ * Errors: BUFFER_MISMATCH names every buffer that is not bound, or one that is
+ * too small or in other memory than planned; INVALID_ARGUMENT if the plan
+ * needs a rank that the transport lacks; OUT_OF_MEMORY, LIMIT_EXCEEDED; the
+ * reason, if the transport was aborted.
  * Thread safety: one call at a time per session. Since: 0.1
  */
 wsync_status wsync_session_load(struct wsync_session *session,
@@ -2237,8 +2240,8 @@ wsync_status wsync_session_unload(struct wsync_session *session,
  * The polite end: waits at most `deadline_ns` nanoseconds until no request is
  * under way, then closes the session. Does not touch the transport.
  *
- * Errors: AGREEMENT_TIMEOUT or STALLED if the deadline comes first; the
- * session stays open then.
+ * Errors: BUSY if a request is still under way then, or READY and waiting to
+ * be started; the session stays open.
  * Thread safety: one call at a time per session; abort may be called
  * meanwhile. Since: 0.1
  */
@@ -2434,8 +2437,6 @@ void wsync_request_destroy(struct wsync_request *request);
 }  // extern "C"
 #endif  // __cplusplus
 
-#endif  /* WEIGHTSYNC_H */
-
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -2475,3 +2476,5 @@ static inline int wsync_header_matches(void) {
   { sizeof(wsync_transport_options), 0, 0, NULL, 0, 0, 0 }
 #define WSYNC_SESSION_OPTIONS_INIT { sizeof(wsync_session_options), 0 }
 #define WSYNC_REQUEST_OPTIONS_INIT { sizeof(wsync_request_options), 0, 0, 0, 0, 0 }
+
+#endif /* WEIGHTSYNC_H */

@@ -8,7 +8,6 @@
 
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
-use crate::plan::decision::{DIRECT_BYTES_MIN_DEFAULT, STAGING_BYTES_DEFAULT};
 use std::sync::{Once, OnceLock};
 
 /// One variable: what it is called, what holds without it, what it does.
@@ -24,7 +23,7 @@ const STAGING_BYTES_MAX: &str = "WSYNC_STAGING_BYTES_MAX";
 const DIRECT_BYTES_MIN: &str = "WSYNC_DIRECT_BYTES_MIN";
 const AGREE_DEADLINE_MS: &str = "WSYNC_AGREE_DEADLINE_MS";
 const STALL_DEADLINE_MS: &str = "WSYNC_STALL_DEADLINE_MS";
-const SHM_RING_BYTES: &str = "WSYNC_SHM_RING_BYTES";
+const SHM_RING_BYTES_MAX: &str = "WSYNC_SHM_RING_BYTES_MAX";
 const LIBRARY: &str = "WSYNC_LIBRARY";
 const NCCL_LIBRARY: &str = "WSYNC_NCCL_LIBRARY";
 
@@ -56,9 +55,9 @@ pub const VARIABLES: &[Variable] = &[
         meaning: "milliseconds that a running request may go without finishing a step",
     },
     Variable {
-        name: SHM_RING_BYTES,
-        default: "8MiB",
-        meaning: "shared memory per direction and pair of ranks of the shm transport",
+        name: SHM_RING_BYTES_MAX,
+        default: "128MiB",
+        meaning: "shared memory for all that a rank sends over the shm transport",
     },
     Variable {
         name: LIBRARY,
@@ -106,51 +105,56 @@ fn get(name: &str) -> Option<&'static str> {
     found.is_set.then_some(found.value.as_str())
 }
 
-/// The level that the operator asks for.
+/// The level that the operator asks for; `warn` where that is none.
 pub fn log_level() -> Option<Level> {
     get(LOG).map(|text| Level::from_name(text).unwrap_or(Level::Warn))
 }
 
 /// Staging per rank, for plans that do not say.
-pub fn staging_bytes_max() -> Result<u64> {
-    bytes(STAGING_BYTES_MAX, STAGING_BYTES_DEFAULT)
+pub fn staging_bytes_max() -> Result<Option<u64>> {
+    bytes(STAGING_BYTES_MAX)
 }
 
 /// The shortest direct message, for plans that do not say.
-pub fn direct_bytes_min() -> Result<u64> {
-    bytes(DIRECT_BYTES_MIN, DIRECT_BYTES_MIN_DEFAULT)
+pub fn direct_bytes_min() -> Result<Option<u64>> {
+    bytes(DIRECT_BYTES_MIN)
 }
 
-/// How long `prepare` gives peers, in nanoseconds; 0 for the default.
-pub fn agree_deadline_ns() -> Result<u64> {
+/// How long `prepare` gives peers, in nanoseconds.
+pub fn agree_deadline_ns() -> Result<Option<u64>> {
     milliseconds(AGREE_DEADLINE_MS)
 }
 
-/// How long a step may take, in nanoseconds; 0 for the default.
-pub fn stall_deadline_ns() -> Result<u64> {
+/// How long a step may take, in nanoseconds.
+pub fn stall_deadline_ns() -> Result<Option<u64>> {
     milliseconds(STALL_DEADLINE_MS)
 }
 
-/// Bytes of a ring of the shm transport; 0 for the default.
-pub fn shm_ring_bytes() -> Result<u64> {
-    bytes(SHM_RING_BYTES, 0)
+/// Bytes of all rings of a rank of the shm transport.
+pub fn shm_ring_bytes_max() -> Result<Option<u64>> {
+    bytes(SHM_RING_BYTES_MAX)
 }
 
-fn bytes(name: &str, default: u64) -> Result<u64> {
-    match get(name) {
-        None => Ok(default),
-        Some(text) => parse_bytes(text)
-            .ok_or_else(|| refused(name, text, "a number of bytes from 1 on, such as 512MiB")),
-    }
-}
-
-fn milliseconds(name: &str) -> Result<u64> {
-    let Some(text) = get(name) else {
-        return Ok(0);
+fn bytes(name: &str) -> Result<Option<u64>> {
+    let read = |text| {
+        let wanted = "a number of bytes from 1 on, such as 512MiB";
+        parse_bytes(text).ok_or_else(|| refused(name, text, wanted))
     };
-    let ms = text.trim().parse::<u64>().ok().filter(|ms| *ms > 0);
-    ms.and_then(|ms| ms.checked_mul(1_000_000))
-        .ok_or_else(|| refused(name, text, "a number of milliseconds from 1 on"))
+    get(name).map(read).transpose()
+}
+
+fn milliseconds(name: &str) -> Result<Option<u64>> {
+    let read = |text| {
+        let wanted = "a number of milliseconds from 1 on";
+        parse_milliseconds(text).ok_or_else(|| refused(name, text, wanted))
+    };
+    get(name).map(read).transpose()
+}
+
+/// Milliseconds as nanoseconds.
+fn parse_milliseconds(text: &str) -> Option<u64> {
+    let ms = text.trim().parse::<u64>().ok()?;
+    ms.checked_mul(1_000_000).filter(|ns| *ns > 0)
 }
 
 fn refused(name: &str, text: &str, wanted: &str) -> Error {
@@ -171,8 +175,8 @@ fn parse_bytes(text: &str) -> Option<u64> {
     n.checked_mul(1 << shift).filter(|n| *n > 0)
 }
 
-/// Warns, once, of `WSYNC_*` variables that nothing reads: mostly typing
-/// errors.
+/// Warns, once, of what is set and cannot be meant: `WSYNC_*` variables that
+/// nothing reads, mostly typing errors, and levels that are none.
 pub fn warn_of_unknown() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -182,12 +186,23 @@ pub fn warn_of_unknown() {
                 log::line(Level::Warn, format_args!("variable {name} is unknown"));
             }
         }
+        if let Some(text) = get(LOG).filter(|text| Level::from_name(text).is_none()) {
+            let names: Vec<&str> = Level::ALL.iter().map(|l| l.name()).collect();
+            let known = names.join(", ");
+            log::line(
+                Level::Warn,
+                format_args!("variable {LOG} is \"{text}\"; levels are {known}"),
+            );
+        }
     });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exec::{AGREE_DEADLINE_DEFAULT_NS, STALL_DEADLINE_DEFAULT_NS};
+    use crate::plan::decision::{DIRECT_BYTES_MIN_DEFAULT, STAGING_BYTES_DEFAULT};
+    use crate::transport::shm::ShmOptions;
 
     #[test]
     fn sizes_have_units_and_nonsense_is_refused() {
@@ -211,6 +226,12 @@ mod tests {
             parse_bytes(default(DIRECT_BYTES_MIN)),
             Some(DIRECT_BYTES_MIN_DEFAULT)
         );
+        let rings = ShmOptions::default().ring_bytes_max;
+        assert_eq!(parse_bytes(default(SHM_RING_BYTES_MAX)), Some(rings));
+        let agree = parse_milliseconds(default(AGREE_DEADLINE_MS));
+        assert_eq!(agree, Some(AGREE_DEADLINE_DEFAULT_NS));
+        let stall = parse_milliseconds(default(STALL_DEADLINE_MS));
+        assert_eq!(stall, Some(STALL_DEADLINE_DEFAULT_NS));
         assert_eq!(default(LOG), Level::Off.name());
     }
 

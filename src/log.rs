@@ -99,6 +99,9 @@ pub fn set(sink: Option<Sink>, max_level: Level) -> Result<()> {
     LIMIT.store(limit as u32, Ordering::Release);
     drop(held);
     drop(before);
+    if is_on(Level::Warn) {
+        env::warn_of_unknown();
+    }
     Ok(())
 }
 
@@ -110,7 +113,9 @@ pub fn is_on(level: Level) -> bool {
         let swapped =
             LIMIT.compare_exchange(UNKNOWN, from_env, Ordering::AcqRel, Ordering::Acquire);
         limit = swapped.map_or_else(|set| set, |_| from_env);
-        env::warn_of_unknown();
+        if limit >= Level::Warn as u32 {
+            env::warn_of_unknown();
+        }
     }
     level as u32 <= limit && level != Level::Off
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use weightsync::device::deferred::DeferredDevice;
 use weightsync::exec::endpoint::Fault as ControlFault;
 use weightsync::exec::*;
-use weightsync::transport::{Fault, FaultKind};
+use weightsync::transport::FaultKind;
 use weightsync::{Rank, Result, Status};
 
 const STEPS: u32 = 3;
@@ -104,11 +104,7 @@ fn stall_at_every_step(carrier: Carrier) {
         for step in 0..STEPS {
             let what = format!("{carrier:?}: rank {victim} stalls at step {step}");
             let world = World::new(carrier, Shape::Apart, STEPS);
-            world.hub.inject(Fault {
-                rank: Rank(victim),
-                step: u64::from(step),
-                kind: FaultKind::Stall,
-            });
+            world.inject(victim, step, FaultKind::Stall);
             let endings = world.run(|rig| {
                 ending(&world, rig, 1, |rig| {
                     rig.request.submit(&RequestOptions {
@@ -135,16 +131,17 @@ fn a_rank_that_stalls_at_any_step_is_named_when_staged() {
     stall_at_every_step(Carrier::Staged);
 }
 
+#[test]
+fn a_rank_that_stalls_at_any_step_is_named_over_shm() {
+    stall_at_every_step(Carrier::Shm);
+}
+
 fn die_at_every_step(carrier: Carrier) {
     for victim in VICTIMS {
         for step in 0..STEPS {
             let what = format!("{carrier:?}: rank {victim} dies at step {step}");
             let world = World::new(carrier, Shape::Apart, STEPS);
-            world.hub.inject(Fault {
-                rank: Rank(victim),
-                step: u64::from(step),
-                kind: FaultKind::Die,
-            });
+            world.inject(victim, step, FaultKind::Die);
             let endings = world.run(|rig| {
                 ending(&world, rig, 1, |rig| {
                     rig.request.submit(&options(1))?;
@@ -170,6 +167,11 @@ fn a_rank_that_dies_at_any_step_is_named() {
 #[test]
 fn a_rank_that_dies_at_any_step_is_named_when_staged() {
     die_at_every_step(Carrier::Staged);
+}
+
+#[test]
+fn a_rank_that_dies_at_any_step_is_named_over_shm() {
+    die_at_every_step(Carrier::Shm);
 }
 
 #[test]
@@ -211,14 +213,10 @@ fn a_device_that_hangs_is_its_ranks_fault() {
 fn a_process_that_is_stopped_at_any_step_is_named() {
     for carrier in CARRIERS {
         for victim in [0, 1, 5] {
-            let step = u64::from(victim) % u64::from(STEPS);
+            let step = victim % STEPS;
             let what = format!("{carrier:?}: rank {victim} is stopped at step {step}");
             let world = World::new(carrier, Shape::Apart, STEPS);
-            world.hub.inject(Fault {
-                rank: Rank(victim),
-                step,
-                kind: FaultKind::Die,
-            });
+            world.inject(victim, step, FaultKind::Die);
             let endings = world.run(|rig| {
                 ending(&world, rig, 1, |rig| {
                     rig.request.submit(&RequestOptions {
@@ -245,11 +243,7 @@ fn a_delay_within_the_deadline_is_no_fault() {
     for carrier in CARRIERS {
         for step in 0..STEPS {
             let world = World::new(carrier, Shape::Apart, STEPS);
-            world.hub.inject(Fault {
-                rank: Rank(1),
-                step: u64::from(step),
-                kind: FaultKind::Delay(Duration::from_millis(200)),
-            });
+            world.inject(1, step, FaultKind::Delay(Duration::from_millis(200)));
             world.run(|rig| {
                 let o = RequestOptions {
                     stall_deadline_ns: 4 * SECOND,
@@ -271,11 +265,7 @@ fn an_abort_from_another_thread_at_any_step_is_reported_by_all() {
                 let what = format!("{carrier:?}: rank {aborter} aborts at step {step}");
                 let world = World::new(carrier, Shape::Apart, STEPS);
                 // Holds the transfer where it is.
-                world.hub.inject(Fault {
-                    rank: Rank(1),
-                    step: u64::from(step),
-                    kind: FaultKind::Stall,
-                });
+                world.inject(1, step, FaultKind::Stall);
                 let endings = world.run(|rig| {
                     ending(&world, rig, 1, |rig| {
                         rig.request.submit(&options(1))?;
@@ -311,11 +301,7 @@ fn ranks_of_a_colocated_copy_fail_alike() {
             for step in 0..STEPS {
                 let what = format!("colocated: {kind:?} of rank {victim} at step {step}");
                 let world = World::new(Carrier::Staged, Shape::Colocated, STEPS);
-                world.hub.inject(Fault {
-                    rank: Rank(victim),
-                    step: u64::from(step),
-                    kind,
-                });
+                world.inject(victim, step, kind);
                 let endings = world.run(|rig| {
                     ending(&world, rig, 1, |rig| {
                         rig.request.submit(&RequestOptions {
@@ -657,11 +643,7 @@ fn a_rank_that_dies_while_settling_is_named() {
             let what = format!("{carrier:?}: rank {victim} dies while settling");
             let world = World::new(carrier, Shape::Apart, STEPS);
             // Keeps the sources, and so everybody's outcome, waiting.
-            world.hub.inject(Fault {
-                rank: Rank(5),
-                step: u64::from(STEPS) - 1,
-                kind: FaultKind::Stall,
-            });
+            world.inject(5, STEPS - 1, FaultKind::Stall);
             let endings = world.run(|rig| {
                 ending(&world, rig, 1, |rig| {
                     rig.request.submit(&options(1))?;
@@ -692,11 +674,7 @@ fn a_rank_that_dies_while_settling_is_named() {
 fn a_relay_that_is_stopped_is_named_and_not_those_below_it() {
     let what = "rank 1, a relay, is stopped";
     let world = World::new(Carrier::Loopback, Shape::Wide, STEPS);
-    world.hub.inject(Fault {
-        rank: Rank(1),
-        step: 1,
-        kind: FaultKind::Die,
-    });
+    world.inject(1, 1, FaultKind::Die);
     let endings = world.run(|rig| {
         ending(&world, rig, 1, |rig| {
             rig.request.submit(&RequestOptions {
@@ -722,11 +700,7 @@ fn a_relay_that_dies_is_named_above_and_below() {
     for victim in [1, 2, 13] {
         let what = format!("rank {victim} of 18 dies");
         let world = World::new(Carrier::Loopback, Shape::Wide, STEPS);
-        world.hub.inject(Fault {
-            rank: Rank(victim),
-            step: 1,
-            kind: FaultKind::Die,
-        });
+        world.inject(victim, 1, FaultKind::Die);
         let endings = world.run(|rig| {
             ending(&world, rig, 1, |rig| {
                 rig.request.submit(&options(1))?;

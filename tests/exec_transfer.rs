@@ -137,27 +137,32 @@ fn buffers_may_move_between_versions() {
 }
 
 #[test]
-fn ranks_without_a_part_need_not_take_part() {
-    // A selected plan that only copy 0 and its sources know is prepared by
-    // all; whoever has nothing to do is done at once, alone.
-    let world = World::new(Carrier::Loopback, Shape::Apart, 2);
-    let lone = Shape::Colocated.plan(2);
-    world.run_with(
-        |_| Shape::Apart.plan(2),
-        |rig| {
-            if rig.rank < 4 {
-                return;
-            }
-            let slot = rig.session.load(lone.clone()).unwrap();
+fn plans_for_some_and_for_all_ranks_take_turns() {
+    for carrier in CARRIERS {
+        let world = World::new(carrier, Shape::Apart, 2);
+        let some = Shape::Half.plan(3);
+        world.run(|rig| {
+            let slot = rig.session.load(some.clone()).unwrap();
             let request = Request::new(&rig.session, slot).unwrap();
-            request.submit(&options(1)).unwrap();
-            assert_eq!(request.wait(0), Ok(State::Done));
-            assert_eq!(
-                request.outcome(),
-                Some((Outcome::Complete, Outcome::Complete))
-            );
-        },
-    );
+            for version in 1..=6 {
+                rig.store(version);
+                let is_for_all = version % 3 == 0;
+                let turn = if is_for_all { &rig.request } else { &request };
+                turn.submit(&options(version)).unwrap();
+                assert_eq!(turn.wait(20 * SECOND), Ok(State::Done));
+                let complete = (Outcome::Complete, Outcome::Complete);
+                assert_eq!(turn.outcome(), Some(complete));
+                if let Some(d) = rig.destination() {
+                    // Ranks 4 and 5 have no part in the plan for some.
+                    let has_part = is_for_all || rig.rank < 4;
+                    let held = if has_part { version } else { version / 3 * 3 };
+                    if held > 0 {
+                        assert_eq!(d.now(), d.expected(held), "rank {}", rig.rank);
+                    }
+                }
+            }
+        });
+    }
 }
 
 #[test]

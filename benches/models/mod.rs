@@ -154,6 +154,7 @@ pub fn deepseek(first: u32, pp: u32, dp: u32, tp: u32, ep: u32, copies: bool) ->
             rule(1, vec![cut(0, 2)]),
         ],
         placements: Vec::new(),
+        spacers: Vec::new(),
         buffers: Vec::new(),
     };
     for (i, (name, _, kind, layer)) in inventory().iter().enumerate() {

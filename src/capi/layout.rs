@@ -8,6 +8,7 @@ use super::types::{
 };
 use super::{count_u32, guard, guard_value};
 use crate::error::{Error, Result, Status};
+use crate::layout::check::{Finding, PairReport, Report, check, check_pair};
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Span, Tensor, TensorIndex};
 use crate::layout::view::{Memory, NamedBuffer, RankViews, Strides, View};
@@ -15,6 +16,7 @@ use crate::layout::{Layout, LayoutSpec};
 use crate::limits::{FILE_BYTES_MAX, TENSOR_COUNT_MAX, VIEW_COUNT_MAX};
 use crate::plan::program::Side;
 use crate::rank::Rank;
+use serde::Serialize;
 use std::ffi::{c_char, c_void};
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,11 +39,32 @@ pub struct wsync_layout {
 /// What a layout handle holds.
 pub(super) struct LayoutObject {
     pub layout: Arc<Layout>,
-    buffers: Mutex<BufferCache>,
+    buffers: BufferCache,
 }
 
-/// The buffers of the rank that was asked for last.
-pub(super) type BufferCache = Option<(Rank, Arc<[(Option<Side>, NamedBuffer)]>)>;
+/// Buffers of a rank, each with its side where a plan tells it.
+pub(super) type SideBuffers = Arc<[(Option<Side>, NamedBuffer)]>;
+
+/// The buffers of the rank that was asked for last, so that going through them
+/// one by one does not derive them again and again.
+#[derive(Default)]
+pub(super) struct BufferCache {
+    held: Mutex<Option<(Rank, SideBuffers)>>,
+}
+
+impl BufferCache {
+    pub fn get(
+        &self,
+        rank: Rank,
+        make: impl FnOnce() -> Result<SideBuffers>,
+    ) -> Result<SideBuffers> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*held {
+            Some((of, buffers)) if *of == rank => Ok(buffers.clone()),
+            _ => Ok(held.insert((rank, make()?)).1.clone()),
+        }
+    }
+}
 
 impl Handle for wsync_layout {
     type Value = LayoutObject;
@@ -303,9 +326,9 @@ pub unsafe extern "C" fn wsync_layout_to_json(
 /// never held, bytes written twice, overlaps, cuts that split a granule, names
 /// that one side lacks. Finding something is not a failure of the call.
 ///
-/// Writes all findings as JSON, NUL-terminated, and their number. With a
-/// `capacity` of 0 only `out_needed` (bytes, the NUL included) and
-/// `out_finding_count` are written.
+/// Writes all findings as JSON, NUL-terminated, and the number of those that
+/// hinder: 0 means that a plan can be made. With a `capacity` of 0 only
+/// `out_needed` (bytes, the NUL included) and `out_error_count` are written.
 ///
 /// Errors: BUFFER_TOO_SMALL.
 /// Thread safety: any thread, concurrently. Since: 0.1
@@ -316,18 +339,25 @@ pub unsafe extern "C" fn wsync_layout_check(
     buffer: *mut c_char,
     capacity: usize,
     out_needed: *mut usize,
-    out_finding_count: *mut usize,
+    out_error_count: *mut usize,
     err: *mut wsync_error,
 ) -> wsync_status {
     guard(err, || {
         // SAFETY: the header asks for a buffer of `capacity` bytes.
         let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for a place for the number.
-        let count = unsafe { Out::new(out_finding_count, "out_finding_count")? };
+        let count = unsafe { Out::new(out_error_count, "out_error_count")? };
         // SAFETY: the header asks for a live layout.
         let source = unsafe { shared(source)? };
-        let _ = (source, destination, out, count);
-        Err(super::unwired())
+        let destination = match destination.is_null() {
+            true => None,
+            // SAFETY: the header asks for NULL or a live layout.
+            false => Some(unsafe { shared(destination)? }.layout.clone()),
+        };
+        let found = CheckReport::of_layouts(&source.layout, destination.as_deref());
+        out.write_json(&found)?;
+        count.write(found.error_count());
+        Ok(())
     })
 }
 
@@ -335,7 +365,7 @@ pub unsafe extern "C" fn wsync_layout_check(
 /// cannot be made if they are ill-formed. `destination_json` may be NULL.
 ///
 /// Errors: BUFFER_TOO_SMALL; LAYOUT_INVALID only where a text is not JSON of
-/// the right shape.
+/// the right shape, VERSION_MISMATCH where it is of another version.
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_layout_check_json(
@@ -346,25 +376,28 @@ pub unsafe extern "C" fn wsync_layout_check_json(
     buffer: *mut c_char,
     capacity: usize,
     out_needed: *mut usize,
-    out_finding_count: *mut usize,
+    out_error_count: *mut usize,
     err: *mut wsync_error,
 ) -> wsync_status {
     guard(err, || {
         // SAFETY: the header asks for a buffer of `capacity` bytes.
         let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for a place for the number.
-        let count = unsafe { Out::new(out_finding_count, "out_finding_count")? };
-        // SAFETY: the header asks for that number of readable bytes.
-        let source = unsafe {
-            args::bytes(
-                source_json.cast(),
-                source_json_bytes,
-                "source_json",
-                FILE_BYTES_MAX,
-            )?
+        let count = unsafe { Out::new(out_error_count, "out_error_count")? };
+        let (a, a_bytes) = (source_json.cast(), source_json_bytes);
+        let (b, b_bytes) = (destination_json.cast(), destination_json_bytes);
+        // SAFETY: the header asks for these numbers of readable bytes.
+        let (source, destination) = unsafe {
+            (
+                args::bytes(a, a_bytes, "source_json", FILE_BYTES_MAX)?,
+                args::bytes(b, b_bytes, "destination_json", FILE_BYTES_MAX)?,
+            )
         };
-        let _ = (source, destination_json, destination_json_bytes, out, count);
-        Err(super::unwired())
+        let destination = (!destination.is_empty()).then_some(destination);
+        let found = CheckReport::of_files(source, destination)?;
+        out.write_json(&found)?;
+        count.write(found.error_count());
+        Ok(())
     })
 }
 
@@ -387,8 +420,7 @@ pub unsafe extern "C" fn wsync_layout_describe(
         let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for a live layout.
         let layout = unsafe { shared(layout)? };
-        let _ = (layout, out);
-        Err(super::unwired())
+        out.write_json(&layout.layout.describe())
     })
 }
 
@@ -440,7 +472,7 @@ pub unsafe extern "C" fn wsync_layout_buffer_count(
     guard_value(0, || {
         // SAFETY: the header asks for NULL or a live layout.
         let layout = unsafe { shared(layout) }.ok()?;
-        Some(layout.buffers(Rank(rank)).len())
+        Some(layout.buffers(Rank(rank)).ok()?.len())
     })
 }
 
@@ -461,7 +493,7 @@ pub unsafe extern "C" fn wsync_layout_buffer_at(
         let out = unsafe { StructOut::new(out_info)? };
         // SAFETY: the header asks for a live layout.
         let layout = unsafe { shared(layout)? };
-        let buffers = layout.buffers(Rank(rank));
+        let buffers = layout.buffers(Rank(rank))?;
         let (side, buffer) = buffers
             .get(index)
             .ok_or_else(|| no_buffer(rank, index, buffers.len()))?;
@@ -483,31 +515,72 @@ impl LayoutObject {
     pub fn new(layout: Layout) -> LayoutObject {
         LayoutObject {
             layout: Arc::new(layout),
-            buffers: Mutex::new(None),
+            buffers: BufferCache::default(),
         }
     }
 
-    fn buffers(&self, rank: Rank) -> Arc<[(Option<Side>, NamedBuffer)]> {
-        cached(&self.buffers, rank, || {
-            self.layout
-                .buffers(rank)
-                .into_iter()
-                .map(|b| (None, b))
-                .collect()
+    fn buffers(&self, rank: Rank) -> Result<SideBuffers> {
+        self.buffers.get(rank, || {
+            let all = self.layout.buffers(rank).into_iter();
+            Ok(all.map(|b| (None, b)).collect())
         })
     }
 }
 
-/// The buffers of `rank`, made only if another rank was asked for last.
-pub(super) fn cached(
-    cache: &Mutex<BufferCache>,
-    rank: Rank,
-    make: impl FnOnce() -> Arc<[(Option<Side>, NamedBuffer)]>,
-) -> Arc<[(Option<Side>, NamedBuffer)]> {
-    let mut held = cache.lock().unwrap_or_else(PoisonError::into_inner);
-    match &*held {
-        Some((of, buffers)) if *of == rank => buffers.clone(),
-        _ => held.insert((rank, make())).1.clone(),
+/// All findings about one layout, or about two and what is between them.
+#[derive(Serialize)]
+struct CheckReport {
+    source: Report,
+    destination: Option<Report>,
+    /// What is between them; absent unless both are well-formed.
+    pair: Option<PairReport>,
+}
+
+impl CheckReport {
+    fn of_layouts(source: &Layout, destination: Option<&Layout>) -> CheckReport {
+        CheckReport {
+            source: check(source.spec()),
+            destination: destination.map(|d| check(d.spec())),
+            pair: destination.map(|d| check_pair(source, d)),
+        }
+    }
+
+    fn of_files(source: &[u8], destination: Option<&[u8]>) -> Result<CheckReport> {
+        let source = LayoutSpec::from_json(source)?;
+        let destination = destination.map(LayoutSpec::from_json).transpose()?;
+        let mut found = CheckReport {
+            source: check(&source),
+            destination: destination.as_ref().map(check),
+            pair: None,
+        };
+        if found.error_count() == 0
+            && let Some(destination) = destination
+        {
+            found.pair = Some(check_pair(
+                &Layout::new(source)?,
+                &Layout::new(destination)?,
+            ));
+        }
+        Ok(found)
+    }
+
+    /// Findings that hinder a plan, counted also where they are not listed.
+    fn error_count(&self) -> usize {
+        let of = |report: &Report| errors(&report.findings, report.omitted);
+        of(&self.source)
+            + self.destination.as_ref().map_or(0, of)
+            + self
+                .pair
+                .as_ref()
+                .map_or(0, |p| errors(&p.findings, p.omitted))
+    }
+}
+
+/// Errors among findings, and the omitted ones if there are any errors.
+fn errors(findings: &[Finding], omitted: u64) -> usize {
+    match findings.iter().filter(|f| f.kind.is_error()).count() {
+        0 => 0,
+        listed => listed.saturating_add(usize::try_from(omitted).unwrap_or(usize::MAX)),
     }
 }
 

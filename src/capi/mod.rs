@@ -1,8 +1,8 @@
 //! The C boundary: parse, call, translate; nothing else.
 //!
-//! Every function is one expression inside [`guard`]: arguments are checked
-//! and borrowed by [`args`], handles entered by [`handle`], one method of the
-//! core is called, and results leave through [`out`]. Outputs are checked
+//! Every function is one expression inside `guard`: arguments are checked
+//! and borrowed by `args`, handles entered by `handle`, one method of the
+//! core is called, and results leave through `out`. Outputs are checked
 //! before anything else and written last, so a failure leaves them alone.
 //!
 //! What is true for all of them, and stands at the top of the header:
@@ -13,18 +13,23 @@
 //! * nothing that is passed in is kept, but for bound buffers;
 //! * no panic leaves: it becomes `WSYNC_ERR_INTERNAL` and poisons the handle.
 
-#![allow(non_camel_case_types)]
+#![allow(non_camel_case_types, reason = "C sees these names")]
+#![allow(
+    clippy::missing_safety_doc,
+    clippy::too_many_arguments,
+    rustdoc::broken_intra_doc_links,
+    reason = "comments here become the header, whose rules are the safety contract"
+)]
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    clippy::indexing_slicing,
-    clippy::missing_safety_doc
+    clippy::indexing_slicing
 )]
 
 mod args;
 pub mod env;
-pub mod handle;
+mod handle;
 pub mod layout;
 pub mod log;
 pub mod mapping;
@@ -37,6 +42,7 @@ pub mod types;
 pub mod version;
 
 use crate::error::{Error, Status};
+use crate::log::{Level, line};
 use out::ErrorRecord;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -67,6 +73,15 @@ fn guard_status(
         Err(panic) => Error::internal(format!("a panic inside the library: {}", words(&*panic))),
     };
     record.write(&error);
+    // Failures are the caller's to report; broken invariants are ours.
+    let level = match error.status {
+        Status::Internal => Level::Error,
+        _ => Level::Debug,
+    };
+    line(
+        level,
+        format_args!("status {} {error}", error.status.name()),
+    );
     error.status.into()
 }
 
@@ -89,8 +104,4 @@ fn words(panic: &(dyn Any + Send)) -> &str {
 /// `count` as the `u32` that a getter returns.
 fn count_u32(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
-}
-
-fn unwired() -> Error {
-    Error::new(Status::Unsupported, "not wired yet")
 }

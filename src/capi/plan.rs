@@ -2,7 +2,7 @@
 
 use super::args::{self, plain_struct};
 use super::handle::{self, Handle, shared};
-use super::layout::{BufferCache, buffer_info, cached, no_buffer, wsync_layout};
+use super::layout::{BufferCache, SideBuffers, buffer_info, no_buffer, wsync_layout};
 use super::out::{Buffer, Out, StructOut, TextBuffer};
 use super::types::{
     WSYNC_STEP_NONE, wsync_buffer_info, wsync_error, wsync_fingerprint, wsync_status, wsync_text,
@@ -11,11 +11,15 @@ use super::{count_u32, guard, guard_value};
 use crate::env;
 use crate::error::Result;
 use crate::limits::{FILE_BYTES_MAX, TENSOR_COUNT_MAX};
-use crate::plan::decision::{PlanOptions, SourceRule, Strategy};
+use crate::log::{Level, line};
+use crate::plan::decision::{
+    DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Strategy,
+};
+use crate::plan::program::BufferUse;
 use crate::plan::{Plan, Selector};
 use crate::rank::Rank;
 use std::ffi::{c_char, c_void};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// How bytes get from one layout to the other: the two layouts and a small
 /// decision. Equal wherever it is made from equal input. Immutable; may be
@@ -36,7 +40,7 @@ pub struct wsync_plan {
 /// What a plan handle holds.
 pub(super) struct PlanObject {
     pub plan: Arc<Plan>,
-    buffers: Mutex<BufferCache>,
+    buffers: BufferCache,
 }
 
 impl Handle for wsync_plan {
@@ -198,8 +202,8 @@ pub unsafe extern "C" fn wsync_plan_create_from_bytes(
         let out = unsafe { Out::new(out_plan, "out_plan")? };
         // SAFETY: the header asks for `byte_count` readable bytes.
         let bytes = unsafe { args::bytes(bytes, byte_count, "bytes", FILE_BYTES_MAX)? };
-        let _ = (out, bytes);
-        Err(super::unwired())
+        out.put(PlanObject::new(Plan::from_bytes(bytes)?));
+        Ok(())
     })
 }
 
@@ -246,8 +250,7 @@ pub unsafe extern "C" fn wsync_plan_serialize(
         let out = unsafe { super::out::bytes(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for a live plan.
         let plan = unsafe { shared(plan)? };
-        let _ = (out, plan);
-        Err(super::unwired())
+        out.write(&plan.plan.to_bytes()?)
     })
 }
 
@@ -507,8 +510,7 @@ pub unsafe extern "C" fn wsync_plan_diff(
         let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for live plans.
         let (plan, other) = unsafe { (shared(plan)?, shared(other)?) };
-        let _ = (out, plan, other);
-        Err(super::unwired())
+        out.write_json(&plan.plan.diff(&other.plan)?)
     })
 }
 
@@ -523,33 +525,29 @@ pub unsafe extern "C" fn wsync_plan_destroy(plan: *mut wsync_plan) {
 
 impl PlanObject {
     fn new(plan: Plan) -> PlanObject {
+        line(
+            Level::Info,
+            format_args!(
+                "plan {:032x} tensors {} steps {}",
+                plan.fingerprint(),
+                plan.tensors().len(),
+                plan.step_count()
+            ),
+        );
         PlanObject {
             plan: Arc::new(plan),
-            buffers: Mutex::new(None),
+            buffers: BufferCache::default(),
         }
     }
 
-    fn buffers(
-        &self,
-        rank: Rank,
-    ) -> Result<
-        Arc<
-            [(
-                Option<crate::plan::program::Side>,
-                crate::layout::view::NamedBuffer,
-            )],
-        >,
-    > {
-        let program = self.plan.program(rank)?;
-        Ok(cached(&self.buffers, rank, || {
-            let mut all: Vec<_> = program
-                .buffers
-                .iter()
-                .filter_map(|used| Some((Some(used.side), self.plan.buffer(rank, used)?)))
-                .collect();
+    fn buffers(&self, rank: Rank) -> Result<SideBuffers> {
+        self.buffers.get(rank, || {
+            let program = self.plan.program(rank)?;
+            let named = |used: &BufferUse| Some((Some(used.side), self.plan.buffer(rank, used)?));
+            let mut all: Vec<_> = program.buffers.iter().filter_map(named).collect();
             all.sort_by(|a, b| (a.0, &a.1.name).cmp(&(b.0, &b.1.name)));
-            all.into()
-        }))
+            Ok(all.into())
+        })
     }
 }
 
@@ -575,8 +573,8 @@ fn program_info(plan: &Plan, rank: Rank) -> Result<wsync_program_info> {
 /// that stands beside it.
 unsafe fn plan_options(options: *const wsync_plan_options) -> Result<PlanOptions> {
     let mut made = PlanOptions {
-        staging_bytes_max: env::staging_bytes_max()?,
-        direct_bytes_min: env::direct_bytes_min()?,
+        staging_bytes_max: env::staging_bytes_max()?.unwrap_or(STAGING_BYTES_DEFAULT),
+        direct_bytes_min: env::direct_bytes_min()?.unwrap_or(DIRECT_BYTES_MIN_DEFAULT),
         ..PlanOptions::default()
     };
     // SAFETY: passed on.

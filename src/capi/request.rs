@@ -395,10 +395,10 @@ unsafe fn options_of(options: *const wsync_request_options) -> Result<RequestOpt
         made.flags = given.flags;
     }
     if made.agree_deadline_ns == 0 {
-        made.agree_deadline_ns = env::agree_deadline_ns()?;
+        made.agree_deadline_ns = env::agree_deadline_ns()?.unwrap_or(0);
     }
     if made.stall_deadline_ns == 0 {
-        made.stall_deadline_ns = env::stall_deadline_ns()?;
+        made.stall_deadline_ns = env::stall_deadline_ns()?.unwrap_or(0);
     }
     Ok(made)
 }

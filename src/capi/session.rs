@@ -197,11 +197,13 @@ pub unsafe extern "C" fn wsync_session_unbind(
 
 /// Gets ready to execute `plan`: derives this rank's program, allocates its
 /// staging, and connects to its peers. Writes the number of the slot it takes.
-/// Other ranks need not do the same at the same time; buffers may be bound
-/// later.
+/// The buffers that the program needs are bound before; they may be bound to
+/// other memory afterwards. Other ranks need not load it at the same time.
 ///
-/// Errors: INVALID_ARGUMENT if the plan needs a rank that the transport lacks;
-/// OUT_OF_MEMORY, LIMIT_EXCEEDED; the reason, if the transport was aborted.
+/// Errors: BUFFER_MISMATCH names every buffer that is not bound, or one that is
+/// too small or in other memory than planned; INVALID_ARGUMENT if the plan
+/// needs a rank that the transport lacks; OUT_OF_MEMORY, LIMIT_EXCEEDED; the
+/// reason, if the transport was aborted.
 /// Thread safety: one call at a time per session. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_session_load(
@@ -243,8 +245,8 @@ pub unsafe extern "C" fn wsync_session_unload(
 /// The polite end: waits at most `deadline_ns` nanoseconds until no request is
 /// under way, then closes the session. Does not touch the transport.
 ///
-/// Errors: AGREEMENT_TIMEOUT or STALLED if the deadline comes first; the
-/// session stays open then.
+/// Errors: BUSY if a request is still under way then, or READY and waiting to
+/// be started; the session stays open.
 /// Thread safety: one call at a time per session; abort may be called
 /// meanwhile. Since: 0.1
 #[unsafe(no_mangle)]

@@ -5,12 +5,15 @@ use super::handle::{self, Handle, exclusive, shared};
 use super::out::Out;
 use super::types::{WSYNC_RANK_NONE, wsync_bytes, wsync_error, wsync_rank_list, wsync_status};
 use super::{count_u32, guard, guard_value};
+use crate::env;
 use crate::error::Result;
 use crate::exec::{Endpoint, RankSet};
 use crate::limits::{GREETING_BYTES_MAX, RANK_COUNT_MAX, TOKEN_BYTES_MAX};
+use crate::log::{Level, line};
 use crate::rank::Rank;
 use crate::transport::Bootstrap;
-use crate::transport::bootstrap::Loopback;
+use crate::transport::bootstrap::{Loopback, Shm};
+use crate::transport::shm::ShmOptions;
 use std::ffi::{c_char, c_void};
 
 /// The way of one rank to all others: a data plane and a small control
@@ -45,6 +48,21 @@ pub(super) struct TransportObject {
     pub endpoint: Endpoint,
 }
 
+impl TransportObject {
+    fn log_met(&self) {
+        let endpoint = &self.endpoint;
+        line(
+            Level::Info,
+            format_args!(
+                "rank {} transport {} met {} ranks",
+                endpoint.rank(),
+                endpoint.kind().name(),
+                endpoint.ranks().len()
+            ),
+        );
+    }
+}
+
 /// Which data plane.
 ///
 /// Since: 0.1
@@ -75,8 +93,8 @@ pub struct wsync_transport_options {
     pub rank_count: u32,
     /// 0.
     pub reserved: u32,
-    /// shm: bytes of shared memory per pair and direction; 0 is
-    /// WSYNC_SHM_RING_BYTES from the environment, or 8 MiB.
+    /// shm: bytes of shared memory for all that this rank sends, at most; 0
+    /// is WSYNC_SHM_RING_BYTES_MAX from the environment, or 128 MiB.
     pub ring_bytes_max: u64,
 }
 
@@ -164,7 +182,9 @@ pub unsafe extern "C" fn wsync_transport_meet(
             unsafe { args::bytes_item(g, "a greeting", GREETING_BYTES_MAX) }
         });
         let greetings = greetings.collect::<Result<Vec<&[u8]>>>()?;
-        transport.endpoint.meet(&greetings, deadline_ns)
+        transport.endpoint.meet(&greetings, deadline_ns)?;
+        transport.log_met();
+        Ok(())
     })
 }
 
@@ -194,7 +214,9 @@ pub unsafe extern "C" fn wsync_transport_rendezvous(
         let address = unsafe { args::name(address, "the address")? };
         // SAFETY: the header asks for `token_bytes` readable bytes.
         let token = unsafe { args::bytes(token, token_bytes, "token", TOKEN_BYTES_MAX)? };
-        transport.endpoint.rendezvous(address, token, deadline_ns)
+        transport.endpoint.rendezvous(address, token, deadline_ns)?;
+        transport.log_met();
+        Ok(())
     })
 }
 
@@ -242,7 +264,8 @@ pub unsafe extern "C" fn wsync_transport_status(
 }
 
 /// Stops everything that uses this transport, here and on all peers. The first
-/// reason wins; aborting again changes nothing. Never waits.
+/// reason wins; aborting again changes nothing. Never waits. A meeting that is
+/// under way fails with the reason when it ends, and then the peers hear of it.
 ///
 /// Thread safety: any thread, at any time, during other calls on the transport
 /// too. Since: 0.1
@@ -316,8 +339,20 @@ unsafe fn endpoint(given: &wsync_transport_options) -> Result<Endpoint> {
     };
     let bootstrap: Box<dyn Bootstrap> = match given.kind {
         LOOPBACK => Box::new(Loopback),
-        SHM => return Err(super::unwired()),
+        SHM => Box::new(Shm::new(Rank(given.rank), shm_options(given)?)?),
         other => return Err(args::unknown("kind", other)),
     };
     Endpoint::new(Rank(given.rank), ranks, bootstrap)
+}
+
+fn shm_options(given: &wsync_transport_options) -> Result<ShmOptions> {
+    let mut options = ShmOptions::default();
+    let wanted = match given.ring_bytes_max {
+        0 => env::shm_ring_bytes_max()?,
+        bytes => Some(bytes),
+    };
+    if let Some(bytes) = wanted {
+        options.ring_bytes_max = bytes;
+    }
+    Ok(options)
 }

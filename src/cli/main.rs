@@ -1,9 +1,37 @@
 //! The `weightsync` command.
+//!
+//! ```text
+//!   demo, sync ─► drive ─► fleet ─► one worker per rank
+//!                   │                 └─ shard, reference, checkpoint
+//!                   └────► summary ─► table, or JSON
+//!   plan, check, explain, env, version, map     need no ranks
+//! ```
+//!
+//! Data goes to standard output and everything else to standard error. The
+//! exit status is 0 only on success, 2 if the arguments cannot be understood,
+//! and 1 if anything else is wrong.
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
+mod check;
+mod checkpoint;
+mod demo;
+mod drive;
+mod env;
+mod fleet;
 mod map;
+mod message;
+mod plan;
+mod reference;
+mod shard;
+mod summary;
+mod sync;
+mod table;
+mod worker;
 
+/// Moves weights from trainer ranks to inference ranks: any layout to any
+/// layout, planned once, executed every step
 #[derive(Parser)]
 #[command(name = "weightsync", version)]
 struct Cli {
@@ -13,19 +41,45 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Deliver a made-up model to two inference replicas and check every byte
+    Demo(demo::DemoArgs),
+    /// Deliver a checkpoint from one layout to another and check every byte
+    Sync(sync::SyncArgs),
+    /// Plan the way from one layout to another
+    Plan(plan::PlanArgs),
+    /// Say what a saved plan amounts to
+    Explain(plan::ExplainArgs),
+    /// Say everything that is wrong with a layout, or between two
+    Check(check::CheckArgs),
     /// Map trainer ranks to inference ranks
     Map(map::MapArgs),
+    /// List the environment variables that are read
+    Env(env::EnvArgs),
+    /// Say which version this is
+    Version(env::VersionArgs),
+    /// One rank of `demo` or `sync`
+    #[command(hide = true)]
+    Rank(worker::RankArgs),
 }
 
-fn main() -> std::process::ExitCode {
+fn main() -> ExitCode {
+    weightsync::env::warn_of_oddities();
     let result = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Sync(args) => sync::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Explain(args) => plan::explain(&args),
+        Command::Check(args) => check::run(&args),
         Command::Map(args) => map::run(args),
+        Command::Env(args) => env::run(&args),
+        Command::Version(args) => env::version(&args),
+        Command::Rank(args) => return worker::run(&args),
     };
     match result {
-        Ok(()) => std::process::ExitCode::SUCCESS,
+        Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("weightsync: {e}");
-            std::process::ExitCode::FAILURE
+            ExitCode::FAILURE
         }
     }
 }

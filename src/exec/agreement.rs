@@ -16,10 +16,10 @@
 //! for a refused sequence hears the same refusal, so that all ranks see the
 //! same result of their n-th `prepare`.
 
-use super::Outcome;
 use super::coordinator::Landscape;
 use super::message::{Agree, Key, NO_COPY, in_ranges, range_list};
 use super::outcome::CopyTally;
+use super::{FLAG_DRY_RUN, FLAG_VERIFY, Outcome};
 use crate::error::{Error, Status};
 use crate::rank::Rank;
 use crate::transport::greeting::list_ranks;
@@ -55,6 +55,11 @@ impl Terms {
             participants_hash: a.participants_hash,
             copies_are_alike: a.copies_are_alike,
         }
+    }
+
+    /// True if digests are to be compared in the end.
+    pub fn is_verified(&self) -> bool {
+        self.flags & (FLAG_VERIFY | FLAG_DRY_RUN) == FLAG_VERIFY
     }
 
     /// What is said about these terms to a person.

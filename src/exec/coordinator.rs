@@ -4,12 +4,12 @@
 //! no lock. It needs no plan either, everything it counts comes with the
 //! messages. It runs on the control thread of the lowest rank.
 
+use super::Outcome;
 use super::agreement::{self, Group, Phase, Progress, Seat, Stage};
 use super::endpoint::RankSet;
 use super::message::{Agree, Key, MISMATCH_COUNT_MAX, Message, NO_RANK, Sums, range_list};
 use super::outcome::CopyTally;
 use super::watchdog;
-use super::{FLAG_VERIFY, Outcome};
 use crate::error::{Error, Status};
 use crate::rank::Rank;
 use crate::transport::control::{is_below, parent_of};
@@ -339,7 +339,7 @@ impl Coordinator {
             return self.refuse(&[at], &error, out);
         }
         group.phase = Phase::Running;
-        if group.terms.flags & FLAG_VERIFY != 0 {
+        if group.terms.is_verified() {
             let tensors = group.terms.tensors as usize;
             group.sums.open(tensors, group.copies.len());
         }
@@ -475,7 +475,7 @@ impl Coordinator {
         let copy = seat.copy;
         group.done += 1;
         CopyTally::end(&mut group.copies, copy, outcome);
-        if group.terms.flags & FLAG_VERIFY != 0 {
+        if group.terms.is_verified() {
             let copy = group.copies.binary_search_by_key(&copy, |c| c.copy).ok();
             group.sums.add(copy, sums);
         }
@@ -529,7 +529,7 @@ impl Coordinator {
         let group = &mut self.groups[at];
         let mut named = [(0u32, 0u32); MISMATCH_COUNT_MAX];
         let mut count = 0usize;
-        let is_verified = group.terms.flags & FLAG_VERIFY != 0 && group.phase == Phase::Running;
+        let is_verified = group.phase == Phase::Running && group.terms.is_verified();
         if is_verified {
             let are_alike = group.terms.copies_are_alike;
             group.sums.compare(&mut group.copies, are_alike, |m| {
@@ -660,6 +660,7 @@ fn next_tick(group: &Group) -> Option<Instant> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::FLAG_VERIFY;
     use super::super::message::{NO_COPY, Participants};
     use super::*;
 

@@ -16,6 +16,7 @@ use super::flight::Flight;
 use super::member::{Member, rank_outcome};
 use super::request::State;
 use super::{Outcome, instant_in};
+use crate::device::fence::AbortCell;
 use crate::error::{Error, Result, Status};
 use crate::limits::RANK_COUNT_MAX;
 use crate::rank::Rank;
@@ -115,6 +116,8 @@ struct EndpointInner {
     kind: Kind,
     greeting: Vec<u8>,
     phase: Mutex<Phase>,
+    /// An abort from before the ranks have met.
+    early: AbortCell,
 }
 
 #[derive(Debug)]
@@ -163,6 +166,7 @@ impl Endpoint {
                     bootstrap,
                     listener,
                 }),
+                early: AbortCell::default(),
             }),
         })
     }
@@ -213,8 +217,13 @@ impl Endpoint {
         )?);
         let member = Member::new(shared.clone());
         let control = control.run(shared.waker.clone(), Box::new(member))?;
-        *self.inner.lock() = Phase::Met { shared, control };
-        Ok(())
+        let mut phase = self.inner.lock();
+        let early = self.inner.early.reason();
+        if let Some(reason) = &early {
+            shared.abort(reason.clone());
+        }
+        *phase = Phase::Met { shared, control };
+        early.map_or(Ok(()), Err)
     }
 
     /// Meets all ranks over TCP: the lowest listens at `address`
@@ -230,11 +239,14 @@ impl Endpoint {
     }
 
     /// Stops this rank's transport and everything that uses it, here and on
-    /// all peers. Any thread, any time; never waits. The first reason wins.
+    /// all peers. Any thread, any time; never waits. The first reason wins. A
+    /// meeting that is under way fails with it when it ends, and then tells
+    /// the peers.
     pub fn abort(&self, reason: &str) {
         let error = Error::new(Status::Aborted, reason).by(self.inner.rank);
-        if let Phase::Met { shared, .. } = &*self.inner.lock() {
-            shared.abort(error);
+        match &*self.inner.lock() {
+            Phase::Met { shared, .. } => shared.abort(error),
+            Phase::Alone { .. } | Phase::Spent => drop(self.inner.early.set(error)),
         }
     }
 
@@ -242,7 +254,7 @@ impl Endpoint {
     pub fn abort_reason(&self) -> Option<Error> {
         match &*self.inner.lock() {
             Phase::Met { shared, .. } => shared.abort_reason(),
-            Phase::Alone { .. } | Phase::Spent => None,
+            Phase::Alone { .. } | Phase::Spent => self.inner.early.reason(),
         }
     }
 
@@ -284,6 +296,9 @@ impl Endpoint {
 
     fn take_alone(&self) -> Result<(Box<dyn Bootstrap>, Listener)> {
         let mut phase = self.inner.lock();
+        if let Some(reason) = self.inner.early.reason() {
+            return Err(reason);
+        }
         match std::mem::replace(&mut *phase, Phase::Spent) {
             Phase::Alone {
                 bootstrap,
@@ -495,6 +510,18 @@ impl Shared {
         inner.finish(Instant::now(), Some(reason), rank, Outcome::Torn);
         drop(inner);
         flight.notify();
+    }
+
+    /// Refuses new requests once the rank is leaving.
+    pub fn check_staying(&self) -> Result<()> {
+        let farewell = self.farewell.lock().unwrap_or_else(PoisonError::into_inner);
+        match *farewell {
+            Farewell::Staying => Ok(()),
+            Farewell::Leaving | Farewell::Left => Err(Error::new(
+                Status::InvalidState,
+                "the transport has been finalized",
+            )),
+        }
     }
 
     /// True once every rank has left.

@@ -548,11 +548,11 @@ impl Member {
         let Some(active) = self.active.take() else {
             return;
         };
-        active
-            .flight
-            .lock()
-            .finish(Instant::now(), error, rank, copy);
+        let mut flight = active.flight.lock();
+        flight.finish(Instant::now(), error, rank, copy);
+        // Under the lock: whoever sees the end may prepare the next version.
         self.shared.leave_seat();
+        drop(flight);
         active.flight.notify();
     }
 
@@ -785,13 +785,11 @@ impl Handler for Member {
     }
 
     fn lost(&mut self, net: &mut Net, port: Port, rank: Rank, how: Loss) {
+        if self.shared.has_left() {
+            return;
+        }
         let error = match how {
-            Loss::Left => {
-                if self.shared.has_left() {
-                    return;
-                }
-                return self.neighbour_left(net, port, rank);
-            }
+            Loss::Left => return self.neighbour_left(net, port, rank),
             Loss::Died => Error::new(
                 Status::PeerLost,
                 format!("rank {rank} died: its control channel closed without a goodbye"),

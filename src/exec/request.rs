@@ -127,7 +127,7 @@ impl Request {
         }
         self.session.check_open()?;
         self.check_slot()?;
-        self.check_abort()?;
+        self.check_transport()?;
         let shared = &self.session.shared;
         shared.take_seat()?;
         let ready = self.session.binding(&self.flight.slot).map(|binding| {
@@ -182,6 +182,7 @@ impl Request {
 
     /// Where the request is now. Once it has FAILED this is its error.
     pub fn test(&self) -> Result<State> {
+        self.check_alive();
         let mut inner = self.flight.lock();
         if inner.state == State::Running && inner.look() {
             self.session.shared.order_look();
@@ -205,6 +206,7 @@ impl Request {
     }
 
     pub fn state(&self) -> State {
+        self.check_alive();
         self.flight.lock().state
     }
 
@@ -212,6 +214,7 @@ impl Request {
     /// it belongs to; for ranks that belong to none, of all copies together.
     /// `None` until the request has ended.
     pub fn outcome(&self) -> Option<(Outcome, Outcome)> {
+        self.check_alive();
         let inner = self.flight.lock();
         Some((inner.rank_outcome?, inner.copy_outcome?))
     }
@@ -260,6 +263,13 @@ impl Request {
         })
     }
 
+    /// Ends the request if nobody else can.
+    fn check_alive(&self) {
+        if self.session.shared.is_dead() {
+            self.session.shared.finish_alone(&self.flight);
+        }
+    }
+
     fn check_slot(&self) -> Result<()> {
         if self.flight.slot.is_unloaded.load(Ordering::Acquire) {
             return Err(Error::new(Status::NotFound, "the plan has been unloaded"));
@@ -267,11 +277,11 @@ impl Request {
         Ok(())
     }
 
-    fn check_abort(&self) -> Result<()> {
+    fn check_transport(&self) -> Result<()> {
         match self.session.shared.abort_reason() {
             Some(reason) => Err(reason),
             None if self.session.shared.is_dead() => Err(self.session.shared.closed()),
-            None => Ok(()),
+            None => self.session.shared.check_staying(),
         }
     }
 
@@ -304,7 +314,7 @@ impl Request {
             State::Failed => return Err(inner.failure()),
             // Aborted before it could start.
             State::Settling if inner.times.started.is_none() => {
-                self.check_abort()?;
+                self.check_transport()?;
                 return Err(Error::internal("a request settles that has not started"));
             }
             State::Idle | State::Preparing | State::Running | State::Settling | State::Done => {
@@ -356,7 +366,7 @@ impl Request {
             }
             if self.session.shared.is_dead() {
                 drop(inner);
-                self.session.shared.finish_alone(&self.flight);
+                self.check_alive();
                 inner = self.flight.lock();
                 continue;
             }

@@ -291,8 +291,8 @@ impl Rule {
         if let (Some(axis), Some(s)) = (self.stage_axis, stage) {
             ranges[axis as usize] = (s, s + 1);
         }
-        for cut_dim in 0..shape.len() {
-            self.narrow_to_index(mesh, cut_dim, shape[cut_dim], start(cut_dim), &mut ranges);
+        for (dim, &size) in shape.iter().enumerate() {
+            self.narrow_to_index(mesh, dim, size, start(dim), &mut ranges);
         }
         MeshSlice {
             part,
@@ -319,17 +319,18 @@ fn nested_bounds(
         return;
     }
     let n = cut.part_count(mesh);
-    let first = cut.kind.slab_of(base.len(), n, range.lo - base.lo);
-    for j in first..cut.kind.slabs(n) {
+    // From one slab to the next that is not empty: there may be many more
+    // parts than indices.
+    let mut at = range.lo;
+    while at < range.hi {
+        let j = cut.kind.slab_of(base.len(), n, at - base.lo);
         let s = cut.kind.slab(base.len(), n, j);
         let s = Span::new(base.lo + s.lo, base.lo + s.hi);
-        if s.lo >= range.hi {
-            break;
-        }
         if s.lo > range.lo {
             out.push(s.lo);
         }
         nested_bounds(inner, mesh, s, range, out);
+        at = s.hi;
     }
 }
 

@@ -65,9 +65,9 @@ impl<B> View<B> {
         for (s, &stride) in self.bounds.spans().iter().zip(&self.strides) {
             let reach = i128::from(s.len() - 1) * i128::from(stride);
             if reach < 0 {
-                lo += reach;
+                lo = lo.checked_add(reach)?;
             } else {
-                hi += reach;
+                hi = hi.checked_add(reach)?;
             }
         }
         Some((u64::try_from(lo).ok()?, u64::try_from(hi).ok()?))

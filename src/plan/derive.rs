@@ -24,8 +24,9 @@ use crate::layout::tensor::{Dims, IndexBox, Span, Tensor, TensorIndex};
 use crate::layout::view::Strides;
 use crate::layout::{BufferKey, Layout, Place};
 use crate::rank::Rank;
+use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
-use std::collections::HashMap;
+
 use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -135,11 +136,11 @@ struct Walk<'a> {
     rank: Rank,
     direction: Direction,
     templates: Vec<Vec<Cell>>,
-    template_of: HashMap<TemplateKey, u32>,
+    template_of: FxHashMap<TemplateKey, u32>,
     groups: Vec<Group>,
-    group_of: HashMap<GroupKey, u32>,
+    group_of: FxHashMap<GroupKey, u32>,
     /// Groups per cell of a template at given stages.
-    staged: HashMap<(u32, SmallVec<[u32; 4]>), Arc<[u32]>>,
+    staged: FxHashMap<(u32, SmallVec<[u32; 4]>), Arc<[u32]>>,
     items: Vec<Item>,
 }
 
@@ -198,10 +199,10 @@ impl<'a> Walk<'a> {
             rank,
             direction,
             templates: Vec::new(),
-            template_of: HashMap::new(),
+            template_of: FxHashMap::default(),
             groups: Vec::new(),
-            group_of: HashMap::new(),
-            staged: HashMap::new(),
+            group_of: FxHashMap::default(),
+            staged: FxHashMap::default(),
             items: Vec::new(),
         }
     }
@@ -830,7 +831,7 @@ fn cut_unit(bounds: &IndexBox, granule: &[u64], wire: Dtype, bytes: u64) -> u64 
 struct Builder<'a> {
     inputs: Inputs<'a>,
     program: Program,
-    slots: HashMap<BufferUse, BufferSlot>,
+    slots: FxHashMap<BufferUse, BufferSlot>,
     loops: SmallVec<[Loop; 8]>,
 }
 
@@ -857,7 +858,7 @@ impl<'a> Builder<'a> {
                 bytes_local: 0,
                 pair_balance: 0,
             },
-            slots: HashMap::new(),
+            slots: FxHashMap::default(),
             loops: SmallVec::new(),
         }
     }

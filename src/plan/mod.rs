@@ -27,9 +27,9 @@ mod line;
 mod piece;
 mod ranks;
 mod tables;
+mod wire;
 
 use crate::error::{Error, Result, Status};
-use crate::layout::mesh::RankList;
 use crate::layout::tensor::Tensor;
 use crate::layout::view::NamedBuffer;
 use crate::layout::{Layout, LayoutSpec, Place};
@@ -41,6 +41,7 @@ use program::{BufferUse, Program, Side};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
+pub use wire::PlanDiff;
 use tables::{PlacementRef, Tables, placement};
 use wildmatch::WildMatch;
 
@@ -508,18 +509,6 @@ impl Plan {
             last = last.max(Some(0));
         }
         Ok(last)
-    }
-}
-
-/// Ranks of a list, for messages: `0..8` or the first few.
-pub(crate) fn show_ranks(ranks: &RankList) -> String {
-    match ranks {
-        RankList::Range { first, count } => format!("{first}..{}", first + count),
-        RankList::List(v) => {
-            let few: Vec<String> = v.iter().take(8).map(|r| r.to_string()).collect();
-            let dots = if v.len() > 8 { ", .." } else { "" };
-            format!("{}{dots}", few.join(", "))
-        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Data planes before their ranks have met.
 
 use super::loopback::LoopbackHub;
+use super::shm::{ShmOptions, ShmTransport};
 use super::{Bootstrap, Kind, Transport};
 use crate::error::{Error, Result};
 use crate::rank::Rank;
@@ -34,6 +35,50 @@ impl Bootstrap for Loopback {
     }
 }
 
+/// Ranks as processes of one host: each listens before anybody meets.
+#[derive(Debug)]
+pub struct Shm {
+    transport: Arc<ShmTransport>,
+    address: Vec<u8>,
+}
+
+impl Shm {
+    /// Starts to listen.
+    pub fn new(rank: Rank, options: ShmOptions) -> Result<Shm> {
+        Ok(Shm::of(ShmTransport::with(rank, options)?))
+    }
+
+    /// This transport, which listens and has no peers yet.
+    pub fn of(transport: Arc<ShmTransport>) -> Shm {
+        Shm {
+            address: transport.address(),
+            transport,
+        }
+    }
+}
+
+impl Bootstrap for Shm {
+    fn kind(&self) -> Kind {
+        Kind::Shm
+    }
+
+    fn address(&self) -> &[u8] {
+        &self.address
+    }
+
+    fn meet(
+        self: Box<Self>,
+        rank: Rank,
+        peers: &[(Rank, Vec<u8>)],
+        _group: u128,
+        _deadline: Instant,
+    ) -> Result<Arc<dyn Transport>> {
+        check_rank(&*self.transport, rank)?;
+        self.transport.set_peers(peers.to_vec())?;
+        Ok(self.transport)
+    }
+}
+
 /// A transport whose ranks have met already, by other means.
 #[derive(Debug)]
 pub struct Ready {
@@ -63,12 +108,17 @@ impl Bootstrap for Ready {
         _group: u128,
         _deadline: Instant,
     ) -> Result<Arc<dyn Transport>> {
-        if self.transport.rank() != rank {
-            return Err(Error::invalid(format!(
-                "the transport is that of rank {}; the endpoint is rank {rank}'s",
-                self.transport.rank()
-            )));
-        }
+        check_rank(&*self.transport, rank)?;
         Ok(self.transport)
     }
+}
+
+fn check_rank(transport: &dyn Transport, rank: Rank) -> Result<()> {
+    if transport.rank() == rank {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "the transport is that of rank {}; the endpoint is rank {rank}'s",
+        transport.rank()
+    )))
 }

@@ -2,11 +2,17 @@
 
 #include "weightsync.h"
 
+#ifdef __cplusplus
+#define ASSERT_STATIC(condition, text) static_assert(condition, text)
+#else
+#define ASSERT_STATIC(condition, text) _Static_assert(condition, text)
+#endif
+
 #define SIZE(type, size) \
-  _Static_assert(sizeof(type) == (size), "size of " #type)
+  ASSERT_STATIC(sizeof(type) == (size), "size of " #type)
 #define OFFSET(type, field, offset) \
-  _Static_assert(offsetof(type, field) == (offset), "offset of " #field)
-#define VALUE(name, value) _Static_assert((name) == (value), #name)
+  ASSERT_STATIC(offsetof(type, field) == (offset), "offset of " #field)
+#define VALUE(name, value) ASSERT_STATIC((name) == (value), #name)
 
 SIZE(wsync_error, 520);
 OFFSET(wsync_error, struct_size, 0);

@@ -27,9 +27,10 @@ use weightsync::layout::{Layout, LayoutSpec};
 use weightsync::plan::Plan;
 use weightsync::plan::decision::PlanOptions;
 use weightsync::plan::program::Side;
-use weightsync::transport::bootstrap::{Loopback, Ready};
+use weightsync::transport::bootstrap::{Loopback, Ready, Shm};
 use weightsync::transport::loopback::LoopbackHub;
-use weightsync::transport::{Bootstrap, Kind};
+use weightsync::transport::shm::{ShmOptions, ShmTransport};
+use weightsync::transport::{Bootstrap, Fault, FaultKind, Kind};
 use weightsync::{Error, Rank, Result};
 
 pub const MS: u64 = 1_000_000;
@@ -42,9 +43,11 @@ pub enum Carrier {
     Loopback,
     /// Packed through staging, by a device that does nothing until pumped.
     Staged,
+    /// Rings in shared memory; here between threads.
+    Shm,
 }
 
-pub const CARRIERS: [Carrier; 2] = [Carrier::Loopback, Carrier::Staged];
+pub const CARRIERS: [Carrier; 3] = [Carrier::Loopback, Carrier::Staged, Carrier::Shm];
 
 /// Who holds what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +56,8 @@ pub enum Shape {
     Apart,
     /// Sources 0 and 1; copy 0 on 0 and 1, copy 1 on 2 and 3.
     Colocated,
+    /// Sources 0 and 1; one copy on 2 and 3.
+    Half,
     /// Sources 0 and 1; eight copies on 2 to 17. Ranks 9 to 16 have rank 1
     /// between them and the coordinator, rank 17 has rank 2.
     Wide,
@@ -105,7 +110,7 @@ impl Shape {
     pub fn rank_count(self) -> u32 {
         match self {
             Shape::Apart => 6,
-            Shape::Colocated => 4,
+            Shape::Colocated | Shape::Half => 4,
             Shape::Wide => 18,
         }
     }
@@ -115,6 +120,7 @@ impl Shape {
         match self {
             Shape::Apart => &[2, 4],
             Shape::Colocated => &[0, 2],
+            Shape::Half => &[2],
             Shape::Wide => &[2, 4, 6, 8, 10, 12, 14, 16],
         }
     }
@@ -286,6 +292,15 @@ impl Rig {
     }
 }
 
+/// Rings that a small transfer fills again and again.
+fn small_rings() -> ShmOptions {
+    ShmOptions {
+        ring_bytes_max: 1 << 20,
+        slot_count: 2,
+        slot_bytes_max: 4096,
+    }
+}
+
 /// A barrier that gives up, so that a failed test ends.
 pub struct Gate {
     count: usize,
@@ -319,7 +334,8 @@ pub struct World {
     pub carrier: Carrier,
     pub shape: Shape,
     pub steps: u32,
-    pub hub: Arc<LoopbackHub>,
+    hub: Arc<LoopbackHub>,
+    shm: Vec<Arc<ShmTransport>>,
     /// Devices of ranks that have one of their own.
     pub devices: BTreeMap<u32, Arc<dyn Device>>,
 }
@@ -332,14 +348,37 @@ impl World {
             shape,
             steps,
             hub: match carrier {
-                Carrier::Loopback => LoopbackHub::new(ranks),
+                Carrier::Loopback | Carrier::Shm => LoopbackHub::new(ranks),
                 Carrier::Staged => LoopbackHub::staged(ranks),
+            },
+            shm: match carrier {
+                Carrier::Loopback | Carrier::Staged => Vec::new(),
+                Carrier::Shm => (0..ranks)
+                    .map(|r| ShmTransport::with(Rank(r), small_rings()).unwrap())
+                    .collect(),
             },
             devices: BTreeMap::new(),
         }
     }
 
+    /// Has a rank's data plane misbehave.
+    pub fn inject(&self, rank: u32, step: u32, kind: FaultKind) {
+        let (step, rank) = (u64::from(step), Rank(rank));
+        let Some(shm) = self.shm.get(rank.index()) else {
+            return self.hub.inject(Fault { rank, step, kind });
+        };
+        // The death of a process would be ours.
+        let kind = match kind {
+            FaultKind::Die => FaultKind::Stall,
+            FaultKind::Stall | FaultKind::Delay(_) => kind,
+        };
+        shm.inject(Fault { rank, step, kind });
+    }
+
     pub fn bootstrap(&self, rank: u32) -> Box<dyn Bootstrap> {
+        if let Some(shm) = self.shm.get(rank as usize) {
+            return Box::new(Shm::of(shm.clone()));
+        }
         let transport = self.hub.attach(Rank(rank)).unwrap();
         Box::new(Ready::new(Kind::Loopback, transport))
     }
@@ -349,7 +388,7 @@ impl World {
             return device.clone();
         }
         match self.carrier {
-            Carrier::Loopback => Arc::new(HostDevice::new().unwrap()),
+            Carrier::Loopback | Carrier::Shm => Arc::new(HostDevice::new().unwrap()),
             Carrier::Staged => Arc::new(DeferredDevice::pumped(u64::from(rank)).unwrap()),
         }
     }

@@ -126,6 +126,7 @@ impl Side {
             padding: Default::default(),
             rules: Vec::new(),
             placements: Vec::new(),
+            spacers: Vec::new(),
             buffers: Vec::new(),
         };
         if self.shuffle {

@@ -2,25 +2,36 @@
 
 use crate::layout::tensor::{IndexBox, Span};
 
-/// Steps after which a question is given up.
-const STEPS_MAX: u64 = 1 << 24;
+/// Steps that all questions about a pair of layouts may take together.
+pub(super) const STEPS_MAX: u64 = 1 << 27;
 
 /// What boxes leave uncovered of one box.
+#[derive(Clone)]
 pub(super) struct Uncovered {
     pub elements: u64,
     /// One uncovered box, if there is any.
     pub first: Option<IndexBox>,
 }
 
-/// What `boxes` leave uncovered of `within`; `None` if it takes too long.
+impl Uncovered {
+    pub const NOTHING: Uncovered = Uncovered {
+        elements: 0,
+        first: None,
+    };
+}
+
+/// What `boxes` leave uncovered of `within`; `None` if it takes more than
+/// `steps`, from which what it takes is subtracted.
 pub(super) fn uncovered<'a>(
     within: &IndexBox,
     boxes: impl Iterator<Item = &'a IndexBox>,
+    steps: &mut u64,
 ) -> Option<Uncovered> {
     let boxes: Vec<&[Span]> = boxes.map(IndexBox::spans).collect();
+    *steps = steps.checked_sub(boxes.len() as u64)?;
     let mut search = Search {
         within: within.spans(),
-        steps: STEPS_MAX,
+        steps,
         path: Vec::new(),
         first: None,
     };
@@ -35,7 +46,7 @@ pub(super) fn uncovered<'a>(
 /// remain.
 struct Search<'a> {
     within: &'a [Span],
-    steps: u64,
+    steps: &'a mut u64,
     /// The slab of each axis so far.
     path: Vec<Span>,
     first: Option<IndexBox>,
@@ -79,7 +90,7 @@ impl Search<'_> {
             while let Some(b) = next.next_if(|b| b[axis].lo <= slab.lo) {
                 active.push(b);
             }
-            self.steps = self.steps.checked_sub(1 + active.len() as u64)?;
+            *self.steps = self.steps.checked_sub(1 + active.len() as u64)?;
             self.path.push(slab);
             let inside = self.count(&active);
             self.path.pop();
@@ -105,29 +116,37 @@ mod tests {
             of(&[(0, 2), (2, 6)]),
             of(&[(3, 9), (3, 5)]),
         ];
-        let left = uncovered(&whole, boxes.iter()).unwrap();
+        let left = uncovered(&whole, boxes.iter(), &mut 99).unwrap();
         assert_eq!(left.elements, 4);
         assert_eq!(left.first, Some(of(&[(2, 3), (3, 6)])));
-        let left = uncovered(&whole, [of(&[(0, 4), (0, 6)])].iter()).unwrap();
+        let left = uncovered(&whole, [of(&[(0, 4), (0, 6)])].iter(), &mut 99).unwrap();
         assert_eq!((left.elements, left.first), (0, None));
-        assert_eq!(uncovered(&whole, [].iter()).unwrap().elements, 24);
+        assert_eq!(uncovered(&whole, [].iter(), &mut 99).unwrap().elements, 24);
     }
 
     #[test]
     fn a_scalar_is_held_or_not() {
-        assert_eq!(uncovered(&of(&[]), [of(&[])].iter()).unwrap().elements, 0);
-        assert_eq!(uncovered(&of(&[]), [].iter()).unwrap().elements, 1);
+        assert_eq!(
+            uncovered(&of(&[]), [of(&[])].iter(), &mut 9)
+                .unwrap()
+                .elements,
+            0
+        );
+        assert_eq!(uncovered(&of(&[]), [].iter(), &mut 9).unwrap().elements, 1);
     }
 
     #[test]
     fn many_chunks_take_few_steps() {
         let n = 100_000;
         let chunks: Vec<IndexBox> = (0..n).map(|i| of(&[(0, 8), (i, i + 1)])).collect();
-        assert_eq!(
-            uncovered(&of(&[(0, 8), (0, n)]), chunks.iter())
-                .unwrap()
-                .elements,
-            0
-        );
+        let mut steps = 5 * n;
+        let left = uncovered(&of(&[(0, 8), (0, n)]), chunks.iter(), &mut steps);
+        assert_eq!(left.unwrap().elements, 0);
+    }
+
+    #[test]
+    fn a_question_that_takes_too_long_is_given_up() {
+        let crossing: Vec<IndexBox> = (0..99).map(|i| of(&[(i, i + 50), (i, 200 - i)])).collect();
+        assert!(uncovered(&of(&[(0, 200), (0, 200)]), crossing.iter(), &mut 500).is_none());
     }
 }

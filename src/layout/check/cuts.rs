@@ -173,6 +173,9 @@ fn axis_problems(rule: &Rule, mesh: &Mesh, shape: &[u64]) -> Vec<Problem> {
 
 /// The mesh axes of a cut with their sizes, such as `tp 4`.
 fn spell_axes(cut: &Cut, mesh: &Mesh) -> String {
+    if cut.axes.is_empty() {
+        return "no mesh axis".into();
+    }
     let axis = |&a: &u8| {
         format!(
             "{} {}",
@@ -425,9 +428,13 @@ fn split_granule(kind: &CutKind, length: u64, n: u64, granule: u64) -> Option<u6
         }
         CutKind::Ceil => Some(length.div_ceil(n)).filter(|&b| b < length && inside(b)),
         CutKind::Chunk(c) => Some(*c).filter(|&b| b < length && inside(b)),
-        CutKind::Floor => (1..n)
-            .map(|i| kind.bound(length, n, i))
-            .find(|&b| inside(b)),
+        // If any bound is inside one, the first or the last is: i * granules
+        // mod n is largest at one of them.
+        CutKind::Floor if n > 1 => {
+            let ends = [kind.bound(length, n, 1), kind.bound(length, n, n - 1)];
+            ends.into_iter().find(|&b| inside(b))
+        }
+        CutKind::Floor => None,
         CutKind::At(bounds) => bounds.iter().copied().find(|&b| inside(b)),
     }
 }

@@ -15,25 +15,47 @@ use super::{Finding, FindingKind, Findings, Problem};
 use crate::layout::LayoutSpec;
 use crate::layout::tensor::Tensor;
 use crate::layout::view::{RankViews, View};
+use crate::limits::BOX_COUNT_MAX;
 use crate::rank::Rank;
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
 
 /// Runs of one group of entangled views that are still enumerated.
 const RUNS_MAX: u64 = 1 << 20;
+/// Runs, and pairs of boxes, that are looked at in a whole layout.
+pub(super) const LOOKS_MAX: u64 = 1 << 25;
 /// Pairs of overlapping runs after which a sweep knows enough.
 const MEETINGS_MAX: usize = 1 << 20;
 
 /// Checks every explicit rank of a layout.
 pub(super) fn check_explicit(spec: &LayoutSpec, out: &mut Findings) {
+    let mut looks = LOOKS_MAX;
     for r in &spec.explicit {
+        check_counts(r, &spec.tensors, out);
         let is_sound: Vec<bool> = r
             .views
             .iter()
             .map(|v| check_view(r, v, &spec.tensors[v.tensor.index()], out))
             .collect();
         if is_sound.iter().all(|&s| s) {
-            check_apart(r, &spec.tensors, out);
+            check_apart(r, &spec.tensors, &mut looks, out);
+        }
+    }
+}
+
+/// A rank holds a tensor in a limited number of boxes.
+fn check_counts(r: &RankViews, tensors: &[Tensor], out: &mut Findings) {
+    for group in r.views.chunk_by(|a, b| a.tensor == b.tensor) {
+        if group.len() > BOX_COUNT_MAX {
+            let text = format!(
+                "it has {} views; at most {BOX_COUNT_MAX} are allowed for a tensor on one rank",
+                group.len()
+            );
+            let problem = Problem::new(FindingKind::Storage, None, text);
+            let name = &tensors[group[0].tensor.index()].name;
+            let mut finding = problem.of(name, None, Some(r.rank));
+            finding.message = format!("rank {}, {}", r.rank, finding.message);
+            out.push(finding);
         }
     }
 }
@@ -102,9 +124,9 @@ fn check_view(r: &RankViews, v: &View, t: &Tensor, out: &mut Findings) -> bool {
 }
 
 /// Finds views of one buffer that share memory without being the same values.
-fn check_apart(r: &RankViews, tensors: &[Tensor], out: &mut Findings) {
+fn check_apart(r: &RankViews, tensors: &[Tensor], looks: &mut u64, out: &mut Findings) {
     for group in entangled(&r.views) {
-        let meetings = match meetings(&r.views, &group) {
+        let meetings = match meetings(&r.views, &group, looks) {
             Some(m) => m,
             None => {
                 out.push(unproven(r, &group, tensors));
@@ -181,12 +203,17 @@ fn unproven(r: &RankViews, group: &[usize], tensors: &[Tensor]) -> Finding {
 }
 
 /// What the destination would write more than once, on one explicit rank.
-pub(super) fn written_twice(r: &RankViews, tensors: &[Tensor], out: &mut Findings) {
+pub(super) fn written_twice(
+    r: &RankViews,
+    tensors: &[Tensor],
+    looks: &mut u64,
+    out: &mut Findings,
+) {
     for (i, v) in r.views.iter().enumerate() {
         if is_injective(v) {
             continue;
         }
-        let met = meetings(&r.views, &[i]).map(|m| m.get(&(i, i)).copied());
+        let met = meetings(&r.views, &[i], looks).map(|m| m.get(&(i, i)).copied());
         let bytes = match met {
             Some(None) => continue,
             Some(Some(met)) => met.bytes,
@@ -203,7 +230,13 @@ pub(super) fn written_twice(r: &RankViews, tensors: &[Tensor], out: &mut Finding
     // Boxes of one tensor: equal ones, or those in another buffer, are a
     // second place that is meant; others are a slip.
     for group in r.views.chunk_by(|a, b| a.tensor == b.tensor) {
-        for (a, b) in overlapping_boxes(group) {
+        let Some(pairs) = overlapping_boxes(group, looks) else {
+            let text = "its boxes are too many to tell whether they overlap; use fewer, or boxes \
+                        that cut along one axis";
+            out.push(twice(r, &group[0], tensors, 0, text.into()));
+            continue;
+        };
+        for (a, b) in pairs {
             let is_second_place = a.bounds == b.bounds && !is_same_map(a, b);
             if a.buffer != b.buffer || is_second_place {
                 continue;
@@ -231,8 +264,8 @@ fn twice(r: &RankViews, v: &View, tensors: &[Tensor], bytes: u64, text: String) 
 }
 
 /// Pairs of views of one tensor whose boxes overlap, found by a sweep along
-/// the axis on which they differ most.
-fn overlapping_boxes(views: &[View]) -> Vec<(&View, &View)> {
+/// the axis on which they differ most. `None` if that takes too long.
+fn overlapping_boxes<'a>(views: &'a [View], looks: &mut u64) -> Option<Vec<(&'a View, &'a View)>> {
     let axes = views.first().map_or(0, |v| v.bounds.0.len());
     let starts = |axis: usize| {
         let mut lo: Vec<u64> = views.iter().map(|v| v.bounds.0[axis].lo).collect();
@@ -242,23 +275,21 @@ fn overlapping_boxes(views: &[View]) -> Vec<(&View, &View)> {
     };
     let Some(axis) = (0..axes).max_by_key(|&a| starts(a)) else {
         // Scalars: any two are the same box.
-        return views.windows(2).map(|w| (&w[0], &w[1])).collect();
+        return Some(views.windows(2).map(|w| (&w[0], &w[1])).collect());
     };
     let mut sorted: Vec<&View> = views.iter().collect();
     sorted.sort_by_key(|v| v.bounds.0[axis].lo);
     let mut pairs = Vec::new();
     for (i, a) in sorted.iter().enumerate() {
-        let later = sorted[i + 1..].iter();
-        let near = later.take_while(|b| b.bounds.0[axis].lo < a.bounds.0[axis].hi);
-        pairs.extend(
-            near.filter(|b| a.bounds.overlaps(&b.bounds))
-                .map(|b| (*a, *b)),
-        );
-        if pairs.len() > MEETINGS_MAX {
-            break;
+        let near = |b: &&&View| b.bounds.0[axis].lo < a.bounds.0[axis].hi;
+        for b in sorted[i + 1..].iter().take_while(near) {
+            *looks = looks.checked_sub(1)?;
+            if a.bounds.overlaps(&b.bounds) {
+                pairs.push((*a, *b));
+            }
         }
     }
-    pairs
+    Some(pairs)
 }
 
 /// True if both views put every element of a tensor at the same place.
@@ -312,7 +343,11 @@ struct Met {
 
 /// Which views of a group share memory, pair by pair; a view that overlaps
 /// itself is a pair with itself. `None` if that takes too long to say.
-fn meetings(views: &[View], group: &[usize]) -> Option<BTreeMap<(usize, usize), Met>> {
+fn meetings(
+    views: &[View],
+    group: &[usize],
+    looks: &mut u64,
+) -> Option<BTreeMap<(usize, usize), Met>> {
     if group.len() > 1 && is_apart_by_residues(views, group) {
         return Some(BTreeMap::new());
     }
@@ -323,6 +358,7 @@ fn meetings(views: &[View], group: &[usize]) -> Option<BTreeMap<(usize, usize), 
     if count > RUNS_MAX {
         return None;
     }
+    *looks = looks.checked_sub(count)?;
     let mut runs: Vec<(u64, u64, usize)> = Vec::with_capacity(count as usize);
     for &i in group {
         Lattice::of(&views[i]).for_each_run(|lo, hi| runs.push((lo, hi, i)));

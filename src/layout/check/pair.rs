@@ -1,9 +1,9 @@
 //! Two layouts: do they speak of the same tensors, and is everything that is
 //! needed held?
 
-use super::cover::uncovered;
+use super::cover::{STEPS_MAX, Uncovered, uncovered};
 use super::cuts::granule_problem;
-use super::memory::{Boxes, written_twice};
+use super::memory::{Boxes, LOOKS_MAX, written_twice};
 use super::{Finding, FindingKind, Findings, Problem, Side};
 use crate::layout::Layout;
 use crate::layout::dtype::Dtype;
@@ -48,11 +48,13 @@ pub struct Coverage {
 /// Everything that is wrong between a source and a destination that are each
 /// well-formed.
 pub fn check_pair(source: &Layout, destination: &Layout) -> PairReport {
+    let mut steps = STEPS_MAX;
     let mut pair = Pair {
         source,
         destination,
-        held: Uses::of(source),
-        needed: Uses::of(destination),
+        held: Uses::of(source, &mut steps),
+        needed: Uses::of(destination, &mut steps),
+        steps,
         report: PairReport::default(),
         out: Findings::default(),
     };
@@ -74,19 +76,13 @@ struct Use<'a> {
     boxes: Boxes<'a>,
     /// Every dtype it is stored in, with a rank that does so.
     dtypes: BTreeMap<Dtype, Option<Rank>>,
+    /// What is left out of it; `None` if that is too hard to tell.
+    missing: Option<Uncovered>,
 }
 
 impl Use<'_> {
     fn is_none(&self) -> bool {
         self.placed.is_none() && self.boxes.is_empty()
-    }
-
-    /// Elements that are left out; `None` if that is too hard to tell.
-    fn missing(&self, whole: &IndexBox) -> Option<u64> {
-        if self.placed.is_some() {
-            return Some(0);
-        }
-        Some(uncovered(whole, self.boxes.keys().copied())?.elements)
     }
 }
 
@@ -94,7 +90,7 @@ impl Use<'_> {
 struct Uses<'a>(Vec<Use<'a>>);
 
 impl<'a> Uses<'a> {
-    fn of(layout: &'a Layout) -> Uses<'a> {
+    fn of(layout: &'a Layout, steps: &mut u64) -> Uses<'a> {
         let tensors = layout.tensors();
         let mut uses: Vec<Use<'a>> = tensors.iter().map(|_| Use::default()).collect();
         for part in layout.parts() {
@@ -112,6 +108,12 @@ impl<'a> Uses<'a> {
                 u.dtypes.entry(v.dtype).or_insert(Some(r.rank));
             }
         }
+        for (u, t) in uses.iter_mut().zip(tensors) {
+            u.missing = match u.placed {
+                Some(_) => Some(Uncovered::NOTHING),
+                None => uncovered(&IndexBox::whole(&t.shape), u.boxes.keys().copied(), steps),
+            };
+        }
         Uses(uses)
     }
 }
@@ -121,6 +123,8 @@ struct Pair<'a> {
     destination: &'a Layout,
     held: Uses<'a>,
     needed: Uses<'a>,
+    /// Steps left for questions about boxes.
+    steps: u64,
     report: PairReport,
     out: Findings,
 }
@@ -150,8 +154,9 @@ impl Pair<'_> {
                 self.missing_on_destination(s);
             }
         }
+        let mut looks = LOOKS_MAX;
         for r in self.destination.explicit() {
-            written_twice(r, self.destination.tensors(), &mut self.out);
+            written_twice(r, self.destination.tensors(), &mut looks, &mut self.out);
         }
         for s in &wanted {
             let t = &self.source.tensors()[*s];
@@ -314,17 +319,20 @@ impl Pair<'_> {
         let (held, needed) = (&self.held.0[s], &self.needed.0[d]);
         let (a, b) = (&self.source.tensors()[s], &self.destination.tensors()[d]);
         let whole = IndexBox::whole(&b.shape);
-        let both = held.boxes.keys().chain(needed.boxes.keys()).copied();
-        let any_placed = held.placed.is_some() || needed.placed.is_some();
-        let unseen = if any_placed {
-            Some(0)
-        } else {
-            uncovered(&whole, both).map(|u| u.elements)
-        };
-        let (Some(unheld), Some(unneeded), Some(unseen)) =
-            (held.missing(&whole), needed.missing(&whole), unseen)
-        else {
+        let (Some(unheld), Some(unneeded)) = (&held.missing, &needed.missing) else {
             return self.too_hard(d);
+        };
+        let (unheld, unneeded) = (unheld.elements, unneeded.elements);
+        let unseen = if unheld == 0 || unneeded == 0 {
+            0
+        } else if held.boxes.keys().eq(needed.boxes.keys()) {
+            unheld
+        } else {
+            let both = held.boxes.keys().chain(needed.boxes.keys()).copied();
+            match uncovered(&whole, both, &mut self.steps) {
+                Some(left) => left.elements,
+                None => return self.too_hard(d),
+            }
         };
         let all = whole.elements();
         // |held and needed| = |held| + |needed| - |held or needed|
@@ -334,7 +342,7 @@ impl Pair<'_> {
         if matched < all - unneeded {
             self.never_held(s, d);
         } else if unheld > 0 {
-            self.source_hole(s, unheld);
+            self.source_hole(s);
         }
     }
 
@@ -343,17 +351,24 @@ impl Pair<'_> {
         let b = &self.destination.tensors()[d];
         let whole = IndexBox::whole(&b.shape);
         let mut gaps: Vec<(IndexBox, u64, IndexBox, Option<Rank>)> = Vec::new();
-        if let Some((part, p)) = needed.placed
-            && let Some(left) = uncovered(&whole, held.boxes.keys().copied())
-            && let Some(first) = left.first
+        let missing = held.missing.clone();
+        if let (Some((part, p)), Some((elements, Some(first)))) =
+            (needed.placed, missing.map(|m| (m.elements, m.first)))
         {
             let rank = first_holder(part, p, b, &first);
-            gaps.push((whole, left.elements, first, rank));
+            gaps.push((whole, elements, first, rank));
         } else {
             for (bounds, rank) in &needed.boxes {
-                let left = uncovered(bounds, held.boxes.keys().copied());
-                if let Some((elements, Some(first))) = left.map(|l| (l.elements, l.first)) {
-                    gaps.push(((*bounds).clone(), elements, first, Some(*rank)));
+                let left = uncovered(bounds, held.boxes.keys().copied(), &mut self.steps);
+                match left.map(|l| (l.elements, l.first)) {
+                    Some((elements, Some(first))) => {
+                        gaps.push(((*bounds).clone(), elements, first, Some(*rank)));
+                    }
+                    Some(_) => {}
+                    None => {
+                        self.too_hard(d);
+                        break;
+                    }
                 }
             }
         }
@@ -377,10 +392,11 @@ impl Pair<'_> {
         }
     }
 
-    fn source_hole(&mut self, s: usize, elements: u64) {
+    fn source_hole(&mut self, s: usize) {
         let t = &self.source.tensors()[s];
-        let whole = IndexBox::whole(&t.shape);
-        let first = uncovered(&whole, self.held.0[s].boxes.keys().copied()).and_then(|u| u.first);
+        let Some(Uncovered { elements, first }) = self.held.0[s].missing.clone() else {
+            return;
+        };
         let bytes = elements * t.dtype.bytes();
         let such = first.map_or(String::new(), |b| format!(", such as {b}"));
         self.out.push(Finding {
@@ -411,7 +427,7 @@ impl Pair<'_> {
 /// too hard to tell.
 fn bytes_of(u: &Use<'_>, t: &Tensor) -> u64 {
     let whole = IndexBox::whole(&t.shape);
-    let missing = u.missing(&whole).unwrap_or(0);
+    let missing = u.missing.as_ref().map_or(0, |m| m.elements);
     (whole.elements() - missing) * t.dtype.bytes()
 }
 

@@ -4,7 +4,7 @@ use super::cuts::Classes;
 use super::{Finding, FindingKind, Findings};
 use crate::layout::mesh::{Coords, Mesh};
 use crate::layout::placement::{Buffer, LocalAxis, Part, Placement, Rule};
-use crate::layout::tensor::{Dims, Tensor};
+use crate::layout::tensor::{Dims, Tensor, TensorIndex};
 use crate::limits::{NAME_BYTES_MAX, TENSOR_BYTES_MAX, VIEW_COUNT_MAX};
 use crate::rank::Rank;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -86,10 +86,10 @@ impl<'a> Checker<'a> {
     /// A split buffer needs a name for each of its indices.
     fn split_name(&self, b: &Buffer, out: &mut Findings) {
         let first = self.part.member(b.members[0]);
-        let holes = b.name.matches("{local}").count() + b.name.matches("{global}").count();
         let Some(axis) = self.part.rule(first).split else {
             return;
         };
+        let holes = holes_of(&b.name);
         if holes != 1 {
             let text = format!(
                 "tensor \"{}\" is split along axis {axis} into one buffer per index, so the \
@@ -129,9 +129,14 @@ impl<'a> Checker<'a> {
                 self.say(FindingKind::Fused, b, plain(text), out);
             }
         }
+        let mut seen: BTreeSet<TensorIndex> = BTreeSet::from([first.tensor]);
         for &m in &b.members[1..] {
             let other = part.member(m);
             let c = self.tensor(other);
+            if !seen.insert(other.tensor) {
+                let text = format!("tensor \"{}\" is a member twice; once is enough", c.name);
+                self.say(FindingKind::Fused, b, plain(text), out);
+            }
             if !self.same_stage(first, other) {
                 let text = format!(
                     "tensor \"{}\" is on {} and tensor \"{}\" on {}; members of one buffer are on \
@@ -225,6 +230,9 @@ impl<'a> Checker<'a> {
         let Some(axis) = self.part.rule(first).split else {
             return 1;
         };
+        if holes_of(&b.name) != 1 {
+            return 1;
+        }
         match b.name.contains("{global}") {
             true => self.tensor(first).shape[axis as usize],
             false => self.classes.of_member(b.members[0]).extents[axis as usize],
@@ -292,6 +300,11 @@ impl<'a> Checker<'a> {
         finding.message = format!("two buffers of one rank are named \"{name}\": {text}");
         out.push(finding);
     }
+}
+
+/// Places for an index in the name of a split buffer.
+fn holes_of(name: &str) -> usize {
+    name.matches("{local}").count() + name.matches("{global}").count()
 }
 
 fn plain(text: String) -> Misfit {
@@ -449,14 +462,17 @@ impl Station {
     }
 }
 
+/// Stages, one of each of two pipeline axes, that have ranks in common.
+type StagePairs = BTreeSet<(u32, u32)>;
+
 /// Which stages of two pipeline axes have ranks in common.
 #[derive(Default)]
 struct Meetings {
-    known: BTreeMap<[(u16, u8); 2], BTreeSet<(u32, u32)>>,
+    known: BTreeMap<[(u16, u8); 2], StagePairs>,
 }
 
 impl Meetings {
-    fn of(&mut self, part: &Part, a: Station, b: Station) -> &BTreeSet<(u32, u32)> {
+    fn of(&mut self, part: &Part, a: Station, b: Station) -> &StagePairs {
         let key = [(a.mesh, a.axis), (b.mesh, b.axis)];
         self.known.entry(key).or_insert_with(|| {
             let stage = |s: Station, position: u32| {

@@ -8,9 +8,8 @@ enum Level {
     Array(usize),
 }
 
-/// The path of the value that ends at, or contains, byte `stop`. With
-/// `whole`, a position just inside the end of an object means the object.
-pub(super) fn path_at(text: &[u8], stop: usize, whole: bool) -> String {
+/// The path of the value that ends at, or contains, byte `stop`.
+pub(super) fn path_at(text: &[u8], stop: usize) -> String {
     let mut levels: Vec<Level> = Vec::new();
     let text = &text[..stop.min(text.len())];
     let mut i = 0;
@@ -46,9 +45,6 @@ pub(super) fn path_at(text: &[u8], stop: usize, whole: bool) -> String {
             _ => {}
         }
         i += 1;
-    }
-    if whole && matches!(levels.last(), Some(Level::Object(..))) {
-        levels.pop();
     }
     spell(&levels)
 }
@@ -102,13 +98,13 @@ mod tests {
         let text = br#"{"a": [{"b": 1}, {"c": [1, "x,]\"", 3]}], "d": 5}"#;
         let at = |needle: &str| {
             let s = std::str::from_utf8(text).unwrap();
-            path_at(text, s.find(needle).unwrap() + needle.len(), false)
+            path_at(text, s.find(needle).unwrap() + needle.len())
         };
         assert_eq!(at("\"b\": 1"), "a[0].b");
         assert_eq!(at(", 3"), "a[1].c[2]");
         assert_eq!(at("\"d\": 5"), "d");
-        assert_eq!(path_at(text, 3, false), "a");
-        assert_eq!(path_at(b"", 9, false), "");
+        assert_eq!(path_at(text, 4), "a");
+        assert_eq!(path_at(b"", 9), "");
         assert_eq!(offset_of(b"ab\ncd\n", 2, 1), 4);
     }
 }

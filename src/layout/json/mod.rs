@@ -17,6 +17,7 @@
 
 mod doc;
 mod locate;
+mod pretty;
 mod read;
 mod write;
 
@@ -99,7 +100,7 @@ fn explain(text: &[u8], e: &serde_json::Error) -> Error {
     let place = format!(" at line {} column {}", e.line(), e.column());
     let what = full.strip_suffix(&place).unwrap_or(&full);
     let stop = locate::offset_of(text, e.line(), e.column());
-    let path = locate::path_at(text, stop, what.starts_with("missing field"));
+    let path = locate::path_at(text, stop);
     let at = if path.is_empty() {
         String::new()
     } else {

@@ -634,9 +634,6 @@ fn read_cut(c: &CutDoc, mesh: &Mesh) -> Read<Cut> {
         .map(|a| find_axis(a, mesh))
         .collect::<Read<_>>()
         .within(|| "axes".into())?;
-    if axes.is_empty() {
-        return fault("axes", "a cut names at least one mesh axis".into());
-    }
     let kind = match &c.kind {
         KindDoc::Even => CutKind::Even,
         KindDoc::Floor => CutKind::Floor,

@@ -26,7 +26,8 @@ pub(super) fn write(spec: &LayoutSpec) -> String {
         tensors: declarations(spec),
         ..FileDoc::default()
     };
-    serde_json::to_string_pretty(&file).expect("strings and numbers always serialise")
+    let compact = serde_json::to_string(&file).expect("strings and numbers always serialise");
+    super::pretty::pretty(&compact)
 }
 
 /// The tensors that no part declares.

@@ -23,8 +23,8 @@ pub enum Address {
     Tcp(SocketAddr),
 }
 
-fn unix_name(name: u128) -> io::Result<UnixAddr> {
-    UnixAddr::from_abstract_name(format!("weightsync-control-{name:032x}"))
+fn unix_name(name: u128) -> String {
+    format!("weightsync-control-{name:032x}")
 }
 
 /// A socket that neighbours come to.
@@ -39,7 +39,7 @@ impl Listener {
     pub fn open(kind: Kind) -> Result<Listener> {
         let listener = if kind.is_one_host() {
             let name = sys::random_u128()?;
-            unix_name(name)
+            UnixAddr::from_abstract_name(unix_name(name))
                 .and_then(|a| UnixListener::bind_addr(&a))
                 .map(|socket| Listener::Unix { socket, name })
         } else {
@@ -109,12 +109,12 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Connects; bounded by `timeout`.
+    /// Connects; bounded by `timeout`. `WouldBlock` is worth another try.
     pub fn connect(to: &Address, timeout: Duration) -> io::Result<Stream> {
         let stream = match to {
-            // The listener's queue is longer than the tree is wide, so this
-            // does not wait for the other side.
-            Address::Unix(name) => Stream::Unix(UnixStream::connect_addr(&unix_name(*name)?)?),
+            Address::Unix(name) => {
+                Stream::Unix(sys::connect_unix(unix_name(*name).as_bytes())?.into())
+            }
             Address::Tcp(address) => Stream::Tcp(TcpStream::connect_timeout(address, timeout)?),
         };
         stream.set_up()?;

@@ -94,6 +94,39 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
+/// Connects to an abstract Unix socket without waiting: a listener whose queue
+/// is full gives `WouldBlock`.
+pub fn connect_unix(name: &[u8]) -> io::Result<OwnedFd> {
+    let flags = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointers; the result is checked before use.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, flags, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut address = libc::sockaddr_un {
+        sun_family: libc::AF_UNIX as libc::sa_family_t,
+        sun_path: [0; 108],
+    };
+    // The first byte stays zero: that makes the name abstract.
+    let Some(room) = address.sun_path.get_mut(1..=name.len()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    for (to, from) in room.iter_mut().zip(name) {
+        *to = *from as libc::c_char;
+    }
+    let bytes = std::mem::offset_of!(libc::sockaddr_un, sun_path) + 1 + name.len();
+    let at: *const libc::sockaddr_un = &address;
+    // SAFETY: `bytes` is not more than the size of the address, which is a
+    // plain struct that outlives the call.
+    let result = unsafe { libc::connect(fd.as_raw_fd(), at.cast(), bytes as libc::socklen_t) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(fd)
+}
+
 /// Fills `bytes` with secrets.
 pub fn fill_random(bytes: &mut [u8]) -> Result<()> {
     let mut at = 0;

@@ -195,18 +195,24 @@ fn closed_early(rank: Rank) -> Error {
     Error::new(Status::PeerLost, text).by(rank)
 }
 
-/// Connects; tries TCP again until the deadline.
+/// Connects; tries again until the deadline where that makes sense: a Unix
+/// socket that refuses is gone for good, a TCP one may have been too busy.
 fn dial(address: &Address, deadline: Instant) -> io::Result<Stream> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = left.clamp(Duration::from_millis(1), Duration::from_secs(5));
-        let is_tcp = matches!(address, Address::Tcp(_));
-        match Stream::connect(address, timeout) {
-            Err(_) if is_tcp && left > Duration::from_millis(50) => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            result => return result,
+        let error = match Stream::connect(address, timeout) {
+            Ok(stream) => return Ok(stream),
+            Err(e) => e,
+        };
+        let may_work = match address {
+            Address::Unix(_) => error.kind() == io::ErrorKind::WouldBlock,
+            Address::Tcp(_) => true,
+        };
+        if !may_work || left.is_zero() {
+            return Err(error);
         }
+        std::thread::sleep(Duration::from_millis(20).min(left));
     }
 }
 

@@ -1,0 +1,228 @@
+// Ownership, errors as exceptions, and a delivery between two threads.
+
+#include "check.hpp"
+
+#include <weightsync/weightsync.hpp>
+
+#include <atomic>
+#include <cstring>
+#include <thread>
+
+using namespace std::chrono_literals;
+namespace ws = weightsync;
+
+namespace {
+
+const char *const rows = R"({"weightsync_layout": 1, "ranks": {"first": 0, "count": 2},
+    "meshes": {"m": [["tp", 2]]},
+    "tensors": [{"name": "w", "shape": [4, 4], "dtype": "f32",
+                 "cuts": [{"dim": 0, "axes": ["tp"]}]},
+                {"name": "v", "shape": [4, 4], "dtype": "f32",
+                 "cuts": [{"dim": 0, "axes": ["tp"]}]}]})";
+
+void owns_and_moves() {
+  ws::Layout empty;
+  CHECK(!empty);
+  CHECK(empty.rank_count() == 0);
+  ws::Layout first = ws::Layout::from_json(rows);
+  wsync_layout *raw = first.c_ptr();
+  ws::Layout second = std::move(first);
+  CHECK(!first && second.c_ptr() == raw);
+  empty = std::move(second);
+  CHECK(empty.rank_count() == 2);
+  wsync_layout *given_up = empty.release();
+  CHECK(!empty);
+  ws::Layout taken(given_up);
+  CHECK(taken.tensor_count() == 2 && taken.copy_count() == 1);
+  taken.reset();
+  CHECK(!taken);
+}
+
+template <class F> ws::Status status_of(F &&f) {
+  try {
+    f();
+  } catch (const ws::Error &e) {
+    CHECK(std::strlen(e.what()) > 0);
+    return e.status();
+  }
+  return ws::Status::ok;
+}
+
+void throws_what_the_library_says() {
+  CHECK(status_of([] { ws::Layout::from_json("{"); }) == ws::Status::layout_invalid);
+  CHECK(status_of([] { ws::Plan().verify(); }) == ws::Status::invalid_argument);
+  CHECK(status_of([] { ws::Plan::from_bytes(std::vector<std::uint8_t>(7)); }) ==
+        ws::Status::corrupt);
+
+  ws::ErrorRecord err;
+  CHECK(!err && !err.rank());
+  const ws::Layout bad = ws::Layout::from_json("{", err);
+  CHECK(err && !bad && err.status() == ws::Status::layout_invalid);
+  CHECK(std::strcmp(ws::name(err.status()), "LAYOUT_INVALID") == 0);
+  const ws::Layout good = ws::Layout::from_json(rows, err);
+  CHECK(!err && good);
+  CHECK(ws::is_transport_lost(ws::Status::aborted));
+  CHECK(ws::is_retryable(ws::Status::refused));
+}
+
+void describes_and_plans() {
+  ws::RankViews views(0);
+  const auto tensor = views.add_tensor("w", ws::dtype::bf16, {4, 6});
+  const auto buffer = views.add_buffer("b", 48);
+  views.add_view(tensor, {0, 0}, {4, 6}, buffer);
+  views.add_alias("tied", "w");
+  const ws::Layout one = ws::Layout::from_views(views);
+  CHECK(one.buffers(0).size() == 1);
+  CHECK(one.buffers(0)[0].name == "b" && one.buffers(0)[0].bytes == 48);
+  CHECK(!one.buffers(0)[0].side);
+
+  const ws::Layout again = ws::Layout::from_bytes(one.serialize());
+  CHECK(again.to_json() == one.to_json());
+  CHECK(!one.describe().empty());
+  CHECK(one.check().error_count == 0);
+  CHECK(one.check(&again).error_count == 0);
+  CHECK(ws::Layout::check_json(rows).error_count == 0);
+
+  ws::RankViews other(1, 1);
+  const auto same = other.add_tensor("w", ws::dtype::bf16, {4, 6});
+  other.add_view(same, {0, 0}, {4, 6}, other.add_buffer("b", 48));
+  std::vector<ws::Layout> both;
+  both.push_back(ws::Layout::from_views(views));
+  both.push_back(ws::Layout::from_views(other));
+  CHECK(ws::Layout::merge(both).copy_count() == 2);
+
+  const ws::Layout layout = ws::Layout::from_json(rows);
+  const ws::Plan plan = ws::Plan::create(layout, layout);
+  plan.verify();
+  CHECK(plan.ranks() == (std::vector<std::uint32_t>{0, 1}));
+  CHECK(plan.rank_count() == 2 && plan.step_count() >= 1);
+  CHECK(plan.program_info(0).bytes_local == 64);
+  CHECK(plan.buffers(1).size() == 4);
+  CHECK(plan.buffers(1)[0].side == ws::Side::source);
+  CHECK(plan.tensor_last_step(0, "w").has_value());
+  const ws::Plan part = plan.select({"w*"}, {"x"});
+  CHECK(part.tensor_count() == 1);
+  const ws::Fingerprint a = plan.fingerprint();
+  const ws::Fingerprint b = ws::Plan::from_bytes(plan.serialize()).fingerprint();
+  CHECK(std::memcmp(&a, &b, sizeof a) == 0);
+  CHECK(plan.diff(part).find("\"is_equal\":false") != std::string::npos);
+  CHECK(plan.rank_ops(0).front() == '[' && plan.report().front() == '{');
+}
+
+void maps() {
+  const std::vector<std::uint32_t> trainers{0, 1, 2, 3};
+  const std::vector<std::uint32_t> servers{4, 5};
+  ws::MappingOptions options;
+  options.kind = WSYNC_MAPPING_KIND_TWO_STAGE;
+  options.source_pp = 4;
+  options.destination_tp = 2;
+  options.source_devices = trainers.data();
+  options.source_device_count = trainers.size();
+  options.destination_devices = servers.data();
+  options.destination_device_count = servers.size();
+  const ws::Mapping mapping = ws::Mapping::create(options);
+  const auto pairs = mapping.pairs(ws::MappingList::pairs);
+  CHECK(pairs.size() == 4 && pairs[1].sender == 1 && pairs[1].receiver == 5);
+  CHECK(mapping.pairs(ws::MappingList::forwards).size() == 2);
+  CHECK(mapping.pairs(ws::MappingList::routed).empty());
+  CHECK(mapping.group_size() == 2 && mapping.regroup_count() == 0);
+  CHECK(mapping.regroup_kind() == ws::RegroupKind::none);
+  CHECK(mapping.report().find("\"pairs\"") != std::string::npos);
+}
+
+void one_rank(ws::Transport transport, const ws::Plan &plan,
+              ws::Span<const std::vector<std::uint8_t>> greetings) {
+  transport.meet(greetings, 60s);
+  const std::uint32_t rank = transport.rank();
+  ws::Session session = ws::Session::create(transport);
+  std::vector<std::vector<float>> memory;
+  for (const ws::BufferInfo &info : plan.buffers(rank)) {
+    const bool is_source = info.side == ws::Side::source;
+    memory.emplace_back(info.bytes / sizeof(float), is_source ? 2.5f : 0.0f);
+    session.bind(*info.side, info.name, memory.back().data(), info.bytes);
+  }
+  const std::uint32_t slot = session.load(plan);
+  ws::Request request = ws::Request::create(session, slot);
+  CHECK(request.state() == ws::State::idle);
+  for (std::uint64_t version = 1; version <= 2; version++) {
+    request.submit(ws::RequestOptions(version, WSYNC_REQUEST_FLAG_VERIFY));
+    CHECK(request.wait(60s));
+    CHECK(request.test() && request.wait_ready(0s));
+    CHECK(request.outcome().rank == ws::Outcome::complete);
+    CHECK(request.outcome().copy == ws::Outcome::complete);
+  }
+  for (const auto &buffer : memory) {
+    for (const float value : buffer) CHECK(value > 2.4f && value < 2.6f);
+  }
+  CHECK(request.steps_done() == request.step_count());
+  CHECK(request.tensor_digest("w") != 0);
+  CHECK(request.report().find("\"version\":2") != std::string::npos);
+  session.finalize(60s);
+  const auto late = status_of([&] { static_cast<void>(ws::Request::create(session, slot)); });
+  CHECK(late == ws::Status::invalid_state);
+  transport.check();
+  transport.finalize(60s);
+}
+
+void delivers() {
+  const ws::Layout layout = ws::Layout::from_json(rows);
+  const ws::Plan plan = ws::Plan::create(layout, layout);
+  std::vector<ws::Transport> transports;
+  std::vector<std::vector<std::uint8_t>> greetings;
+  for (std::uint32_t rank = 0; rank < 2; rank++) {
+    transports.push_back(ws::Transport::create(ws::TransportKind::loopback, rank, 2));
+    greetings.push_back(transports.back().greeting());
+  }
+  std::vector<std::thread> threads;
+  for (ws::Transport &transport : transports) {
+    threads.emplace_back(
+        [&, t = std::move(transport)]() mutable { one_rank(std::move(t), plan, greetings); });
+  }
+  for (std::thread &thread : threads) thread.join();
+}
+
+void destroys_in_any_order() {
+  const ws::Layout layout = ws::Layout::from_json(
+      R"({"weightsync_layout": 1, "ranks": {"first": 0, "count": 1},
+          "tensors": [{"name": "w", "shape": [4], "dtype": "f32"}]})");
+  ws::Plan plan = ws::Plan::create(layout, layout);
+  ws::Transport transport = ws::Transport::create(ws::TransportKind::loopback, 0, 1);
+  transport.meet({transport.greeting()}, 60s);
+  ws::Session session = ws::Session::create(transport);
+  float from[4] = {1, 2, 3, 4};
+  float to[4] = {};
+  session.bind(ws::Side::source, "w", from, sizeof from);
+  session.bind(ws::Side::destination, "w", to, sizeof to);
+  ws::Request request = ws::Request::create(session, session.load(plan));
+  transport.reset();
+  plan.reset();
+  request.prepare();
+  CHECK(request.wait_ready(60s));
+  request.start();
+  CHECK(request.wait());
+  CHECK(std::memcmp(from, to, sizeof from) == 0);
+  session.abort("the test ends");
+  CHECK(status_of([&] { request.prepare(); }) == ws::Status::aborted);
+  session.reset();
+}
+
+void listens() {
+  std::atomic<int> lines{0};
+  const ws::LogSink sink([&](ws::LogLevel, std::string_view) { lines++; }, ws::LogLevel::error);
+  CHECK(lines >= 0);
+}
+
+} // namespace
+
+int main() {
+  CHECK(ws::header_matches());
+  owns_and_moves();
+  throws_what_the_library_says();
+  describes_and_plans();
+  maps();
+  delivers();
+  destroys_in_any_order();
+  listens();
+  std::puts("the C++ binding holds");
+  return 0;
+}

@@ -1,0 +1,201 @@
+"""Plans: how bytes get from one layout to the other."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Optional, Union
+
+from . import _ffi
+from ._handle import Handle
+from ._loader import call, lib, name_bytes, read_bytes, read_ranks, read_text, text_array
+from .enums import SourceRule, Strategy, number
+from .layout import BufferInfo, Layout, read_buffers
+
+
+class ProgramInfo(NamedTuple):
+    """What one rank does in one execution of a plan; sizes in bytes.
+
+    staging_bytes: what a session allocates. message_count: both directions.
+    direct_message_count: those that need no staging on this rank.
+    """
+
+    bytes_sent: int
+    bytes_received: int
+    bytes_local: int
+    staging_bytes: int
+    message_count: int
+    direct_message_count: int
+    peer_count: int
+    buffer_count: int
+
+
+class Plan(Handle):
+    """How bytes get from one layout to the other.
+
+    Equal wherever it is made from equal input. Immutable; any number of
+    threads may use it.
+    """
+
+    def __init__(
+        self,
+        source: Layout,
+        destination: Layout,
+        *,
+        strategy: Union[Strategy, str] = Strategy.DEFAULT,
+        source_rule: Union[SourceRule, str] = SourceRule.DEFAULT,
+        staging_bytes_max: int = 0,
+        direct_bytes_min: int = 0,
+        bucket_count: int = 0,
+        unused_allowed: Iterable[str] = (),
+    ) -> None:
+        """Plans the way from `source` to `destination`; 0 is a default.
+
+        staging_bytes_max: bytes of staging memory per rank, at most.
+        direct_bytes_min: contiguous runs of at least that many bytes travel
+        without staging. bucket_count: steps of the plan. unused_allowed:
+        globs of source tensors that the destination may leave unused.
+        """
+        options = _ffi.wsync_plan_options()
+        options.struct_size = ctypes.sizeof(options)
+        options.strategy = number(Strategy, strategy)
+        options.source_rule = number(SourceRule, source_rule)
+        options.staging_bytes_max = staging_bytes_max
+        options.direct_bytes_min = direct_bytes_min
+        options.bucket_count = bucket_count
+        globs, options.unused_allowed_count = text_array(unused_allowed)
+        options.unused_allowed = globs
+        made = _ffi.wsync_plan_p()
+        with source._use() as one, destination._use() as other:
+            call(
+                lib.wsync_plan_create, one, other, ctypes.byref(options), ctypes.byref(made)
+            )
+        super().__init__(made)
+
+    @classmethod
+    def _adopt(cls, pointer: Any) -> Plan:
+        plan = cls.__new__(cls)
+        Handle.__init__(plan, pointer)
+        return plan
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Plan:
+        """Makes a plan from what to_bytes wrote, on any machine."""
+        made = _ffi.wsync_plan_p()
+        data = bytes(data)
+        call(lib.wsync_plan_create_from_bytes, data, len(data), ctypes.byref(made))
+        return cls._adopt(made)
+
+    def select(self, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> Plan:
+        """The plan that moves only some tensors, by globs on their names.
+
+        Without `include` all are in; `exclude` takes names out again.
+        """
+        selector = _ffi.wsync_selector()
+        selector.struct_size = ctypes.sizeof(selector)
+        included, selector.include_count = text_array(include)
+        excluded, selector.exclude_count = text_array(exclude)
+        selector.include, selector.exclude = included, excluded
+        made = _ffi.wsync_plan_p()
+        with self._use() as pointer:
+            call(lib.wsync_plan_select, pointer, ctypes.byref(selector), ctypes.byref(made))
+        return self._adopt(made)
+
+    def verify(self) -> None:
+        """Checks that every destination byte is written exactly once."""
+        with self._use() as pointer:
+            call(lib.wsync_plan_verify, pointer)
+
+    def report(self) -> dict[str, Any]:
+        """Totals over all ranks: bytes, pairs, messages, staging."""
+        with self._use() as pointer:
+            totals: dict[str, Any] = json.loads(read_text(lib.wsync_plan_report, pointer))
+            return totals
+
+    def ops(self, rank: int) -> list[dict[str, Any]]:
+        """The operations of `rank`, one by one."""
+        with self._use() as pointer:
+            found: list[dict[str, Any]] = json.loads(
+                read_text(lib.wsync_plan_rank_ops, pointer, rank)
+            )
+            return found
+
+    def diff(self, other: Plan) -> dict[str, Any]:
+        """What differs between two plans: inputs, decision, tensors, ranks."""
+        with self._use() as pointer, other._use() as second:
+            found: dict[str, Any] = json.loads(
+                read_text(lib.wsync_plan_diff, pointer, second)
+            )
+            return found
+
+    def to_bytes(self) -> bytes:
+        """The plan for from_bytes."""
+        with self._use() as pointer:
+            return read_bytes(lib.wsync_plan_serialize, pointer)
+
+    @property
+    def fingerprint(self) -> str:
+        """128 bits that identify the plan, as 32 hexadecimal digits."""
+        made = _ffi.wsync_fingerprint()
+        with self._use() as pointer:
+            call(lib.wsync_plan_fingerprint, pointer, ctypes.byref(made))
+        return bytes(made.bytes).hex()
+
+    @property
+    def rank_count(self) -> int:
+        """Number of ranks of both layouts together."""
+        with self._use() as pointer:
+            return int(lib.wsync_plan_rank_count(pointer))
+
+    @property
+    def ranks(self) -> list[int]:
+        """The ranks that take part, ascending."""
+        with self._use() as pointer:
+            return read_ranks(lib.wsync_plan_ranks, pointer)
+
+    @property
+    def tensor_count(self) -> int:
+        """Number of canonical tensors that move."""
+        with self._use() as pointer:
+            return int(lib.wsync_plan_tensor_count(pointer))
+
+    @property
+    def step_count(self) -> int:
+        """Number of steps of every rank's program."""
+        with self._use() as pointer:
+            return int(lib.wsync_plan_step_count(pointer))
+
+    def program_info(self, rank: int) -> ProgramInfo:
+        """What `rank` does; all zero if it takes no part."""
+        info = _ffi.wsync_program_info()
+        info.struct_size = ctypes.sizeof(info)
+        with self._use() as pointer:
+            call(lib.wsync_plan_program_info, pointer, rank, ctypes.byref(info))
+        return ProgramInfo(*(getattr(info, name) for name in ProgramInfo._fields))
+
+    def buffers(self, rank: int) -> list[BufferInfo]:
+        """The buffers that `rank` binds: the source side first, then by name."""
+        with self._use() as pointer:
+            return read_buffers(
+                lib.wsync_plan_buffer_count, lib.wsync_plan_buffer_at, pointer, rank
+            )
+
+    def tensor_last_step(self, rank: int, tensor: str) -> Optional[int]:
+        """The last step in which `rank` gets bytes of `tensor`; None if never.
+
+        Once Request.steps_done exceeds it, the tensor is in place.
+        """
+        step = ctypes.c_uint32()
+        with self._use() as pointer:
+            call(
+                lib.wsync_plan_tensor_last_step,
+                pointer,
+                rank,
+                name_bytes(tensor),
+                ctypes.byref(step),
+            )
+        return None if step.value == _ffi.WSYNC_STEP_NONE else step.value
+
+    def _destroy(self, pointer: Any) -> None:
+        lib.wsync_plan_destroy(pointer)

@@ -1,0 +1,146 @@
+"""Transports: the way of one rank to all others."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from typing import Any, Optional, Union
+
+from . import _ffi
+from ._handle import Handle
+from ._loader import call, lib, name_bytes, read_bytes
+from .enums import TransportKind, nanoseconds, number
+from .errors import WeightsyncError
+
+
+class Transport(Handle):
+    """A data plane and a small control channel of one rank.
+
+    Used by any number of sessions, from any thread. Does not survive fork.
+    Next is greeting and meet, or rendezvous.
+    """
+
+    _warns = True
+
+    def __init__(
+        self,
+        kind: Union[TransportKind, str],
+        rank: int,
+        ranks: Union[int, Sequence[int]],
+        *,
+        ring_bytes_max: int = 0,
+    ) -> None:
+        """Makes a transport that has met nobody yet.
+
+        ranks: all ranks, or how many there are. ring_bytes_max: for shm,
+        bytes of shared memory per pair and direction; 0 is the default.
+        """
+        options = _ffi.wsync_transport_options()
+        options.struct_size = ctypes.sizeof(options)
+        options.kind = number(TransportKind, kind)
+        options.rank = rank
+        if isinstance(ranks, int):
+            options.rank_count = ranks
+        else:
+            options.ranks = (ctypes.c_uint32 * max(len(ranks), 1))(*ranks)
+            options.rank_count = len(ranks)
+        options.ring_bytes_max = ring_bytes_max
+        made = _ffi.wsync_transport_p()
+        call(lib.wsync_transport_create, ctypes.byref(options), ctypes.byref(made))
+        super().__init__(made)
+
+    @classmethod
+    def loopback(cls, rank: int, ranks: Union[int, Sequence[int]]) -> Transport:
+        """Ranks as threads of one process."""
+        return cls(TransportKind.LOOPBACK, rank, ranks)
+
+    @classmethod
+    def shm(
+        cls, rank: int, ranks: Union[int, Sequence[int]], *, ring_bytes_max: int = 0
+    ) -> Transport:
+        """Ranks as processes on one host, host memory."""
+        return cls(TransportKind.SHM, rank, ranks, ring_bytes_max=ring_bytes_max)
+
+    def greeting(self) -> bytes:
+        """What the others need to find this rank; it holds a secret."""
+        with self._use() as pointer:
+            return read_bytes(lib.wsync_transport_greeting, pointer)
+
+    def meet(self, greetings: Iterable[bytes], timeout: Optional[float] = 60.0) -> None:
+        """Takes the greetings of all ranks, this one's too, and connects.
+
+        timeout: seconds to wait for the others; None waits for ever.
+        """
+        blobs = [bytes(greeting) for greeting in greetings]
+        array = (_ffi.wsync_bytes * max(len(blobs), 1))()
+        for slot, blob in zip(array, blobs):
+            slot.ptr = ctypes.cast(ctypes.c_char_p(blob), ctypes.c_void_p)
+            slot.bytes = len(blob)
+        with self._use() as pointer:
+            call(lib.wsync_transport_meet, pointer, array, len(blobs), nanoseconds(timeout))
+        del blobs  # They had to live until here.
+
+    def rendezvous(
+        self, address: str, token: Union[str, bytes], timeout: Optional[float] = 60.0
+    ) -> None:
+        """Finds the others through a TCP meeting point, "host:port".
+
+        The lowest rank listens there. token: a secret that all ranks share.
+        timeout: seconds to wait for the others; None waits for ever.
+        """
+        secret = token.encode() if isinstance(token, str) else bytes(token)
+        with self._use() as pointer:
+            call(
+                lib.wsync_transport_rendezvous,
+                pointer,
+                name_bytes(address),
+                secret,
+                len(secret),
+                nanoseconds(timeout),
+            )
+
+    @property
+    def rank(self) -> int:
+        """This transport's rank."""
+        with self._use() as pointer:
+            return int(lib.wsync_transport_rank(pointer))
+
+    @property
+    def rank_count(self) -> int:
+        """Number of ranks."""
+        with self._use() as pointer:
+            return int(lib.wsync_transport_rank_count(pointer))
+
+    def status(self) -> None:
+        """Raises the first reason for which the transport was aborted."""
+        with self._use() as pointer:
+            call(lib.wsync_transport_status, pointer)
+
+    def abort(self, reason: str) -> None:
+        """Stops everything that uses this transport, here and on all peers."""
+        with self._use() as pointer:
+            call(lib.wsync_transport_abort, pointer, name_bytes(reason))
+
+    def finalize(self, timeout: Optional[float] = 60.0) -> None:
+        """The polite end: leaves together with all other ranks.
+
+        timeout: seconds to wait for them; None waits for ever.
+        """
+        with self._use() as pointer:
+            call(lib.wsync_transport_finalize, pointer, nanoseconds(timeout))
+
+    def _interrupt(self) -> None:
+        if self._calls:
+            self._stop(b"the transport was closed during a call")
+
+    def _abandon(self) -> None:
+        self._stop(b"the transport was never closed")
+
+    def _stop(self, reason: bytes) -> None:
+        try:
+            call(lib.wsync_transport_abort, self._pointer, reason)
+        except WeightsyncError:
+            pass
+
+    def _destroy(self, pointer: Any) -> None:
+        lib.wsync_transport_destroy(pointer)

@@ -1,0 +1,216 @@
+//! `weightsync plan` and `weightsync explain`: what will move, before it does.
+
+use super::check::of_file;
+use super::table::{Table, bytes, grouped, print, print_json, read_file};
+use clap::Args;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use weightsync::layout::Layout;
+use weightsync::plan::decision::{DIRECT_BYTES_MIN_DEFAULT, STAGING_BYTES_DEFAULT, PlanOptions, SourceRule};
+use weightsync::plan::report::{Op, PlanReport};
+use weightsync::plan::{Plan, Selector};
+use weightsync::{Error, Rank, Result, env};
+
+/// Plan the way from one layout to another
+#[derive(Args, Debug)]
+pub struct PlanArgs {
+    /// Layout file of the source
+    source: PathBuf,
+    /// Layout file of the destination
+    destination: PathBuf,
+    /// Write the plan to a file
+    #[arg(short, long, value_name = "PLAN")]
+    output: Option<PathBuf>,
+    /// Print the operations of one rank instead of the report, one JSON object
+    /// a line
+    #[arg(long, value_name = "RANK")]
+    ops: Option<u32>,
+    /// Plan only tensors whose name matches; may be given several times
+    #[arg(long, value_name = "GLOB")]
+    include: Vec<String>,
+    #[command(flatten)]
+    options: OptionArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How to plan; shared by all commands that do.
+#[derive(Args, Debug)]
+pub struct OptionArgs {
+    /// Staging memory per rank that the plan may use
+    #[arg(long, value_name = "N")]
+    staging_bytes_max: Option<u64>,
+    /// Steps of the transfer; as few as staging allows, unless given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    bucket_count: Option<u32>,
+    /// Take the next holder for every item, instead of cutting all items at
+    /// the same places
+    #[arg(long)]
+    rotate: bool,
+    /// Source tensors that the destination may leave unused; may be given
+    /// several times
+    #[arg(long, value_name = "GLOB")]
+    allow_unused: Vec<String>,
+}
+
+/// Say what a saved plan amounts to
+#[derive(Args, Debug)]
+pub struct ExplainArgs {
+    /// File that `plan -o` wrote
+    plan: PathBuf,
+    /// Print the operations of one rank instead, one JSON object a line
+    #[arg(long, value_name = "RANK")]
+    ops: Option<u32>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl OptionArgs {
+    /// Options over environment variables over defaults.
+    pub fn to_options(&self) -> Result<PlanOptions> {
+        let staging_bytes_max = match self.staging_bytes_max {
+            Some(n) => n,
+            None => env::staging_bytes_max()?.unwrap_or(STAGING_BYTES_DEFAULT),
+        };
+        let source_rule = match self.rotate {
+            true => SourceRule::Rotate,
+            false => SourceRule::Wrap,
+        };
+        Ok(PlanOptions {
+            source_rule,
+            staging_bytes_max,
+            direct_bytes_min: env::direct_bytes_min()?.unwrap_or(DIRECT_BYTES_MIN_DEFAULT),
+            bucket_count: self.bucket_count.unwrap_or(0),
+            unused_allowed: self.allow_unused.clone(),
+            ..PlanOptions::default()
+        })
+    }
+}
+
+/// Runs `weightsync plan`.
+pub fn run(args: &PlanArgs) -> Result<()> {
+    let source = Arc::new(read_layout(&args.source)?);
+    let destination = Arc::new(read_layout(&args.destination)?);
+    let mut plan = Plan::create(source, destination, &args.options.to_options()?)?;
+    if !args.include.is_empty() {
+        plan = plan.select(&Selector {
+            include: args.include.clone(),
+            exclude: Vec::new(),
+        })?;
+    }
+    if let Some(path) = &args.output {
+        std::fs::write(path, plan.to_bytes()?)
+            .map_err(|e| Error::os(format_args!("cannot write {}", path.display()), &e))?;
+    }
+    show(&plan, args.ops, args.json)
+}
+
+/// Runs `weightsync explain`.
+pub fn explain(args: &ExplainArgs) -> Result<()> {
+    let bytes = read_file(&args.plan)?;
+    let plan = Plan::from_bytes(&bytes).map_err(|e| of_file(&args.plan, e))?;
+    show(&plan, args.ops, args.json)
+}
+
+/// The layout in a file; the error names the file.
+pub fn read_layout(path: &Path) -> Result<Layout> {
+    Layout::from_json(&read_file(path)?).map_err(|e| of_file(path, e))
+}
+
+fn show(plan: &Plan, ops: Option<u32>, json: bool) -> Result<()> {
+    if let Some(rank) = ops {
+        return print(lines(&ops_of(plan, Rank(rank))?)?);
+    }
+    let report = plan.report()?;
+    if json {
+        return print_json(&report);
+    }
+    print(report_text(&report))
+}
+
+fn ops_of(plan: &Plan, rank: Rank) -> Result<Vec<Op>> {
+    let ranks = plan.ranks();
+    if ranks.binary_search(&rank).is_err() {
+        return Err(Error::invalid(format!(
+            "rank {rank} is in neither layout; they have {} ranks, {} to {}",
+            ranks.len(),
+            ranks.first().copied().unwrap_or_default(),
+            ranks.last().copied().unwrap_or_default()
+        )));
+    }
+    plan.ops(rank)
+}
+
+fn lines(ops: &[Op]) -> Result<String> {
+    let mut out = String::new();
+    for op in ops {
+        let line = serde_json::to_string(op)
+            .map_err(|e| Error::internal(format!("an operation is no JSON: {e}")))?;
+        out.push_str(&line);
+        out.push('\n');
+    }
+    Ok(out)
+}
+
+/// The report as a small table.
+pub fn report_text(r: &PlanReport) -> String {
+    let mut t = Table::default();
+    t.row(["plan", &r.fingerprint]);
+    t.row(["tensors", &grouped(r.tensors)]);
+    let ranks = format!(
+        "{} source, {} destination in {} copies",
+        r.source_ranks, r.destination_ranks, r.destination_copies
+    );
+    t.row(["ranks", &ranks]);
+    let moved = format!(
+        "{} ({} bytes)",
+        bytes(r.bytes_moved),
+        grouped(r.bytes_moved)
+    );
+    t.row(["moved", &moved]);
+    let local = format!(
+        "{} ({} bytes)",
+        bytes(r.bytes_local),
+        grouped(r.bytes_local)
+    );
+    t.row(["copied locally", &local]);
+    let pairs = format!(
+        "{}, at most {} peers per rank",
+        grouped(r.pairs),
+        r.peers_max
+    );
+    t.row(["pairs", &pairs]);
+    let messages = format!(
+        "{}, {} of them without staging",
+        grouped(r.messages),
+        grouped(r.messages_direct)
+    );
+    t.row(["messages", &messages]);
+    t.row(["buckets", &grouped(r.steps.into())]);
+    let staging = format!(
+        "{} at most on a rank, {} allowed",
+        bytes(r.staging_bytes_peak),
+        bytes(r.staging_bytes_max)
+    );
+    t.row(["staging", &staging]);
+    let sender = format!(
+        "rank {} with {}; {} on average",
+        r.busiest_sender,
+        bytes(r.sent_bytes_max),
+        bytes(r.sent_bytes_mean)
+    );
+    t.row(["busiest sender", &sender]);
+    let receiver = format!(
+        "rank {} with {}",
+        r.busiest_receiver,
+        bytes(r.received_bytes_max)
+    );
+    t.row(["busiest receiver", &receiver]);
+    if !r.is_exact {
+        let sampled = format!("totals are of a sample of {} ranks", r.ranks_counted);
+        t.row(["note", &sampled]);
+    }
+    t.to_string()
+}

@@ -1,0 +1,402 @@
+//! `weightsync` as a user runs it: all commands but `map`.
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const TRAINER: &str = "tests/layouts/trainer_tp2_pp2_dp2.json";
+const INFERENCE: &str = "tests/layouts/inference_2x_tp4.json";
+
+fn weightsync(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_weightsync"))
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// Standard output of a command that succeeds.
+fn succeed(args: &[&str]) -> String {
+    let output = weightsync(args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(args: &[&str]) -> Value {
+    serde_json::from_str(&succeed(args)).unwrap()
+}
+
+/// Standard error of a command that fails with status 1.
+fn fail(args: &[&str]) -> String {
+    let output = weightsync(args);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+    stderr
+}
+
+/// A folder of this test's own, empty.
+fn folder(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&path);
+    std::fs::create_dir_all(&path).unwrap();
+    path
+}
+
+/// A small checkpoint and two layouts of it: two source ranks that cut rows
+/// and store f32, three destination ranks that cut columns unevenly.
+struct Small {
+    folder: PathBuf,
+    x: Vec<f32>,
+}
+
+const ROWS: usize = 6;
+const COLS: usize = 7;
+
+impl Small {
+    fn new(name: &str) -> Small {
+        let folder = folder(name);
+        let x: Vec<f32> = (0..ROWS * COLS).map(|i| i as f32 + 0.25).collect();
+        let bytes: Vec<u8> = x.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let ids: Vec<u8> = (1..=5i64).flat_map(i64::to_le_bytes).collect();
+        // Another shape than the layout's, with as many elements.
+        let x_view = TensorView::new(Dtype::F32, vec![2, 3, COLS], &bytes).unwrap();
+        let ids_view = TensorView::new(Dtype::I64, vec![5], &ids).unwrap();
+        let path = folder.join("model.safetensors");
+        safetensors::serialize_to_file([("x", x_view), ("ids", ids_view)], None, &path).unwrap();
+        let small = Small { folder, x };
+        small.write("source", 0, 2, 0, "");
+        small.write("destination", 4, 3, 1, ", \"kind\": \"floor\"");
+        small
+    }
+
+    fn write(&self, side: &str, first: u32, count: u32, dim: u32, kind: &str) {
+        let text = format!(
+            r#"{{"weightsync_layout": 1, "ranks": {{"first": {first}, "count": {count}}},
+            "meshes": {{"m": [["tp", {count}]]}},
+            "tensors": [
+              {{"name": "ids", "shape": [5], "dtype": "i64"}},
+              {{"name": "x", "shape": [{ROWS}, {COLS}], "dtype": "f32",
+                "cuts": [{{"dim": {dim}, "axes": ["tp"]{kind}}}]}}]}}"#
+        );
+        std::fs::write(self.layout(side), text).unwrap();
+    }
+
+    fn layout(&self, side: &str) -> String {
+        self.folder
+            .join(format!("{side}.json"))
+            .display()
+            .to_string()
+    }
+
+    /// Changes the text of a layout.
+    fn edit(&self, side: &str, from: &str, to: &str) {
+        let text = std::fs::read_to_string(self.layout(side)).unwrap();
+        assert!(text.contains(from));
+        std::fs::write(self.layout(side), text.replace(from, to)).unwrap();
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let checkpoint = self.folder.join("model.safetensors").display().to_string();
+        [
+            "sync",
+            "--checkpoint",
+            &checkpoint,
+            "--source",
+            &self.layout("source"),
+        ]
+        .into_iter()
+        .chain(["--destination", &self.layout("destination")])
+        .map(String::from)
+        .collect()
+    }
+
+    fn with<'a>(arguments: &'a [String], more: &[&'a str]) -> Vec<&'a str> {
+        arguments
+            .iter()
+            .map(String::as_str)
+            .chain(more.iter().copied())
+            .collect()
+    }
+}
+
+#[test]
+fn help_lists_the_commands() {
+    let help = succeed(&["--help"]);
+    for command in [
+        "demo", "sync", "plan", "explain", "check", "map", "env", "version",
+    ] {
+        assert!(help.contains(&format!("  {command}")), "{command}: {help}");
+    }
+    assert!(!help.contains("  rank"), "{help}");
+    assert_eq!(weightsync(&["nonsense"]).status.code(), Some(2));
+}
+
+#[test]
+fn variables_and_versions_are_listed() {
+    let list = json(&["env", "--json"]);
+    assert!(
+        list.as_array()
+            .unwrap()
+            .iter()
+            .any(|v| v["name"] == "WSYNC_LOG")
+    );
+    assert!(succeed(&["env"]).contains("WSYNC_STAGING_BYTES_MAX"));
+    assert_eq!(
+        json(&["version", "--json"])["version"],
+        env!("CARGO_PKG_VERSION")
+    );
+}
+
+#[test]
+fn layouts_are_checked_alone_and_as_a_pair() {
+    assert!(succeed(&["check", TRAINER]).contains("0 errors"));
+    let report = json(&["check", TRAINER, INFERENCE, "--json"]);
+    assert_eq!(report["is_ok"], true);
+    assert_eq!(
+        report["pair"]["source"]["matched_bytes"],
+        report["pair"]["source"]["bytes"]
+    );
+}
+
+#[test]
+fn everything_that_is_wrong_is_printed() {
+    let small = Small::new("check");
+    small.edit("destination", ", \"kind\": \"floor\"", "");
+    let source = small.layout("source");
+    let args = ["check", &source, &small.layout("destination")];
+    let output = weightsync(&args);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("error") && text.contains("\"x\"") && text.contains('7'),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_plan_is_reported_saved_and_read() {
+    let saved = folder("plan").join("plan.bin").display().to_string();
+    let made = json(&["plan", TRAINER, INFERENCE, "--json", "-o", &saved]);
+    assert_eq!(made["destination_copies"], 2);
+    assert_eq!(made, json(&["explain", &saved, "--json"]));
+    let ops = succeed(&["plan", TRAINER, INFERENCE, "--ops", "8"]);
+    let mut received = 0;
+    for line in ops.lines() {
+        let op: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(op["direction"], "receive");
+        received += op["bytes"].as_u64().unwrap();
+    }
+    assert!(received > 0);
+    assert!(fail(&["plan", TRAINER, INFERENCE, "--ops", "99"]).contains("rank 99"));
+    let part = json(&[
+        "plan",
+        TRAINER,
+        INFERENCE,
+        "--include",
+        "*.norm.weight",
+        "--json",
+    ]);
+    assert_eq!(part["tensors"], 1);
+    let rotated = json(&[
+        "plan",
+        TRAINER,
+        INFERENCE,
+        "--rotate",
+        "--bucket-count",
+        "3",
+        "--json",
+    ]);
+    assert_eq!(
+        (&rotated["source_rule"], &rotated["steps"]),
+        (&"rotate".into(), &3.into())
+    );
+    let text = std::fs::read(&saved).unwrap();
+    std::fs::write(&saved, &text[..text.len() - 1]).unwrap();
+    assert!(fail(&["explain", &saved]).contains("plan.bin"));
+}
+
+#[test]
+fn the_demo_delivers_every_byte() {
+    for transport in ["shm", "loopback"] {
+        let report = json(&[
+            "demo",
+            "--megabytes",
+            "8",
+            "--transport",
+            transport,
+            "--json",
+        ]);
+        let delivery = &report["delivery"];
+        assert_eq!(delivery["transport"], transport);
+        let versions = delivery["versions"].as_array().unwrap();
+        assert_eq!(versions.len(), 3);
+        for v in versions {
+            assert_eq!(
+                (&v["outcome"], &v["is_verified"]),
+                (&"COMPLETE".into(), &true.into())
+            );
+            assert!(v["bytes_checked"].as_u64() >= v["bytes_delivered"].as_u64());
+        }
+        assert_ne!(versions[0]["digest"], versions[1]["digest"]);
+    }
+}
+
+#[test]
+fn a_checkpoint_is_delivered_and_saved() {
+    let small = Small::new("sync");
+    for transport in ["shm", "loopback"] {
+        let out = small.folder.join(transport).display().to_string();
+        let arguments = small.arguments();
+        let more = [
+            "--transport",
+            transport,
+            "--repeat",
+            "2",
+            "--save",
+            &out,
+            "--json",
+        ];
+        let report = json(&Small::with(&arguments, &more));
+        let shard = (ROWS * COLS * 4 + 3 * 5 * 8) as u64;
+        assert_eq!(report["bytes_checked"].as_u64(), Some(2 * shard));
+        for (rank, columns) in [(4, 0..2), (5, 2..4), (6, 4..7)] {
+            let path = Path::new(&out).join(format!("rank_{rank}.safetensors"));
+            let bytes = std::fs::read(path).unwrap();
+            let x = SafeTensors::deserialize(&bytes)
+                .unwrap()
+                .tensor("x")
+                .unwrap();
+            let want: Vec<u8> = (0..ROWS)
+                .flat_map(|r| columns.clone().map(move |c| r * COLS + c))
+                .flat_map(|i| small.x[i].to_le_bytes())
+                .collect();
+            assert_eq!(x.data(), want);
+            let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+            let views = header.metadata().as_ref().unwrap()["views"].clone();
+            let views: Value = serde_json::from_str(&views).unwrap();
+            assert_eq!(views[1]["box"][1][0], columns.start);
+        }
+    }
+}
+
+#[test]
+fn values_are_cast_as_the_layouts_say() {
+    let small = Small::new("casts");
+    let dtype = "\"dtype\": \"f32\"";
+    small.edit("source", dtype, "\"dtype\": \"f32\", \"stored\": \"bf16\"");
+    small.edit(
+        "destination",
+        dtype,
+        "\"dtype\": \"f32\", \"stored\": \"f16\"",
+    );
+    let arguments = small.arguments();
+    assert!(succeed(&Small::with(&arguments, &[])).contains("bytes checked: right"));
+}
+
+#[test]
+fn mistakes_are_named() {
+    assert!(fail(&["check", "/nowhere/layout.json"]).contains("/nowhere/layout.json"));
+    let missing = ["sync", "--checkpoint", "/nowhere/x.safetensors"];
+    let layouts = ["--source", TRAINER, "--destination", INFERENCE];
+    let all: Vec<&str> = missing.into_iter().chain(layouts).collect();
+    assert!(fail(&all).contains("/nowhere/x.safetensors"));
+
+    let small = Small::new("unknown_tensor");
+    small.edit("source", "\"x\"", "\"y\"");
+    small.edit("destination", "\"x\"", "\"y\"");
+    let arguments = small.arguments();
+    let message = fail(&Small::with(&arguments, &[]));
+    assert!(
+        message.contains("\"y\" is not in the checkpoint"),
+        "{message}"
+    );
+
+    let small = Small::new("wrong_dtype");
+    small.edit("source", "\"f32\"", "\"bf16\"");
+    let arguments = small.arguments();
+    let message = fail(&Small::with(&arguments, &[]));
+    assert!(
+        message.contains("\"x\" is F32") && message.contains("bf16"),
+        "{message}"
+    );
+
+    let small = Small::new("wrong_shape");
+    small.edit("source", "[6, 7]", "[6, 8]");
+    let arguments = small.arguments();
+    let message = fail(&Small::with(&arguments, &[]));
+    assert!(
+        message.contains("42 elements") && message.contains("48"),
+        "{message}"
+    );
+}
+
+/// The children of a process that runs `weightsync rank`.
+fn children(parent: u32) -> Vec<u32> {
+    let path = format!("/proc/{parent}/task/{parent}/children");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect()
+}
+
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn endless_demo() -> std::process::Child {
+    Command::new(env!("CARGO_BIN_EXE_weightsync"))
+        .args(["demo", "--megabytes", "8", "--versions", "1000000"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn kill(pid: u32) {
+    let status = Command::new("kill")
+        .args(["-9", &pid.to_string()])
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn a_rank_that_dies_is_named_and_the_others_end() {
+    let demo = endless_demo();
+    let pid = demo.id();
+    until("16 ranks", || children(pid).len() == 16);
+    std::thread::sleep(Duration::from_millis(700));
+    let ranks = children(pid);
+    kill(ranks[5]);
+    let output = demo.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("rank 5 was killed by signal 9"), "{stderr}");
+    until("no rank", || {
+        ranks
+            .iter()
+            .all(|r| !Path::new(&format!("/proc/{r}")).exists())
+    });
+}
+
+#[test]
+fn ranks_end_with_the_command() {
+    let mut demo = endless_demo();
+    let pid = demo.id();
+    until("16 ranks", || children(pid).len() == 16);
+    let ranks = children(pid);
+    demo.kill().unwrap();
+    demo.wait().unwrap();
+    let has_ended = |rank: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{rank}/stat"));
+        stat.is_ok_and(|s| s.contains(") Z ")) || !Path::new(&format!("/proc/{rank}")).exists()
+    };
+    until("no rank", || ranks.iter().all(has_ended));
+}

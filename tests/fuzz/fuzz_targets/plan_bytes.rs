@@ -1,0 +1,16 @@
+//! Any bytes as a plan: behind an intact frame, so that the payload is reached.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use weightsync::layout::frame;
+use weightsync::plan::Plan;
+
+fuzz_target!(|bytes: &[u8]| {
+    let _ = Plan::from_bytes(bytes);
+    let framed = frame::seal(*b"wsyncpln", 1, bytes);
+    if let Ok(plan) = Plan::from_bytes(&framed) {
+        for rank in plan.ranks().into_iter().take(4) {
+            let _ = plan.program(rank);
+        }
+    }
+});
