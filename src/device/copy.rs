@@ -558,7 +558,7 @@ impl MessageCursor {
                     Way::Scatter => transfer(&mut slice, walk, bytes_only, bytes, store, stop),
                 }
             }
-        } else if bytes % wire.bytes() != 0 {
+        } else if !bytes.is_multiple_of(wire.bytes()) {
             Err(Halt::Mismatch { at: self.at })
         } else {
             let n = bytes / wire.bytes();

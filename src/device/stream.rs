@@ -61,7 +61,7 @@ pub(super) unsafe fn copy_rows(
 ) -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        let is_aligned = to.0.addr() % 16 == 0 && (rows == 1 || to.1 % 16 == 0);
+        let is_aligned = to.0.addr().is_multiple_of(16) && (rows == 1 || to.1 % 16 == 0);
         // SAFETY: the caller's contract; rows at `to` are aligned.
         unsafe {
             match store {
