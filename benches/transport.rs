@@ -314,11 +314,10 @@ const SHM_CASES: [(&str, u64, u64, u32); 4] = [
 fn shm() {
     // SAFETY: a C string and flags; inherited by the child on purpose.
     let fd = unsafe { libc::memfd_create(c"bench".as_ptr(), 0) };
+    let bytes = (HEAD + SLOTS * SLOT) as i64;
     // SAFETY: our own descriptor.
-    assert_eq!(
-        unsafe { libc::ftruncate(fd, (HEAD + SLOTS * SLOT) as i64) },
-        0
-    );
+    let sized = unsafe { libc::ftruncate(fd, bytes) };
+    assert_eq!(sized, 0);
     let bare = Bare::map(fd);
     let device = HostDevice::new().expect("a device");
     let source = allocate(&device, 4 * BYTES);

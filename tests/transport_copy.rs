@@ -215,7 +215,7 @@ fn any_range_can_be_gathered() {
             };
             let lo = random.below(want.len() as u64 + 1) / grain * grain;
             let hi = random.range(lo, want.len() as u64);
-            let hi = if hi % grain == 0 {
+            let hi = if hi.is_multiple_of(grain) {
                 hi
             } else {
                 want.len() as u64

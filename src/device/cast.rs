@@ -10,6 +10,7 @@
 //!   f16  s    eeeee mmmmmmmmmm                other bias, rounded
 //! ```
 
+use super::stream::{FETCH_CHUNK, fetch_ahead};
 use crate::layout::dtype::Dtype;
 
 /// What happens to an element between two stored types.
@@ -99,9 +100,13 @@ unsafe fn convert_any(cast: Cast, from: *const u8, to: *mut u8, count: usize) {
 /// `from` is readable and `to` writable for `count` elements, not overlapping.
 #[inline(always)]
 unsafe fn map<A: Copy, B>(from: *const A, to: *mut B, count: usize, f: impl Fn(A) -> B) {
-    for i in 0..count {
-        // SAFETY: `i < count`, and the caller's contract.
-        unsafe { to.add(i).write_unaligned(f(from.add(i).read_unaligned())) }
+    let chunk = FETCH_CHUNK / size_of::<A>();
+    for start in (0..count).step_by(chunk) {
+        fetch_ahead(from.addr() + start * size_of::<A>());
+        for i in start..count.min(start + chunk) {
+            // SAFETY: `i < count`, and the caller's contract.
+            unsafe { to.add(i).write_unaligned(f(from.add(i).read_unaligned())) }
+        }
     }
 }
 

@@ -173,7 +173,7 @@ impl Check<'_> {
                 piece.bytes, piece.wire
             )));
         }
-        if piece.region.dtype != piece.wire && piece.at % wire != 0 {
+        if piece.region.dtype != piece.wire && !piece.at.is_multiple_of(wire) {
             return Err(broken(format!(
                 "a piece that is converted starts at byte {}, inside an element of {}",
                 piece.at, piece.wire

@@ -22,7 +22,7 @@
 use super::Binding;
 use super::cast::{Cast, convert};
 use super::fence::AbortCell;
-use super::stream;
+use super::stream::{self, Store};
 use super::walk::{Block, Walk, align};
 use crate::layout::dtype::Dtype;
 use crate::plan::program::{LocalCopy, Message, Piece, Region};
@@ -77,26 +77,6 @@ struct Casts {
     to: Dtype,
     /// The type on the wire, if it is neither of the two.
     between: Option<Dtype>,
-}
-
-/// Where written bytes shall be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Store {
-    /// In the cache: somebody reads them next.
-    Near,
-    /// In memory: nobody does for long.
-    Far,
-}
-
-impl Store {
-    /// For regions: far, if there is much to write.
-    fn region(bytes: u64) -> Store {
-        if bytes >= stream::STREAM_BYTES_MIN {
-            Store::Far
-        } else {
-            Store::Near
-        }
-    }
 }
 
 impl Casts {
@@ -179,14 +159,11 @@ unsafe fn copy_bytes(from: &mut Walk, to: &mut Walk, bytes: u64, store: Store) {
 unsafe fn copy_block(from: Block, to: Block, store: Store) {
     let source: *const u8 = with_exposed_provenance(from.address);
     let target: *mut u8 = with_exposed_provenance_mut(to.address);
-    if store == Store::Far {
-        let (run, rows) = (from.run as usize, from.rows as usize);
-        // SAFETY: the caller's contract.
-        let is_done =
-            unsafe { stream::copy_rows((target, to.stride), (source, from.stride), run, rows) };
-        if is_done {
-            return;
-        }
+    let (run, rows) = (from.run as usize, from.rows as usize);
+    let (a, b) = ((source, from.stride), (target, to.stride));
+    // SAFETY: the caller's contract.
+    if unsafe { stream::copy_rows(b, a, run, rows, store) } {
+        return;
     }
     if from.rows == 1 {
         // SAFETY: the caller's contract. `copy` also allows overlap, which
@@ -581,7 +558,7 @@ impl MessageCursor {
                     Way::Scatter => transfer(&mut slice, walk, bytes_only, bytes, store, stop),
                 }
             }
-        } else if bytes % wire.bytes() != 0 {
+        } else if !bytes.is_multiple_of(wire.bytes()) {
             Err(Halt::Mismatch { at: self.at })
         } else {
             let n = bytes / wire.bytes();

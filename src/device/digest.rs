@@ -16,6 +16,7 @@
 //! `bits = mix(bits, w)` for each further word, the last one zero-extended.
 
 use super::copy::{BATCH_BYTES, Batch, Halt, QUANTUM, Stop, cast_run, read_ahead, walk};
+use super::stream::{FETCH_CHUNK, fetch_ahead};
 use super::walk::Walk;
 use super::{Binding, DigestSums};
 use crate::layout::dtype::Dtype;
@@ -208,11 +209,16 @@ unsafe fn sum_words<T: Copy>(first: u64, at: usize, run: u64, bits: impl Fn(T) -
     let start: *const T = with_exposed_provenance(at);
     let mut spread = first.wrapping_add(1).wrapping_mul(SPREAD);
     let mut sum = 0u64;
-    for i in 0..run as usize {
-        // SAFETY: `i < run`, and the caller's contract.
-        let x = unsafe { start.add(i).read_unaligned() };
-        sum = sum.wrapping_add(finish(spread ^ bits(x)));
-        spread = spread.wrapping_add(SPREAD);
+    let chunk = FETCH_CHUNK / size_of::<T>();
+    let run = run as usize;
+    for from in (0..run).step_by(chunk) {
+        fetch_ahead(at + from * size_of::<T>());
+        for i in from..run.min(from + chunk) {
+            // SAFETY: `i < run`, and the caller's contract.
+            let x = unsafe { start.add(i).read_unaligned() };
+            sum = sum.wrapping_add(finish(spread ^ bits(x)));
+            spread = spread.wrapping_add(SPREAD);
+        }
     }
     sum
 }

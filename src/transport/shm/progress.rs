@@ -42,6 +42,8 @@ const PAUSES: u32 = 16;
 struct Lane {
     stream: Stream,
     link: Option<Arc<Link>>,
+    /// Receives something that is not relay memory.
+    writes_destination: bool,
 }
 
 /// What a pass over the lanes came to.
@@ -173,13 +175,23 @@ impl Runner {
             // Messages are ordered by peer: it is one of the last two lanes.
             let is_mine =
                 |l: &&mut Lane| l.stream.peer == m.peer && l.stream.direction == m.direction;
+            let writes = m.direction == Direction::Receive
+                && program
+                    .pieces_of(m)
+                    .iter()
+                    .any(|p| p.region.slot != BufferSlot::RELAY);
             if let Some(lane) = self.lanes.iter_mut().rev().take(2).find(is_mine) {
                 lane.stream.add(i, m);
+                lane.writes_destination |= writes;
                 continue;
             }
             let mut stream = Stream::new(m.peer, m.direction, i);
             stream.add(i, m);
-            self.lanes.push(Lane { stream, link: None });
+            self.lanes.push(Lane {
+                stream,
+                link: None,
+                writes_destination: writes,
+            });
         }
     }
 
@@ -262,7 +274,10 @@ impl Shared {
         let fate = link.fate();
         let moved = match lane.stream.direction {
             Direction::Send => self.send(step, &mut lane.stream, link),
-            Direction::Receive => self.receive(step, &mut lane.stream, link),
+            Direction::Receive => {
+                let writes = lane.writes_destination;
+                self.receive(step, &mut lane.stream, link, writes)
+            }
         }
         .map_err(|e| {
             if e.rank.is_none() && e.status == Status::Protocol {
@@ -313,7 +328,13 @@ impl Shared {
     }
 
     /// Scatters from the next full slot, if its label is the expected one.
-    fn receive(&self, step: &Queued, stream: &mut Stream, link: &Link) -> Result<bool> {
+    fn receive(
+        &self,
+        step: &Queued,
+        stream: &mut Stream,
+        link: &Link,
+        writes_destination: bool,
+    ) -> Result<bool> {
         let Some(label) = link.ring.next()? else {
             return Ok(false);
         };
@@ -330,7 +351,7 @@ impl Shared {
         if label != expected {
             return Err(mismatch(link, &label, &expected));
         }
-        if writes_destination(step, stream) {
+        if writes_destination {
             step.binding.marks.write_begins(step.sequence);
         }
         let cells = [&*self.abort, &*step.binding.abort];
@@ -357,22 +378,6 @@ impl Shared {
             )),
         }
     }
-}
-
-/// True if anything but relay memory is written by these messages.
-fn writes_destination(step: &Queued, stream: &Stream) -> bool {
-    let program = &step.binding.program;
-    program
-        .messages_of(&program.steps[step.step as usize])
-        .iter()
-        .any(|m| {
-            m.peer == stream.peer
-                && m.direction == Direction::Receive
-                && program
-                    .pieces_of(m)
-                    .iter()
-                    .any(|p| p.region.slot != BufferSlot::RELAY)
-        })
 }
 
 fn mismatch(link: &Link, got: &Label, want: &Label) -> Error {
