@@ -20,6 +20,7 @@ pub mod frame;
 mod index;
 mod json;
 pub mod mesh;
+pub mod models;
 pub mod placement;
 mod restrict;
 pub mod tensor;
