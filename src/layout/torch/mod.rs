@@ -29,7 +29,7 @@ use super::cut::Cut;
 use super::placement::{Buffer, Padding, Part, Placement, Rule};
 use super::tensor::{Tensor, TensorIndex};
 use super::view::Memory;
-use super::{Layout, LayoutSpec};
+use super::{Layout, LayoutSpec, place_in_json};
 use crate::error::{Error, Result, Status};
 use crate::limits::FILE_BYTES_MAX;
 use doc::{FileDoc, TensorDoc};
@@ -48,8 +48,10 @@ impl Layout {
                 text.len()
             )));
         }
-        let file: FileDoc = serde_json::from_slice(text)
-            .map_err(|e| Error::layout(format!("DTensor file: {e}")))?;
+        let file: FileDoc = serde_json::from_slice(text).map_err(|e| {
+            let (place, what) = place_in_json(text, &e);
+            Error::layout(format!("DTensor file, {place}: {what}"))
+        })?;
         if file.weightsync_dtensor != DTENSOR_FILE_VERSION {
             return Err(Error::new(
                 Status::VersionMismatch,
