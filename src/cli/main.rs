@@ -4,7 +4,7 @@
 //!   demo, sync ─► drive ─► fleet ─► one worker per rank
 //!                   │                 └─ shard, reference, checkpoint
 //!                   └────► summary ─► table, or JSON
-//!   plan, check, explain, env, version, map     need no ranks
+//!   plan, check, explain, map, doctor, env, version     need no ranks
 //! ```
 //!
 //! Data goes to standard output and everything else to standard error. The
@@ -17,6 +17,7 @@ use std::process::ExitCode;
 mod check;
 mod checkpoint;
 mod demo;
+mod doctor;
 mod drive;
 mod env;
 mod fleet;
@@ -53,6 +54,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Map trainer ranks to inference ranks
     Map(map::MapArgs),
+    /// Say which NCCL and CUDA are found here, what they can do and what is wrong
+    Doctor(doctor::DoctorArgs),
     /// List the environment variables that are read
     Env(env::EnvArgs),
     /// Say which version this is
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => plan::explain(&args),
         Command::Check(args) => check::run(&args),
         Command::Map(args) => map::run(args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Env(args) => env::run(&args),
         Command::Version(args) => env::version(&args),
         Command::Rank(args) => return worker::run(&args),

@@ -16,7 +16,12 @@
 //! the line, the path of the field and what is accepted there.
 
 mod doc;
+mod explicit;
+mod fault;
+mod fused;
+mod layers;
 mod locate;
+mod names;
 mod pretty;
 mod read;
 mod write;
