@@ -10,7 +10,10 @@ const TRAINER: &str = "tests/layouts/trainer_tp2_pp2_dp2.json";
 const INFERENCE: &str = "tests/layouts/inference_2x_tp4.json";
 
 fn weightsync(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_weightsync")).args(args).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_weightsync"))
+        .args(args)
+        .output()
+        .unwrap()
 }
 
 fn succeed(args: &[&str]) -> String {
@@ -44,10 +47,17 @@ fn text(path: &Path) -> &str {
 fn the_matrix_has_a_row_for_every_sender() {
     let plan = plan("explain_text.plan", &[]);
     let out = succeed(&["explain", text(&plan)]);
-    let rows: Vec<&str> = out.lines().skip_while(|l| !l.starts_with("sender")).collect();
+    let rows: Vec<&str> = out
+        .lines()
+        .skip_while(|l| !l.starts_with("sender"))
+        .collect();
     assert_eq!(rows.len(), 1 + 8, "{out}");
     assert!(rows[0].contains("receivers 8-15"), "{out}");
-    assert!(rows[1..].iter().all(|r| r.contains('█') || r.contains('▓') || r.contains('▒')));
+    assert!(
+        rows[1..]
+            .iter()
+            .all(|r| r.contains('█') || r.contains('▓') || r.contains('▒'))
+    );
 }
 
 #[test]
@@ -61,7 +71,10 @@ fn the_page_stands_alone_and_has_every_chart() {
     }
     assert_eq!(html.matches("<svg").count(), html.matches("</svg>").count());
     for label in ["traffic matrix", "\"sends\"", "\"receives\"", "legend"] {
-        assert!(html.contains(&format!("aria-label={label}")) || html.contains(label), "{label}");
+        assert!(
+            html.contains(&format!("aria-label={label}")) || html.contains(label),
+            "{label}"
+        );
     }
     assert!(html.contains("step 4: "), "the last step is drawn");
     assert!(html.contains("rank 0 to rank 8: "), "pairs say their bytes");
@@ -71,18 +84,31 @@ fn the_page_stands_alone_and_has_every_chart() {
         let shown = Command::new(browser).args(flags).arg(url).output().unwrap();
         let dom = String::from_utf8_lossy(&shown.stdout);
         let marks = html.matches("<rect").count();
-        assert_eq!(dom.matches("<rect").count(), marks, "the browser drops marks");
+        assert_eq!(
+            dom.matches("<rect").count(),
+            marks,
+            "the browser drops marks"
+        );
     }
 }
 
 #[test]
 fn an_element_is_followed_to_its_holder() {
     let plan = plan("explain_element.plan", &[]);
-    let args = ["explain", text(&plan), "--element", "model.norm.weight[5]@12", "--json"];
+    let args = [
+        "explain",
+        text(&plan),
+        "--element",
+        "model.norm.weight[5]@12",
+        "--json",
+    ];
     let origin: Value = serde_json::from_str(&succeed(&args)).unwrap();
     assert_eq!(origin["tensor"], "model.norm.weight");
     let hop = &origin["hops"][0];
-    assert_eq!((&hop["to"]["rank"], &hop["to"]["offset"]), (&12.into(), &10.into()));
+    assert_eq!(
+        (&hop["to"]["rank"], &hop["to"]["offset"]),
+        (&12.into(), &10.into())
+    );
     let said = succeed(&args[..4]);
     let from = format!("rank {}", hop["from"]["rank"]);
     assert!(said.contains(&from) && said.contains("sent to"), "{said}");
@@ -104,13 +130,17 @@ fn mistakes_say_what_to_write() {
 #[test]
 fn a_diff_names_what_differs() {
     let one = plan("diff_one.plan", &[]);
-    let other = plan("diff_other.plan", &["--include", "*norm*", "--bucket-count", "2"]);
+    let other = plan(
+        "diff_other.plan",
+        &["--include", "*norm*", "--bucket-count", "2"],
+    );
     let same = succeed(&["diff", text(&one), text(&one)]);
     assert!(same.contains("nothing"), "{same}");
     let said = succeed(&["diff", text(&one), text(&other)]);
     assert!(said.contains("decision"), "{said}");
     assert!(said.contains("tensors only in the first"), "{said}");
-    let json: Value = serde_json::from_str(&succeed(&["diff", text(&one), text(&other), "--json"])).unwrap();
+    let json: Value =
+        serde_json::from_str(&succeed(&["diff", text(&one), text(&other), "--json"])).unwrap();
     assert_eq!(json["is_equal"], false);
     assert_eq!(json["source_differs"], false);
     assert_eq!(json["tensors_added"].as_array().unwrap().len(), 0);

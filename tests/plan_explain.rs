@@ -1,12 +1,12 @@
 //! What `explain` says is what the layouts say and what programs do.
 
 use std::sync::Arc;
+use weightsync::Rank;
 use weightsync::error::Status;
 use weightsync::layout::{BufferKey, Layout, view::View};
 use weightsync::plan::Plan;
 use weightsync::plan::decision::PlanOptions;
 use weightsync::plan::origin::Cell;
-use weightsync::Rank;
 
 fn layout(name: &str) -> Arc<Layout> {
     let bytes = std::fs::read(format!("tests/layouts/{name}.json")).unwrap();
@@ -14,8 +14,16 @@ fn layout(name: &str) -> Arc<Layout> {
 }
 
 fn plan(bucket_count: u32) -> Plan {
-    let options = PlanOptions { bucket_count, ..PlanOptions::default() };
-    Plan::create(layout("trainer_tp2_pp2_dp2"), layout("inference_2x_tp4"), &options).unwrap()
+    let options = PlanOptions {
+        bucket_count,
+        ..PlanOptions::default()
+    };
+    Plan::create(
+        layout("trainer_tp2_pp2_dp2"),
+        layout("inference_2x_tp4"),
+        &options,
+    )
+    .unwrap()
 }
 
 /// Every place where a rank of a layout has an element, by its views.
@@ -24,14 +32,20 @@ fn places(layout: &Layout, rank: Rank, tensor: &str, index: &[u64]) -> Vec<Cell>
     let is_it = |v: &&View<BufferKey>| {
         let name = &layout.tensors()[v.tensor.index()].name;
         layout.resolve_alias(name) == layout.resolve_alias(tensor)
-            && v.bounds.spans().iter().zip(index).all(|(s, x)| s.lo <= *x && *x < s.hi)
+            && v.bounds
+                .spans()
+                .iter()
+                .zip(index)
+                .all(|(s, x)| s.lo <= *x && *x < s.hi)
     };
     views
         .iter()
         .filter(is_it)
         .map(|v| {
             let steps = v.bounds.spans().iter().zip(index).zip(&v.strides);
-            let away: i64 = steps.map(|((s, x), stride)| (x - s.lo) as i64 * stride).sum();
+            let away: i64 = steps
+                .map(|((s, x), stride)| (x - s.lo) as i64 * stride)
+                .sum();
             Cell {
                 rank: rank.0,
                 buffer: layout.buffer(rank, v.buffer).unwrap().name,
@@ -48,7 +62,9 @@ fn an_element_comes_from_a_holder_and_ends_where_its_rank_wants_it() {
     for t in plan.tensors().iter() {
         for rank in plan.destination().ranks() {
             for _ in 0..4 {
-                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                seed = seed
+                    .wrapping_mul(6364136223846793005)
+                    .wrapping_add(1442695040888963407);
                 let index: Vec<u64> = t.shape.iter().map(|n| (seed >> 33) % n).collect();
                 let wanted = places(plan.destination(), rank, &t.name, &index);
                 let origin = match plan.origin(rank, &t.name, &index) {
@@ -95,7 +111,13 @@ fn questions_without_an_answer_are_refused() {
         plan.origin(Rank(rank), tensor, index).unwrap_err().status
     };
     assert_eq!(status(9, "no.such.tensor", &[0]), Status::NotFound);
-    assert_eq!(status(9, "model.norm.weight", &[0, 0]), Status::InvalidArgument);
-    assert_eq!(status(9, "model.norm.weight", &[1 << 40]), Status::InvalidArgument);
+    assert_eq!(
+        status(9, "model.norm.weight", &[0, 0]),
+        Status::InvalidArgument
+    );
+    assert_eq!(
+        status(9, "model.norm.weight", &[1 << 40]),
+        Status::InvalidArgument
+    );
     assert_eq!(status(0, "model.norm.weight", &[0]), Status::NotFound);
 }

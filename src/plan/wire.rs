@@ -5,7 +5,7 @@
 //! the same checks as making a plan, so a plan from a file is as good as one
 //! made here.
 
-use super::{OwnedBody, PLANNER_VERSION, Plan};
+use super::{Ground, OwnedBody, PLANNER_VERSION, Plan};
 use crate::error::{Error, Result, Status};
 use crate::layout::{Layout, frame};
 use crate::limits::BUCKET_COUNT_MAX;
@@ -19,7 +19,11 @@ const WHAT: &str = "a weightsync plan";
 impl Plan {
     /// The plan as bytes, equal wherever the plan is equal.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        Ok(frame::seal(MAGIC, VERSION, &self.body()?))
+        Ok(frame::seal(
+            MAGIC,
+            VERSION,
+            &self.body(self.topology_spec.as_ref())?,
+        ))
     }
 
     /// The plan that [`Plan::to_bytes`] wrote, on any machine.
@@ -48,7 +52,8 @@ impl Plan {
         }
         let source = Arc::new(Layout::new(body.source)?);
         let destination = Arc::new(Layout::new(body.destination)?);
-        let mut plan = Plan::assemble(source, destination, body.decision, body.selectors)?;
+        let ground = Ground::new(body.topology, &source, &destination)?;
+        let mut plan = Plan::assemble(source, destination, body.decision, ground, body.selectors)?;
         plan.seal()?;
         Ok(plan)
     }
@@ -76,7 +81,8 @@ pub struct PlanDiff {
 impl Plan {
     /// What `other` does otherwise. Derives every program of both plans.
     pub fn diff(&self, other: &Plan) -> Result<PlanDiff> {
-        let names = |p: &Plan| -> Vec<String> { p.tensors.iter().map(|t| t.name.clone()).collect() };
+        let names =
+            |p: &Plan| -> Vec<String> { p.tensors.iter().map(|t| t.name.clone()).collect() };
         let ranks = |p: &Plan| -> Vec<u32> { p.participants().iter().map(|r| r.0).collect() };
         let (a, b) = (names(self), names(other));
         let (r, s) = (ranks(self), ranks(other));
@@ -93,7 +99,11 @@ impl Plan {
             ranks_changed: Vec::new(),
         };
         if !diff.is_equal {
-            for rank in self.participants().iter().filter(|x| s.binary_search(&x.0).is_ok()) {
+            for rank in self
+                .participants()
+                .iter()
+                .filter(|x| s.binary_search(&x.0).is_ok())
+            {
                 if self.ops_key(*rank)? != other.ops_key(*rank)? {
                     diff.ranks_changed.push(rank.0);
                 }
@@ -111,5 +121,8 @@ impl Plan {
 
 /// The elements of sorted `a` that sorted `b` lacks.
 fn without<T: Ord + Clone>(a: &[T], b: &[T]) -> Vec<T> {
-    a.iter().filter(|x| b.binary_search(x).is_err()).cloned().collect()
+    a.iter()
+        .filter(|x| b.binary_search(x).is_err())
+        .cloned()
+        .collect()
 }

@@ -186,7 +186,11 @@ fn bar_chart(bars: &[Bar], mean: Option<u64>, what: &str) -> String {
     let (top, tall) = (14.0, 150.0);
     let most = bars.iter().map(Bar::total).max().unwrap_or(0).max(1);
     let pitch = ((WIDTH - LEFT) / bars.len().max(1) as f64).min(84.0);
-    let gap = if pitch > 5.0 { (pitch * 0.12).clamp(1.5, 8.0) } else { 0.0 };
+    let gap = if pitch > 5.0 {
+        (pitch * 0.12).clamp(1.5, 8.0)
+    } else {
+        0.0
+    };
     let high = |amount: u64| tall * amount as f64 / most as f64;
     let mut out = open(WIDTH, top + tall + 26.0, what);
     text(&mut out, LEFT - 8.0, top + 8.0, "end", &bytes(most));
