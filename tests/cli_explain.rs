@@ -137,7 +137,10 @@ fn a_diff_names_what_differs() {
     let same = succeed(&["diff", text(&one), text(&one)]);
     assert!(same.contains("nothing"), "{same}");
     let said = succeed(&["diff", text(&one), text(&other)]);
-    assert!(said.contains("decision"), "{said}");
+    assert!(
+        said.contains("differ in                   selection\n"),
+        "{said}"
+    );
     assert!(said.contains("tensors only in the first"), "{said}");
     let json: Value =
         serde_json::from_str(&succeed(&["diff", text(&one), text(&other), "--json"])).unwrap();

@@ -47,6 +47,7 @@ fn text(d: &PlanDiff) -> String {
         ("source", d.source_differs),
         ("destination", d.destination_differs),
         ("decision", d.decision_differs),
+        ("selection", d.selection_differs),
     ];
     let differing: Vec<&str> = parts.iter().filter(|p| p.1).map(|p| p.0).collect();
     t.row(["differ in", &differing.join(", ")]);
