@@ -1,8 +1,9 @@
 //! Plans: two layouts and a decision, and what every rank does about it.
 
 use super::args::{self, plain_struct};
+use super::buffers::{BufferCache, SideBuffers, buffer_info, no_buffer};
 use super::handle::{self, Handle, shared};
-use super::layout::{BufferCache, SideBuffers, buffer_info, no_buffer, wsync_layout};
+use super::layout::wsync_layout;
 use super::out::{Buffer, Out, StructOut, TextBuffer};
 use super::types::{
     WSYNC_STEP_NONE, wsync_buffer_info, wsync_error, wsync_fingerprint, wsync_status, wsync_text,

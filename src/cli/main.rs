@@ -4,7 +4,7 @@
 //!   demo, sync ─► drive ─► fleet ─► one worker per rank
 //!                   │                 └─ shard, reference, checkpoint
 //!                   └────► summary ─► table, or JSON
-//!   plan, check, explain, diff, env, version, map     need no ranks
+//!   plan, check, explain, diff, map, doctor, env, version     need no ranks
 //! ```
 //!
 //! Data goes to standard output and everything else to standard error. The
@@ -18,6 +18,7 @@ mod check;
 mod checkpoint;
 mod demo;
 mod diff;
+mod doctor;
 mod drive;
 mod env;
 mod explain;
@@ -57,6 +58,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Map trainer ranks to inference ranks
     Map(map::MapArgs),
+    /// Say which NCCL and CUDA are found here, what they can do and what is wrong
+    Doctor(doctor::DoctorArgs),
     /// List the environment variables that are read
     Env(env::EnvArgs),
     /// Say which version this is
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Command::Diff(args) => diff::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Map(args) => map::run(args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Env(args) => env::run(&args),
         Command::Version(args) => env::version(&args),
         Command::Rank(args) => return worker::run(&args),
