@@ -159,7 +159,7 @@ mod tests {
         let e: Element = "a.b[3, 4]@12".parse().unwrap();
         assert_eq!((e.tensor.as_str(), e.rank), ("a.b", Rank(12)));
         assert_eq!(e.index, [3, 4]);
-        assert_eq!("scalar[]@0".parse::<Element>().unwrap().index, []);
+        assert_eq!("scalar[]@0".parse::<Element>().unwrap().index.len(), 0);
         for bad in ["", "a", "a[1]", "a@1", "a[x]@1", "a[1]@x", "a[1]@-1"] {
             let error = bad.parse::<Element>().unwrap_err();
             assert!(error.contains("TENSOR[I,J]@RANK"), "{error}");
