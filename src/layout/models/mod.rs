@@ -13,6 +13,7 @@
 //!
 //! A new dense or mixture-of-experts family is one more table.
 
+mod assembly;
 mod config;
 mod engine;
 mod family;
