@@ -93,12 +93,13 @@ if(WEIGHTSYNC_COMMAND)
       > "${weightsync_COMPLETIONS}/${shell}")
   endforeach()
   add_custom_command(
-    OUTPUT "${weightsync_MANUAL}/weightsync.1" "${weightsync_COMPLETIONS}/fish"
+    OUTPUT "${weightsync_MANUAL}/weightsync.1.gz" "${weightsync_COMPLETIONS}/fish"
     COMMAND "${weightsync_PROGRAM}" manual --out "${weightsync_MANUAL}"
+    COMMAND gzip -9nfr "${weightsync_MANUAL}"
     ${shells}
     DEPENDS "${weightsync_PROGRAM}"
     COMMENT "Writing manual pages and completions" VERBATIM)
-  list(APPEND staged "${weightsync_PROGRAM}" "${weightsync_MANUAL}/weightsync.1"
+  list(APPEND staged "${weightsync_PROGRAM}" "${weightsync_MANUAL}/weightsync.1.gz"
     "${weightsync_COMPLETIONS}/fish")
 endif()
 

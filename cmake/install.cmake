@@ -11,7 +11,7 @@ set(to_cmake "${CMAKE_INSTALL_LIBDIR}/cmake/weightsync")
 
 install(FILES "${weightsync_SO}" "${weightsync_STAGE}/libweightsync.so.${weightsync_ABI}"
   DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT runtime)
-if(weightsync_IS_TOP_LEVEL)
+if(NOT weightsync_FOR_DEBIAN)
   install(FILES "${weightsync_SOURCE}/LICENSE"
     DESTINATION "${CMAKE_INSTALL_DOCDIR}" COMPONENT runtime)
 endif()
@@ -65,7 +65,7 @@ if(WEIGHTSYNC_COMMAND)
   install(PROGRAMS "${weightsync_PROGRAM}"
     DESTINATION "${CMAKE_INSTALL_BINDIR}" COMPONENT tools)
   install(DIRECTORY "${weightsync_MANUAL}/"
-    DESTINATION "${CMAKE_INSTALL_MANDIR}/man1" COMPONENT tools FILES_MATCHING PATTERN "*.1")
+    DESTINATION "${CMAKE_INSTALL_MANDIR}/man1" COMPONENT tools FILES_MATCHING PATTERN "*.1.gz")
   install(FILES "${weightsync_COMPLETIONS}/bash" RENAME weightsync
     DESTINATION "${CMAKE_INSTALL_DATADIR}/bash-completion/completions" COMPONENT tools)
   install(FILES "${weightsync_COMPLETIONS}/zsh" RENAME _weightsync
