@@ -12,95 +12,19 @@
 //! it stays aborted, and every call reports the first reason: make a new one
 //! on every rank and meet again.
 
-use super::flight::Flight;
-use super::member::{Member, rank_outcome};
-use super::request::State;
-use super::{Outcome, instant_in};
+use super::instant_in;
+use super::member::Member;
+use super::rank_set::RankSet;
+use super::shared::Shared;
 use crate::device::fence::AbortCell;
 use crate::error::{Error, Result, Status};
-use crate::limits::RANK_COUNT_MAX;
 use crate::rank::Rank;
-use crate::transport::control::{Control, Listener, Waker, random_u128};
+use crate::transport::control::{Control, Listener, random_u128};
 use crate::transport::greeting::{self, Greeting};
+use crate::transport::patience::Patience;
 use crate::transport::{Bootstrap, Kind, Transport, rendezvous};
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-/// Every rank of a transport, ascending.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RankSet {
-    ranks: Arc<[Rank]>,
-}
-
-impl RankSet {
-    /// Ranks `0..count`.
-    pub fn count(count: u32) -> Result<RankSet> {
-        check_count(count as usize)?;
-        Ok(RankSet {
-            ranks: (0..count).map(Rank).collect(),
-        })
-    }
-
-    /// These ranks, in any order.
-    pub fn list(ranks: &[Rank]) -> Result<RankSet> {
-        check_count(ranks.len())?;
-        let mut sorted = ranks.to_vec();
-        sorted.sort_unstable();
-        if let Some(pair) = sorted.windows(2).find(|w| w[0] == w[1]) {
-            return Err(Error::invalid(format!(
-                "rank {} is listed more than once",
-                pair[0]
-            )));
-        }
-        if let Some(high) = sorted.last().filter(|r| r.0 >= RANK_COUNT_MAX) {
-            return Err(Error::limit(format!(
-                "rank {high} is listed; ranks are below {RANK_COUNT_MAX}"
-            )));
-        }
-        Ok(RankSet {
-            ranks: sorted.into(),
-        })
-    }
-
-    pub fn len(&self) -> usize {
-        self.ranks.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.ranks.is_empty()
-    }
-
-    pub fn contains(&self, rank: Rank) -> bool {
-        self.index_of(rank).is_some()
-    }
-
-    pub fn index_of(&self, rank: Rank) -> Option<usize> {
-        self.ranks.binary_search(&rank).ok()
-    }
-
-    pub fn as_slice(&self) -> &[Rank] {
-        &self.ranks
-    }
-
-    /// The rank that coordinates.
-    pub fn lowest(&self) -> Rank {
-        self.ranks.first().copied().unwrap_or_default()
-    }
-}
-
-fn check_count(count: usize) -> Result<()> {
-    if count == 0 {
-        return Err(Error::invalid("a transport needs at least one rank"));
-    }
-    if count > RANK_COUNT_MAX as usize {
-        return Err(Error::limit(format!(
-            "{count} ranks are listed; at most {RANK_COUNT_MAX} are allowed"
-        )));
-    }
-    Ok(())
-}
 
 /// The transport of one rank. Cheap to clone; sessions keep it alive. When the
 /// last clone goes, the rank says goodbye without waiting for anybody.
@@ -202,7 +126,8 @@ impl Endpoint {
         }
         let deadline = meet_deadline(deadline_ns);
         let (bootstrap, listener) = self.take_alone()?;
-        let control = self.connect(&met, &listener, deadline)?;
+        let patience = Patience::new(deadline, &self.inner.early);
+        let control = self.connect(&met, &listener, patience)?;
         drop(listener);
         let peers: Vec<(Rank, Vec<u8>)> = met
             .greetings
@@ -233,15 +158,16 @@ impl Endpoint {
         let deadline = meet_deadline(deadline_ns);
         let ranks = self.inner.ranks.as_slice();
         let own = (self.inner.rank, self.inner.greeting.as_slice());
-        let greetings = rendezvous::gather(own, ranks, address, token, deadline)?;
+        let patience = Patience::new(deadline, &self.inner.early);
+        let greetings = rendezvous::gather(own, ranks, address, token, patience)?;
         let left = deadline.saturating_duration_since(Instant::now());
         self.meet(&greetings, left.as_nanos() as u64)
     }
 
     /// Stops this rank's transport and everything that uses it, here and on
     /// all peers. Any thread, any time; never waits. The first reason wins. A
-    /// meeting that is under way fails with it when it ends, and then tells
-    /// the peers.
+    /// meeting that is under way fails with it at once; its peers see that
+    /// this rank is gone.
     pub fn abort(&self, reason: &str) {
         let error = Error::new(Status::Aborted, reason).by(self.inner.rank);
         match &*self.inner.lock() {
@@ -318,7 +244,7 @@ impl Endpoint {
         &self,
         met: &greeting::Gathered,
         listener: &Listener,
-        deadline: Instant,
+        patience: Patience<'_>,
     ) -> Result<crate::transport::control::Tree> {
         let addresses = |i: usize| met.greetings[i].control.clone();
         let ranks = self.inner.ranks.as_slice();
@@ -328,7 +254,7 @@ impl Endpoint {
             addresses,
             met.group,
             listener,
-            deadline,
+            patience,
         )
     }
 }
@@ -345,243 +271,5 @@ fn meet_deadline(ns: u64) -> Instant {
 impl EndpointInner {
     fn lock(&self) -> MutexGuard<'_, Phase> {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What the caller's threads and the control thread of one endpoint share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub rank: Rank,
-    pub ranks: RankSet,
-    pub transport: Arc<dyn Transport>,
-    pub waker: Arc<Waker>,
-    /// Taken by the one request that is under way.
-    is_busy: AtomicBool,
-    orders: Mutex<Orders>,
-    counters: Mutex<HashMap<u128, Arc<AtomicU64>>>,
-    farewell: Mutex<Farewell>,
-    farewell_changed: Condvar,
-    /// The control thread has ended.
-    is_dead: AtomicBool,
-}
-
-/// What callers want of the control thread.
-#[derive(Debug, Default)]
-pub(crate) struct Orders {
-    /// A flight that has just been prepared.
-    pub agree: Option<Arc<Flight>>,
-    /// A flight whose request is gone.
-    pub withdraw: Option<Arc<Flight>>,
-    pub leave: bool,
-}
-
-/// How leaving together stands.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Farewell {
-    #[default]
-    Staying,
-    Leaving,
-    Left,
-}
-
-impl Shared {
-    fn new(rank: Rank, ranks: RankSet, transport: Arc<dyn Transport>) -> Result<Shared> {
-        Ok(Shared {
-            rank,
-            ranks,
-            transport,
-            waker: Arc::new(Waker::new()?),
-            is_busy: AtomicBool::new(false),
-            orders: Mutex::default(),
-            counters: Mutex::default(),
-            farewell: Mutex::default(),
-            farewell_changed: Condvar::new(),
-            is_dead: AtomicBool::new(false),
-        })
-    }
-
-    pub fn abort_reason(&self) -> Option<Error> {
-        let cell = self.transport.abort_cell();
-        if cell.is_set() { cell.reason() } else { None }
-    }
-
-    /// Sets the abort word and has the control thread tell everybody.
-    pub fn abort(&self, reason: Error) {
-        self.transport.abort_cell().set(reason);
-        self.transport.wake();
-        self.waker.wake();
-    }
-
-    /// Lets one request be under way at a time.
-    pub fn take_seat(&self) -> Result<()> {
-        if self.is_busy.swap(true, Ordering::AcqRel) {
-            return Err(Error::new(
-                Status::Busy,
-                "another request of this transport is under way",
-            ));
-        }
-        Ok(())
-    }
-
-    pub fn leave_seat(&self) {
-        self.is_busy.store(false, Ordering::Release);
-    }
-
-    /// The number of the last execution of `plan` on this transport.
-    pub fn counter(&self, plan: u128) -> Arc<AtomicU64> {
-        let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        counters.entry(plan).or_default().clone()
-    }
-
-    pub fn orders(&self) -> MutexGuard<'_, Orders> {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn order_agree(&self, flight: &Arc<Flight>) {
-        self.orders().agree = Some(flight.clone());
-        self.waker.wake();
-    }
-
-    pub fn order_withdraw(&self, flight: &Arc<Flight>) {
-        self.orders().withdraw = Some(flight.clone());
-        self.waker.wake();
-    }
-
-    /// Has the control thread look at the running request now.
-    pub fn order_look(&self) {
-        self.waker.wake();
-    }
-
-    /// Waits until `flight` has ended.
-    pub fn wait_idle(&self, flight: &Arc<Flight>, deadline: Option<Instant>) -> Result<()> {
-        let mut inner = flight.lock();
-        while inner.state.is_active() {
-            let left = match deadline {
-                Some(d) => d.saturating_duration_since(Instant::now()),
-                None => Duration::from_secs(3600),
-            };
-            if inner.state == State::Ready || left.is_zero() {
-                let text = format!("a request is still {}", inner.state.name());
-                return Err(Error::new(Status::Busy, text));
-            }
-            inner = flight.wait(inner, left);
-        }
-        Ok(())
-    }
-
-    /// Nobody will move requests on any more.
-    pub fn set_dead(&self) {
-        self.is_dead.store(true, Ordering::Release);
-    }
-
-    pub fn is_dead(&self) -> bool {
-        self.is_dead.load(Ordering::Acquire)
-    }
-
-    /// Why nothing goes on here.
-    pub fn closed(&self) -> Error {
-        let text = format!("the control channel of rank {} has closed", self.rank);
-        Error::new(Status::PeerLost, text).by(self.rank)
-    }
-
-    /// Ends a request that the control thread can no longer end.
-    pub fn finish_alone(&self, flight: &Flight) {
-        let mut inner = flight.lock();
-        if !inner.state.is_active() {
-            return;
-        }
-        let reason = self.abort_reason().unwrap_or_else(|| self.closed());
-        self.transport.abort_cell().set(reason.clone());
-        self.transport.wake();
-        let rank = match inner.state {
-            State::Running => {
-                let is_drained = inner.look();
-                flight
-                    .slot
-                    .is_undrained
-                    .fetch_or(!is_drained, Ordering::AcqRel);
-                rank_outcome(&inner, flight.slot.writes, is_drained, true)
-            }
-            State::Settling => inner.rank_outcome.unwrap_or(Outcome::Torn),
-            State::Idle | State::Preparing | State::Ready | State::Done | State::Failed => {
-                Outcome::Untouched
-            }
-        };
-        inner.finish(Instant::now(), Some(reason), rank, Outcome::Torn);
-        drop(inner);
-        flight.notify();
-    }
-
-    /// Refuses new requests once the rank is leaving.
-    pub fn check_staying(&self) -> Result<()> {
-        let farewell = self.farewell.lock().unwrap_or_else(PoisonError::into_inner);
-        match *farewell {
-            Farewell::Staying => Ok(()),
-            Farewell::Leaving | Farewell::Left => Err(Error::new(
-                Status::InvalidState,
-                "the transport has been finalized",
-            )),
-        }
-    }
-
-    /// True once every rank has left.
-    pub fn has_left(&self) -> bool {
-        let farewell = self.farewell.lock().unwrap_or_else(PoisonError::into_inner);
-        *farewell == Farewell::Left
-    }
-
-    /// Has whoever waits to leave look at the abort word.
-    pub fn notify_farewell(&self) {
-        drop(self.farewell.lock().unwrap_or_else(PoisonError::into_inner));
-        self.farewell_changed.notify_all();
-    }
-
-    /// Says that every rank has left.
-    pub fn set_farewell(&self, to: Farewell) {
-        *self.farewell.lock().unwrap_or_else(PoisonError::into_inner) = to;
-        self.farewell_changed.notify_all();
-    }
-
-    fn leave(&self, deadline: Option<Instant>) -> Result<()> {
-        if let Some(reason) = self.abort_reason() {
-            return Err(reason);
-        }
-        self.take_seat()?;
-        {
-            let mut farewell = self.farewell.lock().unwrap_or_else(PoisonError::into_inner);
-            if *farewell == Farewell::Staying {
-                *farewell = Farewell::Leaving;
-            }
-        }
-        self.orders().leave = true;
-        self.waker.wake();
-        let mut farewell = self.farewell.lock().unwrap_or_else(PoisonError::into_inner);
-        while *farewell != Farewell::Left {
-            if let Some(reason) = self.abort_reason() {
-                return Err(reason);
-            }
-            if self.is_dead() {
-                return Err(Error::new(
-                    Status::PeerLost,
-                    "the control channel has closed",
-                ));
-            }
-            let left = match deadline {
-                Some(d) => d.saturating_duration_since(Instant::now()),
-                None => Duration::from_secs(3600),
-            };
-            if left.is_zero() {
-                return Err(Error::new(
-                    Status::MeetTimeout,
-                    "not every rank left within the deadline",
-                ));
-            }
-            farewell = self
-                .farewell_changed
-                .wait_timeout(farewell, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-        Ok(())
     }
 }

@@ -12,9 +12,9 @@
 //
 // - Rank 0 decides the version of every answer and tells rank 1. It turns to the
 //   new one only between two answers.
-// - The library writes nothing before every rank has submitted the version.
-//   Rank 0 submits version n + 1 only after it turned to n, so from then on
-//   nobody asks for n - 1, whose slot it is that will be written.
+// - A request is prepared before it starts, and it is READY once every rank has
+//   prepared it. Rank 0 prepares version n + 1 only after it turned to n, so once
+//   that is READY nobody asks for n - 1, in whose slot n + 1 will be written.
 
 #include "model.hpp"
 
@@ -104,8 +104,10 @@ public:
           slot = session.load(plan);
           request = Request::create(session, slot);
         }
+        request.prepare(RequestOptions(static_cast<std::uint64_t>(version)));
+        request.wait_ready();
         invalidate(standby);
-        request.submit(RequestOptions(static_cast<std::uint64_t>(version)));
+        request.start();
         request.wait();
         if (request.outcome().copy != Outcome::complete) {
           throw std::runtime_error("version " + std::to_string(version) + " is not COMPLETE");
@@ -173,7 +175,7 @@ private:
       answers_++;
       changed_.notify_all();
       lock.unlock();
-      std::this_thread::yield();
+      std::this_thread::sleep_for(200us); // Until the next prompt.
     }
     send_all(peer_, Question{0, {}});
     for (std::size_t v = 1; v < per_version.size(); v++)
