@@ -24,6 +24,7 @@ pub mod models;
 pub mod placement;
 mod recast;
 mod restrict;
+mod safetensors;
 pub mod tensor;
 mod torch;
 pub mod view;
@@ -32,6 +33,7 @@ mod wire;
 
 pub use json::LAYOUT_FILE_VERSION;
 pub(crate) use json::place_in_json;
+pub use safetensors::SafetensorsFile;
 pub use torch::DTENSOR_FILE_VERSION;
 pub use wire::{LAYOUT_BLOB_MAGIC, LAYOUT_BLOB_VERSION};
 

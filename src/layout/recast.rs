@@ -237,9 +237,9 @@ impl Layout {
     /// The same memory in the tensors of `template`: a layout of one rank in
     /// which every buffer is a tensor of this layout, stored without gaps.
     ///
-    /// Tensors that are the same in both keep their rules where all are;
-    /// otherwise ranks are described view by view. Fails where a tensor is not
-    /// a buffer of the template, or has another size there.
+    /// Ranks are described view by view. Tensors that are copies of others by
+    /// the template's aliases are left out. Fails where a tensor is not a
+    /// buffer of the template, or has another size there.
     pub fn recast(&self, template: &Layout) -> Result<Layout> {
         let stored = Stored::of(template)?;
         let grids = self
@@ -380,6 +380,10 @@ impl Stored {
         shape: &[u64],
         template: &Layout,
     ) -> Result<Vec<(TensorIndex, Grid)>> {
+        // A copy of another tensor under a name of its own.
+        if template.resolve_alias(name) != name {
+            return Ok(Vec::new());
+        }
         let Some((elements, windows)) = self.windows.get(name) else {
             return Err(Error::layout(format!(
                 "tensor \"{name}\" is not one of the model's; it has {} stored tensors",
