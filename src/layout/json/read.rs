@@ -10,7 +10,7 @@ use crate::layout::LayoutSpec;
 use crate::layout::canonical::check_same;
 use crate::layout::cut::{Cut, CutKind};
 use crate::layout::mesh::{Mesh, MeshAxis, RankList};
-use crate::layout::placement::{Buffer, CopyAxes, Padding, Part, Placement, Rule};
+use crate::layout::placement::{Buffer, CopyAxes, Grouped, Padding, Part, Placement, Rule};
 use crate::layout::tensor::{IndexBox, Span, Tensor, TensorIndex};
 use crate::layout::view::{Memory, NamedBuffer, RankViews, Strides, View};
 use crate::limits::{DIM_COUNT_MAX, TENSOR_COUNT_MAX, VIEW_COUNT_MAX};
@@ -426,9 +426,12 @@ fn read_part(p: &PartDoc, names: &mut Names) -> Read<Part> {
         reader.tensor(i, t).within(|| format!("tensors[{i}]"))?;
     }
     let PartReader {
-        rules, candidates, ..
+        mut rules,
+        mut candidates,
+        ..
     } = reader;
     let fused = expand_fused(p, names)?;
+    group_members(&fused, &mut candidates, &mut rules, &names.tensors)?;
     let (placements, spacers, buffers) = assemble(&candidates, &fused)?;
     Ok(Part {
         ranks,
@@ -613,6 +616,7 @@ impl<'a> PartReader<'a, '_> {
             order: t.order.iter().copied().collect(),
             padded,
             split: t.split,
+            grouped: None,
             conversion: None,
         })
     }
@@ -746,6 +750,7 @@ struct Fused {
     entry: usize,
     buffer: String,
     shared_dims: u8,
+    groups: Option<u64>,
     members: Vec<String>,
 }
 
@@ -786,6 +791,7 @@ fn expand_one(
             entry,
             buffer: spell_buffer(&doc.buffer, layer, &local)?,
             shared_dims: doc.shared_dims,
+            groups: doc.groups,
             members: doc.members.iter().map(|m| spell(m, layer)).collect(),
         });
     }
@@ -845,6 +851,70 @@ fn assemble(candidates: &[Candidate<'_>], fused: &[Fused]) -> Read<Assembled> {
         groups.push(group);
     }
     Ok(number(candidates, groups))
+}
+
+/// Gives members that alternate group by group a rule that says so.
+fn group_members(
+    fused: &[Fused],
+    candidates: &mut [Candidate<'_>],
+    rules: &mut Vec<Rule>,
+    tensors: &[Tensor],
+) -> Read<()> {
+    let grouped: HashMap<&str, &Fused> = fused
+        .iter()
+        .filter(|f| f.groups.is_some())
+        .flat_map(|f| f.members.iter().map(move |m| (m.as_str(), f)))
+        .collect();
+    if grouped.is_empty() {
+        return Ok(());
+    }
+    let rows: HashMap<&str, u64> = candidates
+        .iter()
+        .map(|c| (c.name.as_str(), rows_of(&tensors[c.tensor.index()])))
+        .collect();
+    let mut known: HashMap<(u32, Grouped), u32> = HashMap::new();
+    let mut numbers = Vec::with_capacity(candidates.len());
+    for c in candidates.iter() {
+        let f = grouped.get(c.name.as_str()).copied();
+        let f = f.filter(|f| c.buffer.as_ref().is_none_or(|b| *b == f.buffer));
+        let Some((f, groups)) = f.and_then(|f| Some((f, f.groups?))) else {
+            numbers.push(c.rule);
+            continue;
+        };
+        let sizes = f
+            .members
+            .iter()
+            .map(|m| rows.get(m.as_str()).copied().unwrap_or(0));
+        let mut pitch = 0u64;
+        for (m, n) in f.members.iter().zip(sizes) {
+            if groups == 0 || n % groups != 0 {
+                return fault(
+                    "groups",
+                    format!("tensor \"{m}\" has {n} indices on axis 0, not a multiple of {groups} groups"),
+                )
+                .within(|| format!("fused[{}]", f.entry));
+            }
+            pitch = pitch.saturating_add(n / groups);
+        }
+        let size = rows.get(c.name.as_str()).copied().unwrap_or(0) / groups;
+        let key = (c.rule, Grouped { size, pitch });
+        numbers.push(*known.entry(key).or_insert_with(|| {
+            let rule = Rule {
+                grouped: Some(key.1),
+                ..rules[c.rule as usize].clone()
+            };
+            rules.push(rule);
+            rules.len() as u32 - 1
+        }));
+    }
+    for (c, rule) in candidates.iter_mut().zip(numbers) {
+        c.rule = rule;
+    }
+    Ok(())
+}
+
+fn rows_of(t: &Tensor) -> u64 {
+    t.shape.first().copied().unwrap_or(1)
 }
 
 /// The members of a fused buffer, on each stage that has all of them.
