@@ -219,6 +219,24 @@ impl Inventory {
         self.templates.iter().find(|t| t.role == role && !t.is_mtp)
     }
 
+    /// The name of the tensor that has the values of an alias, however many
+    /// aliases lie between.
+    pub fn root(&self, tensor: &InventoryTensor<'_>) -> Option<String> {
+        let mut name = tensor.template.alias_of.as_ref()?;
+        let next = |name: &String| {
+            let own = self.templates.iter().find(|t| t.name == *name)?;
+            own.alias_of.as_ref()
+        };
+        // No chain is longer than there are templates.
+        for _ in &self.templates {
+            match next(name) {
+                Some(n) => name = n,
+                None => break,
+            }
+        }
+        Some(name.clone())
+    }
+
     /// Elements of the model, without aliases and multi-token prediction.
     pub fn params(&self) -> u64 {
         self.count(false)

@@ -13,12 +13,18 @@
 //!
 //! A new dense or mixture-of-experts family is one more table.
 
+mod assembly;
 mod config;
 mod family;
 mod formula;
+mod hugging_face;
 mod inventory;
+mod megatron;
 mod role;
+mod sizes;
 
 pub use family::family_names;
+pub use hugging_face::HuggingFaceSizes;
 pub use inventory::{Axis, Inventory, InventoryTensor, Quantization, StoredGroup, TensorTemplate};
+pub use megatron::{ExpertStorage, MegatronSizes, Station};
 pub use role::Role;
