@@ -20,7 +20,7 @@ fn inventory(config: &Value) -> Inventory {
 }
 
 fn megatron(config: &Value, sizes: &str) -> Result<Layout> {
-    Layout::megatron(&inventory(config), &MegatronSizes::parse(sizes)?, 0)
+    Layout::megatron(&inventory(config), &sizes.parse::<MegatronSizes>()?, 0)
 }
 
 /// Bytes of a rank's parameters by name, with `{l}` and `{e}` for the indices
@@ -95,7 +95,7 @@ fn names_and_local_sizes_are_megatrons() {
     ] {
         let config = read(name);
         let layout = megatron(&config, sizes).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let s = MegatronSizes::parse(sizes).unwrap();
+        let s = sizes.parse::<MegatronSizes>().unwrap();
         assert_eq!(u64::from(layout.rank_count()), s.world());
         let vocab = config["vocab_size"].as_u64().unwrap();
         let mcore = facts[name]["mcore"].as_object().unwrap();
@@ -345,7 +345,8 @@ fn experts_are_spread_over_ep_and_cut_over_etp() {
 #[test]
 fn virtual_and_uneven_pipelines_count_layers_by_chunk() {
     let stations = |sizes: &str, layers: u32| -> Vec<(u32, u32, u32)> {
-        let s = MegatronSizes::parse(sizes)
+        let s = sizes
+            .parse::<MegatronSizes>()
             .unwrap()
             .stations(layers)
             .unwrap();
@@ -478,11 +479,15 @@ fn bad_sizes_name_the_parameter_the_numbers_and_what_would_do() {
             "pp=2,pp_layers=2:1:1",
             "\"pp_layers\" has 3 stages",
         ),
-        ("llama", "tp=0", "\"tp\" is 0; a whole number of at least 1"),
+        (
+            "llama",
+            "tp=0",
+            "megatron: tp is \"0\"; accepted are 1 to 1048576",
+        ),
         (
             "llama",
             "tpp=2",
-            "\"tpp\" is unknown; accepted are tp, cp, pp",
+            "\"tpp=2\" is unknown; accepted are \"tp\", \"cp\", \"pp\"",
         ),
         ("llama", "dp=2,order=tp-pp", "has no dp, but dp is 2"),
         (
@@ -545,7 +550,7 @@ fn bad_sizes_name_the_parameter_the_numbers_and_what_would_do() {
 #[test]
 fn remarks_say_what_was_assumed() {
     let model = inventory(&read("deepseek-v3"));
-    let sizes = MegatronSizes::parse("tp=2,pp=16,ep=16,dp=8").unwrap();
+    let sizes = "tp=2,pp=16,ep=16,dp=8".parse::<MegatronSizes>().unwrap();
     let remarks = sizes.remarks(&model);
     assert!(remarks[0].contains("etp is 1; Megatron's own default is etp = tp, which is 2"));
     assert!(

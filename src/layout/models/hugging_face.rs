@@ -4,12 +4,13 @@
 use super::assembly::{Assembly, Home};
 use super::inventory::{Inventory, TensorTemplate};
 use super::sizes::Sizes;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layout::mesh::{Mesh, RankList};
 use crate::layout::placement::{CopyAxes, Rule};
 use crate::layout::tensor::{Tensor, TensorIndex};
 use crate::layout::{Layout, LayoutSpec};
 use std::collections::HashMap;
+use std::str::FromStr;
 
 /// How many ranks have the model, each by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,13 +29,15 @@ impl Default for HuggingFaceSizes {
     }
 }
 
-impl HuggingFaceSizes {
+impl FromStr for HuggingFaceSizes {
+    type Err = Error;
+
     /// Reads `replicas=` and `mtp=on|off`.
-    pub fn parse(text: &str) -> Result<HuggingFaceSizes> {
-        let s = Sizes::parse("hf", text, &["replicas", "mtp"])?;
+    fn from_str(text: &str) -> Result<HuggingFaceSizes> {
+        let s = Sizes::read("hf", text, &["replicas", "mtp"])?;
         Ok(HuggingFaceSizes {
             replicas: s.size("replicas")?,
-            mtp: s.switch("mtp", true)?,
+            mtp: s.flag("mtp")?.unwrap_or(true),
         })
     }
 }

@@ -237,6 +237,13 @@ impl Inventory {
         Some(name.clone())
     }
 
+    /// True if a checkpoint, and what is loaded from it, has the rows of an
+    /// expert's gate and up projections in turn.
+    pub fn alternates_gate_and_up(&self) -> bool {
+        let is_pair = |s: &StoredGroup| s.members == [Role::ExpertGate, Role::ExpertUp];
+        self.stored.iter().any(|s| is_pair(s) && s.shared_dims > 1)
+    }
+
     /// Elements of the model, without aliases and multi-token prediction.
     pub fn params(&self) -> u64 {
         self.count(false)

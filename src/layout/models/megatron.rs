@@ -25,6 +25,7 @@ use crate::layout::{Layout, LayoutSpec};
 use crate::limits::RANK_COUNT_MAX;
 use smallvec::SmallVec;
 use std::collections::HashMap;
+use std::str::FromStr;
 
 /// How Megatron-core stores the experts of one rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -101,14 +102,23 @@ const KEYS: &[&str] = &[
     "mtp",
 ];
 
-impl MegatronSizes {
+impl FromStr for MegatronSizes {
+    type Err = Error;
+
     /// Reads `tp=,cp=,pp=,vpp=,ep=,etp=,dp=,pp_layers=,order=`, and
     /// `vocab_multiple=128`, `experts=per_expert|sequential|grouped`,
     /// `mla_down=whole|cut`, `mtp=on|off`. A missing size is 1.
-    pub fn parse(text: &str) -> Result<MegatronSizes> {
-        let s = Sizes::parse("megatron", text, KEYS)?;
+    ///
+    /// ```
+    /// use weightsync::layout::models::MegatronSizes;
+    ///
+    /// let sizes: MegatronSizes = "tp=4,pp=8,ep=16,dp=4".parse()?;
+    /// assert_eq!(sizes.world(), 128);
+    /// # Ok::<(), weightsync::Error>(())
+    /// ```
+    fn from_str(text: &str) -> Result<MegatronSizes> {
+        let s = Sizes::read("megatron", text, KEYS)?;
         let default = MegatronSizes::default();
-        let storage = s.word("experts", &["per_expert", "sequential", "grouped"])?;
         Ok(MegatronSizes {
             tp: s.size("tp")?,
             cp: s.size("cp")?,
@@ -117,19 +127,23 @@ impl MegatronSizes {
             ep: s.size("ep")?,
             etp: s.size("etp")?,
             dp: s.size("dp")?,
-            pp_layers: s.table("pp_layers")?,
-            order: s.given("order").map_or(default.order, str::to_string),
-            vocab_multiple: s.number("vocab_multiple", default.vocab_multiple, 1)?,
-            experts: match storage {
-                Some(1) => ExpertStorage::Sequential,
-                Some(2) => ExpertStorage::Grouped,
+            pp_layers: s.counts("pp_layers")?,
+            order: s.text("order").map_or(default.order, str::to_string),
+            vocab_multiple: s
+                .size_if_given("vocab_multiple")?
+                .unwrap_or(default.vocab_multiple),
+            experts: match s.word("experts", &["per_expert", "sequential", "grouped"])? {
+                "sequential" => ExpertStorage::Sequential,
+                "grouped" => ExpertStorage::Grouped,
                 _ => ExpertStorage::PerExpert,
             },
-            mla_down_cut: s.word("mla_down", &["whole", "cut"])? == Some(1),
-            mtp: s.switch("mtp", default.mtp)?,
+            mla_down_cut: s.word("mla_down", &["whole", "cut"])? == "cut",
+            mtp: s.flag("mtp")?.unwrap_or(default.mtp),
         })
     }
+}
 
+impl MegatronSizes {
     /// Number of ranks: `tp * cp * pp * dp`.
     pub fn world(&self) -> u64 {
         self.stage_ranks() * u64::from(self.pp)
@@ -313,7 +327,7 @@ pub struct Station {
 }
 
 fn fault(what: String) -> Error {
-    Error::layout(format!("megatron sizes: {what}"))
+    Error::layout(format!("megatron: {what}"))
 }
 
 impl Layout {

@@ -1,129 +1,97 @@
-//! Parallel sizes as people write them: `tp=4,pp=8,ep=16,dp=4`.
+//! Parallel sizes as a person writes them: `tp=8,dp=2,ep=on`.
 
 use crate::error::{Error, Result};
+use crate::limits::RANK_COUNT_MAX;
 
-/// `key=value` pairs, each key once, none that is not accepted.
+/// What was written, each key once.
 #[derive(Debug)]
 pub(super) struct Sizes<'a> {
-    /// Whose they are, for messages.
+    /// What the sizes are of, for messages.
     of: &'a str,
-    pairs: Vec<(&'a str, &'a str)>,
+    given: Vec<(&'a str, &'a str)>,
 }
 
 impl<'a> Sizes<'a> {
-    /// Reads `text`, which may be empty; `accepted` are the keys there are.
-    pub fn parse(of: &'a str, text: &'a str, accepted: &[&str]) -> Result<Sizes<'a>> {
-        let mut sizes = Sizes {
-            of,
-            pairs: Vec::new(),
-        };
-        for pair in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
-            let Some((key, value)) = pair.split_once('=') else {
-                return Err(sizes.fault(format!("\"{pair}\" is not key=value, such as tp=4")));
+    /// Splits `key=value,..`; refuses keys that are not among `known`.
+    pub fn read(of: &'a str, text: &'a str, known: &[&str]) -> Result<Sizes<'a>> {
+        let mut given: Vec<(&str, &str)> = Vec::new();
+        for item in text.split(',').map(str::trim).filter(|i| !i.is_empty()) {
+            let bad = |what: &str| {
+                Error::layout(format!(
+                    "{of}: \"{item}\" {what}; accepted are {}",
+                    spell(known)
+                ))
             };
+            let (key, value) = item.split_once('=').ok_or_else(|| bad("has no \"=\""))?;
             let (key, value) = (key.trim(), value.trim());
-            if !accepted.contains(&key) {
-                return Err(sizes.fault(format!(
-                    "\"{key}\" is unknown; accepted are {}",
-                    accepted.join(", ")
-                )));
+            if !known.contains(&key) {
+                return Err(bad("is unknown"));
             }
-            if sizes.given(key).is_some() {
-                return Err(sizes.fault(format!("\"{key}\" is given twice")));
+            if given.iter().any(|(k, _)| *k == key) {
+                return Err(Error::layout(format!("{of}: {key} is given twice")));
             }
-            sizes.pairs.push((key, value));
+            given.push((key, value));
         }
-        Ok(sizes)
+        Ok(Sizes { of, given })
     }
 
-    pub fn given(&self, key: &str) -> Option<&'a str> {
-        let pair = self.pairs.iter().find(|(k, _)| *k == key);
-        pair.map(|(_, value)| *value)
+    pub fn text(&self, key: &str) -> Option<&'a str> {
+        let found = self.given.iter().find(|(k, _)| *k == key);
+        found.map(|(_, value)| *value)
     }
 
-    /// A number of at least 1; 1 where it is missing.
+    /// A size, 1 where it is not given.
     pub fn size(&self, key: &str) -> Result<u32> {
-        self.number(key, 1, 1)
+        Ok(self.size_if_given(key)?.unwrap_or(1))
     }
 
-    /// A number of at least `least`; `default` where it is missing.
-    pub fn number(&self, key: &str, default: u32, least: u32) -> Result<u32> {
-        let Some(value) = self.given(key) else {
-            return Ok(default);
-        };
-        match value.parse() {
-            Ok(n) if n >= least => Ok(n),
-            _ => Err(self.fault(format!(
-                "\"{key}\" is {value}; a whole number of at least {least} is accepted"
-            ))),
-        }
-    }
-
-    /// Numbers separated by colons, as `24:24:23:23`; none where it is missing.
-    pub fn table(&self, key: &str) -> Result<Vec<u32>> {
-        let Some(value) = self.given(key) else {
-            return Ok(Vec::new());
-        };
-        let list: std::result::Result<Vec<u32>, _> = value.split(':').map(str::parse).collect();
-        list.map_err(|_| {
-            self.fault(format!(
-                "\"{key}\" is {value}; whole numbers separated by colons are accepted, as 24:24:23:23"
-            ))
-        })
-    }
-
-    /// One of some words, as its position; `None` where it is missing.
-    pub fn word(&self, key: &str, accepted: &[&str]) -> Result<Option<usize>> {
-        let Some(value) = self.given(key) else {
+    pub fn size_if_given(&self, key: &str) -> Result<Option<u32>> {
+        let Some(value) = self.text(key) else {
             return Ok(None);
         };
-        match accepted.iter().position(|a| *a == value) {
-            Some(i) => Ok(Some(i)),
-            None => Err(self.fault(format!(
-                "\"{key}\" is {value}; {} is accepted",
-                accepted.join(" or ")
-            ))),
+        match value.parse::<u32>() {
+            Ok(n) if (1..=RANK_COUNT_MAX).contains(&n) => Ok(Some(n)),
+            _ => Err(self.bad(key, value, &format!("1 to {RANK_COUNT_MAX}"))),
         }
     }
 
-    /// `on` or `off`.
-    pub fn switch(&self, key: &str, default: bool) -> Result<bool> {
-        Ok(self.word(key, &["off", "on"])?.map_or(default, |i| i == 1))
+    /// `on` or `off`, where it is given.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
+        match self.text(key) {
+            None => Ok(None),
+            Some("on") => Ok(Some(true)),
+            Some("off") => Ok(Some(false)),
+            Some(other) => Err(self.bad(key, other, "\"on\" and \"off\"")),
+        }
     }
 
-    /// An error about these sizes.
-    pub fn fault(&self, what: impl std::fmt::Display) -> Error {
-        Error::layout(format!("{} sizes: {what}", self.of))
+    /// Counts such as `24:24:23:23`; empty where they are not given.
+    pub fn counts(&self, key: &str) -> Result<Vec<u32>> {
+        let Some(value) = self.text(key) else {
+            return Ok(Vec::new());
+        };
+        let counts: Option<Vec<u32>> = value.split(':').map(|n| n.parse().ok()).collect();
+        counts.ok_or_else(|| self.bad(key, value, "counts such as 24:24:23:23"))
+    }
+
+    /// One of several words, the first where none is given.
+    pub fn word(&self, key: &str, words: &[&'static str]) -> Result<&'static str> {
+        let given = self.text(key).unwrap_or(words[0]);
+        let found = words.iter().find(|w| **w == given);
+        found
+            .copied()
+            .ok_or_else(|| self.bad(key, given, &spell(words)))
+    }
+
+    fn bad(&self, key: &str, value: &str, accepted: &str) -> Error {
+        Error::layout(format!(
+            "{}: {key} is \"{value}\"; accepted are {accepted}",
+            self.of
+        ))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pairs_are_read_and_misspelt_ones_refused() {
-        let keys = &["tp", "ep", "pp_layers", "order"];
-        let s = Sizes::parse("megatron", "tp=4, pp_layers=2:3", keys).unwrap();
-        assert_eq!(s.size("tp").unwrap(), 4);
-        assert_eq!(s.size("ep").unwrap(), 1);
-        assert_eq!(s.table("pp_layers").unwrap(), [2, 3]);
-        for (text, why) in [
-            ("tp", "\"tp\" is not key=value"),
-            ("tpp=2", "\"tpp\" is unknown; accepted are tp, ep"),
-            ("tp=2,tp=2", "given twice"),
-        ] {
-            let e = Sizes::parse("megatron", text, keys).unwrap_err();
-            assert!(e.message.contains(why), "{text}: {e}");
-        }
-        let s = Sizes::parse("vllm", "tp=0,ep=yes,pp_layers=1:x", keys).unwrap();
-        assert!(s.size("tp").unwrap_err().message.contains("tp\" is 0"));
-        assert!(
-            s.switch("ep", false)
-                .unwrap_err()
-                .message
-                .contains("off or on")
-        );
-        assert!(s.table("pp_layers").is_err());
-    }
+fn spell(words: &[&str]) -> String {
+    let quoted: Vec<String> = words.iter().map(|w| format!("\"{w}\"")).collect();
+    quoted.join(", ")
 }
