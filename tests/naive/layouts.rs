@@ -209,6 +209,7 @@ impl Side {
                 Default::default()
             },
             split: None,
+            grouped: None,
             conversion: None,
         });
         // Neighbours on one stage may share a buffer.
