@@ -35,3 +35,5 @@ pub const GREETING_BYTES_MAX: usize = 512;
 pub const TOKEN_BYTES_MAX: usize = 256;
 /// Plans that one session holds at a time.
 pub const PLAN_COUNT_MAX: usize = 4096;
+/// Layers of a model's configuration.
+pub const MODEL_LAYER_COUNT_MAX: u32 = 1 << 12;

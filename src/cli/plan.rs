@@ -1,4 +1,4 @@
-//! `weightsync plan` and `weightsync explain`: what will move, before it does.
+//! `weightsync plan`: what will move, before it does.
 
 use super::check::of_file;
 use super::table::{Table, bytes, grouped, print, print_json, read_file};
@@ -60,19 +60,6 @@ pub struct OptionArgs {
     allow_unused: Vec<String>,
 }
 
-/// Say what a saved plan amounts to
-#[derive(Args, Debug)]
-pub struct ExplainArgs {
-    /// File that `plan -o` wrote
-    plan: PathBuf,
-    /// Print the operations of one rank instead, one JSON object a line
-    #[arg(long, value_name = "RANK")]
-    ops: Option<u32>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
 impl OptionArgs {
     /// Options over environment variables over defaults.
     pub fn to_options(&self) -> Result<PlanOptions> {
@@ -114,13 +101,6 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     show(&plan, args.ops, args.json)
 }
 
-/// Runs `weightsync explain`.
-pub fn explain(args: &ExplainArgs) -> Result<()> {
-    let bytes = read_file(&args.plan)?;
-    let plan = Plan::from_bytes(&bytes).map_err(|e| of_file(&args.plan, e))?;
-    show(&plan, args.ops, args.json)
-}
-
 /// The layout in a file; the error names the file.
 pub fn read_layout(path: &Path) -> Result<Layout> {
     Layout::from_json(&read_file(path)?).map_err(|e| of_file(path, e))
@@ -134,13 +114,18 @@ pub fn read_topology(path: &Path) -> Result<TopologySpec> {
 
 fn show(plan: &Plan, ops: Option<u32>, json: bool) -> Result<()> {
     if let Some(rank) = ops {
-        return print(lines(&ops_of(plan, Rank(rank))?)?);
+        return print(ops_text(plan, Rank(rank))?);
     }
     let report = plan.report()?;
     if json {
         return print_json(&report);
     }
     print(report_text(&report))
+}
+
+/// The operations of one rank, one JSON object a line.
+pub fn ops_text(plan: &Plan, rank: Rank) -> Result<String> {
+    lines(&ops_of(plan, rank)?)
 }
 
 fn ops_of(plan: &Plan, rank: Rank) -> Result<Vec<Op>> {

@@ -18,9 +18,11 @@
 pub mod bounds;
 pub mod decision;
 pub mod mapping;
+pub mod origin;
 pub mod program;
 pub mod report;
 pub mod topology;
+pub mod traffic;
 pub mod verify;
 
 mod cells;

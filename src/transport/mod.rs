@@ -14,6 +14,7 @@ pub mod bootstrap;
 pub mod control;
 pub mod greeting;
 pub mod loopback;
+pub mod nccl;
 pub mod rendezvous;
 pub mod shm;
 
