@@ -19,6 +19,7 @@ pub mod decision;
 pub mod mapping;
 pub mod program;
 pub mod report;
+pub mod two_stage;
 pub mod verify;
 
 mod cells;
@@ -35,13 +36,14 @@ use crate::layout::view::NamedBuffer;
 use crate::layout::{Layout, LayoutSpec, Place};
 use crate::limits::BUCKET_COUNT_MAX;
 use crate::rank::Rank;
-use decision::{Decision, PlanOptions};
+use decision::{Decision, PlanOptions, Strategy};
 use derive::Inputs;
 use program::{BufferUse, Program, Side};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use tables::{PlacementRef, Tables, placement};
+use two_stage::TwoStage;
 use wildmatch::WildMatch;
 pub use wire::PlanDiff;
 
@@ -77,6 +79,7 @@ pub struct Plan {
     selectors: Vec<Selector>,
     decision: Decision,
     tables: Tables,
+    two_stage: Option<Arc<TwoStage>>,
     tensors: Arc<[Tensor]>,
     fingerprint: u128,
     participants: OnceLock<Participants>,
@@ -127,6 +130,10 @@ impl Plan {
             bucket_count: options.bucket_count.max(1),
             staging_bytes_max: options.staging_bytes_max,
             direct_bytes_min: options.direct_bytes_min,
+            two_stage: match options.strategy {
+                Strategy::TwoStage => Some(options.two_stage.clone()),
+                Strategy::Direct => None,
+            },
         };
         let mut plan = Plan::assemble(source, destination, decision, Vec::new())?;
         plan.refuse_unused(&options.unused_allowed)?;
@@ -177,12 +184,22 @@ impl Plan {
             .iter()
             .map(|t| destination.tensors()[t.destination.index()].clone())
             .collect();
+        let two_stage = match &decision.two_stage {
+            None => None,
+            Some(options) => Some(Arc::new(TwoStage::between(
+                &source,
+                &destination,
+                options,
+                |rank| rank.0,
+            )?)),
+        };
         Ok(Plan {
             source,
             destination,
             selectors,
             decision,
             tables,
+            two_stage,
             tensors,
             fingerprint: 0,
             participants: OnceLock::new(),
@@ -269,7 +286,7 @@ impl Plan {
     fn staging_peak(&self, ranks: &[Rank]) -> Result<(Rank, u64)> {
         let mut peak = (Rank(0), 0);
         for &rank in ranks {
-            let need = self.derive(rank)?.staging_bytes;
+            let need = self.derive(rank)?.memory_bytes();
             if need > peak.1 {
                 peak = (rank, need);
             }
@@ -319,6 +336,7 @@ impl Plan {
             tables: &self.tables,
             tensors: &self.tensors,
             decision: &self.decision,
+            two_stage: self.two_stage.as_deref(),
         }
     }
 
@@ -375,8 +393,9 @@ impl Plan {
         &self.tensors
     }
 
+    /// Buckets, and one more for each further stage of the routes.
     pub fn step_count(&self) -> u32 {
-        self.decision.bucket_count
+        self.inputs().step_count()
     }
 
     pub fn staging_bytes_max(&self) -> u64 {
@@ -437,6 +456,13 @@ impl Plan {
         self.participants.get_or_init(|| {
             let source = self.involved(&self.source, |t| &t.holders, |t| &t.explicit_holders);
             let needing = self.involved(&self.destination, |t| &t.needers, |t| &t.explicit_needers);
+            // A receiver may pass on what it does not need.
+            let mut needing = needing;
+            if let Some(mapped) = &self.two_stage
+                && !needing.is_empty()
+            {
+                needing.extend(mapped.receivers());
+            }
             let mut copy_ranks = vec![0; self.destination.copy_count() as usize];
             for &r in &needing {
                 if let Some(c) = self.destination.copy_of(r) {

@@ -30,7 +30,7 @@ use crate::device::fence::{AbortCell, Fence, Watch};
 use crate::device::work::staged;
 use crate::error::{Error, Result, Status};
 use crate::limits::RANK_COUNT_MAX;
-use crate::plan::program::{BufferSlot, Direction, Message};
+use crate::plan::program::{Direction, Message};
 use crate::rank::Rank;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -853,9 +853,7 @@ fn check_match(from: &Message, to: &Message, me: Rank, posted: &Posted) -> Resul
 
 /// True if the message is written to anything but staging and relay memory.
 fn writes_destination(to: &End<'_>, is_staged: bool) -> bool {
-    let pieces = to.binding.program.pieces_of(to.message);
-    (to.message.is_direct || !is_staged)
-        && pieces.iter().any(|p| p.region.slot != BufferSlot::RELAY)
+    (to.message.is_direct || !is_staged) && to.binding.program.keeps(to.message)
 }
 
 /// Copies from the sender's regions to ours.
