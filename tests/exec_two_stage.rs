@@ -10,9 +10,12 @@ use std::time::Duration;
 use weightsync::device::deferred::DeferredDevice;
 use weightsync::device::fence::Fence;
 use weightsync::device::{Device, MemoryRange, Task, Work};
+use weightsync::layout::mesh::RankList;
 use weightsync::plan::Plan;
 use weightsync::plan::decision::{PlanOptions, Strategy};
 use weightsync::plan::program::{BufferSlot, Direction, Program};
+use weightsync::plan::topology::{PlacementRun, TopologySpec};
+use weightsync::plan::two_stage::TwoStageOptions;
 use weightsync::{Rank, Result, Status};
 
 #[derive(serde::Deserialize)]
@@ -73,7 +76,12 @@ fn every_case_arrives_three_times() {
             plan.verify().unwrap();
             // Forwards are there wherever there are groups.
             let m = case.destination.tp / case.source.tp;
-            assert_eq!(plan.step_count(), if m > 1 { 4 } else { 3 }, "{}", case.name);
+            assert_eq!(
+                plan.step_count(),
+                if m > 1 { 4 } else { 3 },
+                "{}",
+                case.name
+            );
             deliver(&plan, Carrier::Loopback, 3);
         }
     }
@@ -109,7 +117,10 @@ fn what_the_transport_carries_is_what_the_stages_say() {
             };
             let is_about = |got: u64, want: u64| (want..=want + pad).contains(&got);
             assert!(is_about(d.bytes_sent, 3 * sent), "{carrier:?} {d:?}");
-            assert!(is_about(d.bytes_received, 3 * received), "{carrier:?} {d:?}");
+            assert!(
+                is_about(d.bytes_received, 3 * received),
+                "{carrier:?} {d:?}"
+            );
             // Sources send and never forward; engine ranks only forward.
             let is_source = d.rank.0 < 4;
             assert_eq!(bytes(&p, Direction::Send, 0) > 0, is_source);
@@ -177,7 +188,12 @@ fn what_a_receiver_needs_itself_is_forwarded_from_its_buffers() {
         let forwards = |m: &&weightsync::plan::program::Message| {
             m.direction == Direction::Send && m.stage == 1
         };
-        for x in p.messages.iter().filter(forwards).flat_map(|m| p.pieces_of(m)) {
+        for x in p
+            .messages
+            .iter()
+            .filter(forwards)
+            .flat_map(|m| p.pieces_of(m))
+        {
             let is_norm = p.tensors[x.tensor.index()].name.contains("norm");
             let is_relayed = x.region.slot == BufferSlot::RELAY;
             assert!(!(is_norm && is_relayed));
@@ -192,21 +208,92 @@ fn what_a_receiver_needs_itself_is_forwarded_from_its_buffers() {
 fn a_receiver_on_the_senders_rank_copies_locally() {
     let case = &cases()[7];
     let plan = case.plan(2, true);
-    let local: u64 = (0..4).map(|r| plan.program(Rank(r)).unwrap().bytes_local).sum();
+    let local: u64 = (0..4)
+        .map(|r| plan.program(Rank(r)).unwrap().bytes_local)
+        .sum();
     assert!(local > 0);
     deliver(&plan, Carrier::Loopback, 2);
+}
+
+/// The plan of the colocated case with two ranks on each device.
+fn colocated(avoid_same_device: bool) -> Arc<Plan> {
+    let case = &cases()[7];
+    let devices = case.destination_devices.as_ref().unwrap();
+    let mut on_device = vec![Rank(0); devices.len()];
+    for (i, &d) in devices.iter().enumerate() {
+        on_device[d as usize] = Rank(case.source.ranks() + i as u32);
+    }
+    let run = |ranks| PlacementRun {
+        ranks,
+        gpu: 0,
+        ranks_per_gpu: 1,
+    };
+    let sources = RankList::Range {
+        first: 0,
+        count: case.source.ranks(),
+    };
+    let topology = TopologySpec {
+        placement: vec![run(sources), run(RankList::List(on_device))],
+        ..TopologySpec::default()
+    };
+    let apart = case.plan(2, false);
+    let options = PlanOptions {
+        topology: Some(topology),
+        two_stage: TwoStageOptions {
+            avoid_same_device,
+            ..TwoStageOptions::default()
+        },
+        ..options(2)
+    };
+    let (s, d) = (apart.source().clone(), apart.destination().clone());
+    Arc::new(Plan::create(s, d, &options).unwrap())
+}
+
+#[test]
+fn pairs_within_a_device_are_kept_unless_told_otherwise() {
+    for avoid in [false, true] {
+        let plan = colocated(avoid);
+        let device = |r: Rank| plan.topology().site(r).unwrap().gpu;
+        // What groups get by the mapping; vocabulary rows may come from
+        // anybody.
+        let is_within = |rank: &Rank| {
+            let p = plan.program(*rank).unwrap();
+            let mut first = p.messages.iter().filter(|m| {
+                let is_q = |x: &weightsync::plan::program::Piece| {
+                    p.tensors[x.tensor.index()].name.ends_with(".q")
+                };
+                m.direction == Direction::Send && p.pieces_of(m).iter().any(is_q)
+            });
+            first.any(|m| m.stage == 0 && device(m.peer) == device(*rank))
+        };
+        assert_eq!(plan.ranks().iter().any(is_within), !avoid);
+        deliver(&plan, Carrier::Loopback, 3);
+    }
+    assert_ne!(
+        colocated(true).fingerprint(),
+        colocated(false).fingerprint()
+    );
 }
 
 #[test]
 fn sizes_that_do_not_fit_are_named_with_the_strategy_that_does() {
     let plan = |source: Sizes, destination: Sizes| {
         let s = trainer(source, 8, 8, &range(0, source.ranks()));
-        let d = engine(destination, 8, 8, &range(source.ranks(), destination.ranks()));
+        let d = engine(
+            destination,
+            8,
+            8,
+            &range(source.ranks(), destination.ranks()),
+        );
         Plan::create(Arc::new(s), Arc::new(d), &options(2)).unwrap_err()
     };
     let e = plan(Sizes::new(4, 1, 1), Sizes::new(2, 1, 1));
     assert_eq!(e.status, Status::Unsupported);
-    assert!(e.message.contains("destination TP 2 is less than source TP 4"), "{e}");
+    assert!(
+        e.message
+            .contains("destination TP 2 is less than source TP 4"),
+        "{e}"
+    );
     assert!(e.message.contains("`direct`"), "{e}");
     let e = plan(Sizes::new(1, 4, 1), Sizes::new(1, 3, 1));
     assert_eq!(e.status, Status::Unsupported, "{e}");

@@ -4,7 +4,7 @@
 //!   demo, sync ─► drive ─► fleet ─► one worker per rank
 //!                   │                 └─ shard, reference, checkpoint
 //!                   └────► summary ─► table, or JSON
-//!   plan, check, explain, env, version, map     need no ranks
+//!   plan, check, explain, diff, map, doctor, env, version     need no ranks
 //! ```
 //!
 //! Data goes to standard output and everything else to standard error. The
@@ -17,8 +17,11 @@ use std::process::ExitCode;
 mod check;
 mod checkpoint;
 mod demo;
+mod diff;
+mod doctor;
 mod drive;
 mod env;
+mod explain;
 mod fleet;
 mod map;
 mod message;
@@ -48,11 +51,15 @@ enum Command {
     /// Plan the way from one layout to another
     Plan(plan::PlanArgs),
     /// Say what a saved plan amounts to
-    Explain(plan::ExplainArgs),
+    Explain(explain::ExplainArgs),
+    /// Say what a second plan does otherwise than a first
+    Diff(diff::DiffArgs),
     /// Say everything that is wrong with a layout, or between two
     Check(check::CheckArgs),
     /// Map trainer ranks to inference ranks
     Map(map::MapArgs),
+    /// Say which NCCL and CUDA are found here, what they can do and what is wrong
+    Doctor(doctor::DoctorArgs),
     /// List the environment variables that are read
     Env(env::EnvArgs),
     /// Say which version this is
@@ -68,9 +75,11 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Sync(args) => sync::run(&args),
         Command::Plan(args) => plan::run(&args),
-        Command::Explain(args) => plan::explain(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Map(args) => map::run(args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Env(args) => env::run(&args),
         Command::Version(args) => env::version(&args),
         Command::Rank(args) => return worker::run(&args),

@@ -1,4 +1,4 @@
-//! `weightsync plan` and `weightsync explain`: what will move, before it does.
+//! `weightsync plan`: what will move, before it does.
 
 use super::check::of_file;
 use super::table::{Table, bytes, grouped, print, print_json, read_file};
@@ -10,6 +10,7 @@ use weightsync::plan::decision::{
     DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule,
 };
 use weightsync::plan::report::{Op, PlanReport};
+use weightsync::plan::topology::TopologySpec;
 use weightsync::plan::{Plan, Selector};
 use weightsync::{Error, Rank, Result, env};
 
@@ -50,23 +51,13 @@ pub struct OptionArgs {
     /// the same places
     #[arg(long)]
     rotate: bool,
+    /// Topology file: hosts, NVLink domains, NICs and the ranks on them
+    #[arg(long, value_name = "FILE")]
+    topology: Option<PathBuf>,
     /// Source tensors that the destination may leave unused; may be given
     /// several times
     #[arg(long, value_name = "GLOB")]
     allow_unused: Vec<String>,
-}
-
-/// Say what a saved plan amounts to
-#[derive(Args, Debug)]
-pub struct ExplainArgs {
-    /// File that `plan -o` wrote
-    plan: PathBuf,
-    /// Print the operations of one rank instead, one JSON object a line
-    #[arg(long, value_name = "RANK")]
-    ops: Option<u32>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
 }
 
 impl OptionArgs {
@@ -86,6 +77,7 @@ impl OptionArgs {
             direct_bytes_min: env::direct_bytes_min()?.unwrap_or(DIRECT_BYTES_MIN_DEFAULT),
             bucket_count: self.bucket_count.unwrap_or(0),
             unused_allowed: self.allow_unused.clone(),
+            topology: self.topology.as_deref().map(read_topology).transpose()?,
             ..PlanOptions::default()
         })
     }
@@ -109,27 +101,31 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     show(&plan, args.ops, args.json)
 }
 
-/// Runs `weightsync explain`.
-pub fn explain(args: &ExplainArgs) -> Result<()> {
-    let bytes = read_file(&args.plan)?;
-    let plan = Plan::from_bytes(&bytes).map_err(|e| of_file(&args.plan, e))?;
-    show(&plan, args.ops, args.json)
-}
-
 /// The layout in a file; the error names the file.
 pub fn read_layout(path: &Path) -> Result<Layout> {
     Layout::from_json(&read_file(path)?).map_err(|e| of_file(path, e))
 }
 
+/// The topology in a file; the error names the file.
+pub fn read_topology(path: &Path) -> Result<TopologySpec> {
+    let read = TopologySpec::from_json(&read_file(path)?);
+    read.map_err(|e| of_file(path, e))
+}
+
 fn show(plan: &Plan, ops: Option<u32>, json: bool) -> Result<()> {
     if let Some(rank) = ops {
-        return print(lines(&ops_of(plan, Rank(rank))?)?);
+        return print(ops_text(plan, Rank(rank))?);
     }
     let report = plan.report()?;
     if json {
         return print_json(&report);
     }
     print(report_text(&report))
+}
+
+/// The operations of one rank, one JSON object a line.
+pub fn ops_text(plan: &Plan, rank: Rank) -> Result<String> {
+    lines(&ops_of(plan, rank)?)
 }
 
 fn ops_of(plan: &Plan, rank: Rank) -> Result<Vec<Op>> {

@@ -463,7 +463,6 @@ impl Slot {
     pub fn lock_history(&self) -> MutexGuard<'_, Option<Vec<u64>>> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
 }
 
 impl Drop for Slot {

@@ -1,5 +1,6 @@
 //! The small record that fixes a plan beyond its inputs.
 
+use super::topology::TopologySpec;
 use super::two_stage::TwoStageOptions;
 use crate::error::{Error, Result};
 use crate::limits::BUCKET_COUNT_MAX;
@@ -60,6 +61,8 @@ pub struct PlanOptions {
     pub unused_allowed: Vec<String>,
     /// What the mapping of strategy `two_stage` is made with.
     pub two_stage: TwoStageOptions,
+    /// What stands between the ranks; `None` is the default.
+    pub topology: Option<TopologySpec>,
 }
 
 /// Staging per rank if nothing else is said: 512 MiB.
@@ -77,6 +80,7 @@ impl Default for PlanOptions {
             bucket_count: 0,
             unused_allowed: Vec::new(),
             two_stage: TwoStageOptions::default(),
+            topology: None,
         }
     }
 }

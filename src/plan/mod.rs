@@ -17,8 +17,11 @@
 
 pub mod decision;
 pub mod mapping;
+pub mod origin;
 pub mod program;
 pub mod report;
+pub mod topology;
+pub mod traffic;
 pub mod two_stage;
 pub mod verify;
 
@@ -43,6 +46,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use tables::{PlacementRef, Tables, placement};
+use topology::{Topology, TopologySpec};
 use two_stage::TwoStage;
 use wildmatch::WildMatch;
 pub use wire::PlanDiff;
@@ -78,6 +82,10 @@ pub struct Plan {
     destination: Arc<Layout>,
     selectors: Vec<Selector>,
     decision: Decision,
+    /// As given; `None` is the default.
+    topology_spec: Option<TopologySpec>,
+    /// With every rank placed.
+    topology: Arc<Topology>,
     tables: Tables,
     two_stage: Option<Arc<TwoStage>>,
     tensors: Arc<[Tensor]>,
@@ -92,11 +100,13 @@ struct Participants {
     copy_ranks: Vec<u32>,
 }
 
-/// What is serialised, and what the fingerprint covers.
+/// What is serialised, and what the fingerprint covers: the topology only
+/// where decisions hang on it.
 #[derive(Serialize)]
 struct Body<'a> {
     planner_version: u32,
     decision: &'a Decision,
+    topology: Option<&'a TopologySpec>,
     selectors: &'a [Selector],
     source: &'a LayoutSpec,
     destination: &'a LayoutSpec,
@@ -107,9 +117,25 @@ struct Body<'a> {
 struct OwnedBody {
     planner_version: u32,
     decision: Decision,
+    topology: Option<TopologySpec>,
     selectors: Vec<Selector>,
     source: LayoutSpec,
     destination: LayoutSpec,
+}
+
+/// A topology as given, and with every rank of two layouts placed.
+#[derive(Clone, Debug)]
+struct Ground {
+    spec: Option<TopologySpec>,
+    placed: Arc<Topology>,
+}
+
+impl Ground {
+    fn new(spec: Option<TopologySpec>, source: &Layout, destination: &Layout) -> Result<Ground> {
+        let topology = Topology::new(spec.clone().unwrap_or_default())?;
+        let placed = Arc::new(topology.placed_for(source, destination)?);
+        Ok(Ground { spec, placed })
+    }
 }
 
 impl Plan {
@@ -135,7 +161,8 @@ impl Plan {
                 Strategy::Direct => None,
             },
         };
-        let mut plan = Plan::assemble(source, destination, decision, Vec::new())?;
+        let ground = Ground::new(options.topology.clone(), &source, &destination)?;
+        let mut plan = Plan::assemble(source, destination, decision, ground, Vec::new())?;
         plan.refuse_unused(&options.unused_allowed)?;
         plan.choose_buckets(options.bucket_count != 0)?;
         plan.seal()?;
@@ -151,6 +178,10 @@ impl Plan {
             self.source.clone(),
             self.destination.clone(),
             self.decision.clone(),
+            Ground {
+                spec: self.topology_spec.clone(),
+                placed: self.topology.clone(),
+            },
             selectors,
         )?;
         if plan.tables.tensors.is_empty() {
@@ -174,6 +205,7 @@ impl Plan {
         source: Arc<Layout>,
         destination: Arc<Layout>,
         decision: Decision,
+        ground: Ground,
         selectors: Vec<Selector>,
     ) -> Result<Plan> {
         let tables = Tables::join(&source, &destination, |name| {
@@ -190,7 +222,7 @@ impl Plan {
                 &source,
                 &destination,
                 options,
-                |rank| rank.0,
+                |rank| device_of(&ground.placed, rank),
             )?)),
         };
         Ok(Plan {
@@ -198,6 +230,8 @@ impl Plan {
             destination,
             selectors,
             decision,
+            topology_spec: ground.spec,
+            topology: ground.placed,
             tables,
             two_stage,
             tensors,
@@ -313,14 +347,31 @@ impl Plan {
     }
 
     fn seal(&mut self) -> Result<()> {
-        self.fingerprint = xxhash_rust::xxh3::xxh3_128(&self.body()?);
+        let topology = match self.topology_decides() {
+            true => self.topology_spec.as_ref(),
+            false => None,
+        };
+        self.fingerprint = xxhash_rust::xxh3::xxh3_128(&self.body(topology)?);
         Ok(())
     }
 
-    fn body(&self) -> Result<Vec<u8>> {
+    /// True if programs may differ with the topology.
+    fn topology_decides(&self) -> bool {
+        match self.decision.strategy {
+            Strategy::Direct => !self.topology.spec().speeds.is_empty(),
+            // Which ranks share a device.
+            Strategy::TwoStage => {
+                let options = self.decision.two_stage.as_ref();
+                options.is_some_and(|o| o.avoid_same_device)
+            }
+        }
+    }
+
+    fn body(&self, topology: Option<&TopologySpec>) -> Result<Vec<u8>> {
         let body = Body {
             planner_version: PLANNER_VERSION,
             decision: &self.decision,
+            topology,
             selectors: &self.selectors,
             source: self.source.spec(),
             destination: self.destination.spec(),
@@ -337,6 +388,7 @@ impl Plan {
             tensors: &self.tensors,
             decision: &self.decision,
             two_stage: self.two_stage.as_deref(),
+            topology: &self.topology,
         }
     }
 
@@ -367,6 +419,11 @@ impl Plan {
 
     pub fn decision(&self) -> &Decision {
         &self.decision
+    }
+
+    /// What the plan was made for, with every rank placed.
+    pub fn topology(&self) -> &Arc<Topology> {
+        &self.topology
     }
 
     pub fn selectors(&self) -> &[Selector] {
@@ -536,6 +593,11 @@ impl Plan {
         }
         Ok(last)
     }
+}
+
+/// The device of a rank of a placed topology.
+fn device_of(topology: &Topology, rank: Rank) -> u32 {
+    topology.site(rank).map_or(u32::MAX, |s| s.gpu)
 }
 
 /// True if a rank is part of a layout.

@@ -149,7 +149,10 @@ fn verify_forwards(p: &Program) -> Result<()> {
             if bytes != want {
                 return Err(Error::internal(format!(
                     "rank {} forwards {want} bytes of tensor {} {} in step {}, of which it has {bytes}",
-                    p.rank, p.tensors[piece.tensor.index()].name, piece.bounds, m.step
+                    p.rank,
+                    p.tensors[piece.tensor.index()].name,
+                    piece.bounds,
+                    m.step
                 )));
             }
         }
@@ -167,7 +170,9 @@ fn common_bytes(received: &Piece, sent: &Piece) -> u64 {
         return received.bounds.intersect(&sent.bounds).elements() * to.dtype.bytes();
     }
     let end = |r: &Region| r.offset + r.run * r.dtype.bytes();
-    end(from).min(end(to)).saturating_sub(from.offset.max(to.offset))
+    end(from)
+        .min(end(to))
+        .saturating_sub(from.offset.max(to.offset))
 }
 
 /// Messages as `(step, bytes, elements per tensor)`, whatever their pieces.

@@ -11,6 +11,7 @@ use exec_support::{Bytes, Carrier, Gate, OLD, SECOND, meet};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use weightsync::Rank;
 use weightsync::device::Device;
 use weightsync::device::deferred::DeferredDevice;
 use weightsync::device::host::HostDevice;
@@ -23,7 +24,6 @@ use weightsync::transport::bootstrap::{Ready, Shm};
 use weightsync::transport::loopback::LoopbackHub;
 use weightsync::transport::shm::{ShmOptions, ShmTransport};
 use weightsync::transport::{Bootstrap, Kind, Transport};
-use weightsync::Rank;
 
 /// Cuts of one side of a small Qwen2-like model of four layers.
 #[derive(Clone, Copy, Debug, serde::Deserialize)]
@@ -56,14 +56,30 @@ const VOCAB: u64 = 50;
 pub fn trainer(sizes: Sizes, heads: u64, kv_heads: u64, ranks: &[u32]) -> Layout {
     let Sizes { tp, pp, replicas } = sizes;
     let mesh = json!([["pp", pp], ["dp", replicas], ["tp", tp]]);
-    layout(json!({"dense": mesh}), "dp", sizes, heads, kv_heads, 1, ranks)
+    layout(
+        json!({"dense": mesh}),
+        "dp",
+        sizes,
+        heads,
+        kv_heads,
+        1,
+        ranks,
+    )
 }
 
 /// The destination as an engine does: replicas of stages of tensor parallel.
 pub fn engine(sizes: Sizes, heads: u64, kv_heads: u64, ranks: &[u32]) -> Layout {
     let Sizes { tp, pp, replicas } = sizes;
     let mesh = json!([["replica", replicas], ["pp", pp], ["tp", tp]]);
-    layout(json!({"dense": mesh}), "replica", sizes, heads, kv_heads, 0, ranks)
+    layout(
+        json!({"dense": mesh}),
+        "replica",
+        sizes,
+        heads,
+        kv_heads,
+        0,
+        ranks,
+    )
 }
 
 fn layout(
@@ -114,7 +130,10 @@ fn layout(
         layered("norm2", json!([HIDDEN]), json!([])),
     ];
     let fuse = |buffer: &str, shared: u64, members: &[&str]| {
-        let members: Vec<_> = members.iter().map(|m| format!("layers.{{layer}}.{m}")).collect();
+        let members: Vec<_> = members
+            .iter()
+            .map(|m| format!("layers.{{layer}}.{m}"))
+            .collect();
         json!({"buffer": format!("layers.{{layer}}.{buffer}"), "layers": "all",
                "shared_dims": shared, "members": members})
     };
@@ -221,7 +240,10 @@ pub fn deliver_with(
         let joined = threads.into_iter().map(|t| t.join().unwrap());
         joined.collect::<Vec<_>>()
     });
-    let wrong = all.iter_mut().flat_map(|d| std::mem::take(&mut d.1)).collect();
+    let wrong = all
+        .iter_mut()
+        .flat_map(|d| std::mem::take(&mut d.1))
+        .collect();
     (all.into_iter().map(|d| d.0).collect(), wrong)
 }
 

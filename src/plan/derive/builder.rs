@@ -260,9 +260,7 @@ impl<'a> Builder<'a> {
             }
         }
         p.staging_bytes = half * u64::from(step_count.min(2));
-        p.relay_bytes =
-            self.relay_half_bytes * u64::from(self.inputs.decision.bucket_count.min(2));
+        p.relay_bytes = self.relay_half_bytes * u64::from(self.inputs.decision.bucket_count.min(2));
         self.program
     }
 }
-

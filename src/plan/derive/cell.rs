@@ -51,4 +51,3 @@ pub fn cut_unit(bounds: &IndexBox, granule: &[u64], wire: Dtype, bytes: u64) -> 
     }
     unit / gcd.0 * ALIGN_BYTES
 }
-

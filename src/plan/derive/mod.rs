@@ -25,6 +25,7 @@ mod walk;
 use super::decision::{Decision, Strategy};
 use super::program::{Direction, Program};
 use super::tables::Tables;
+use super::topology::Topology;
 use super::two_stage::TwoStage;
 use crate::error::Result;
 use crate::layout::Layout;
@@ -43,6 +44,8 @@ pub struct Inputs<'a> {
     pub tables: &'a Tables,
     pub tensors: &'a Arc<[Tensor]>,
     pub decision: &'a Decision,
+    #[expect(dead_code, reason = "routes will ask which ranks share a domain")]
+    pub topology: &'a Topology,
     /// Who sends to whom, where the strategy is `two_stage`.
     pub two_stage: Option<&'a TwoStage>,
 }

@@ -157,7 +157,11 @@ impl<'w, 'a> Routes<'w, 'a> {
         bucket = bucket.saturating_sub(1);
         let mut from = r.from;
         while from < r.to {
-            let to = if bucket + 1 == buckets { r.to } else { cut(bucket) };
+            let to = if bucket + 1 == buckets {
+                r.to
+            } else {
+                cut(bucket)
+            };
             if from < to {
                 self.add_stretch(walk, r.item, (from, to), bucket as u32, hops);
                 from = to;

@@ -4,11 +4,11 @@
 //! they are contiguous; the rest of a bucket is one packed message. Both ends'
 //! strides decide, so both ends find the same messages.
 
+use super::Strategy;
 use super::builder::Builder;
 use super::route::{Here, Routes, Stretch, There};
 use super::view::{PeerView, holding_view};
 use super::walk::{Item, Walk};
-use super::Strategy;
 use crate::error::Result;
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Span, TensorIndex};
@@ -216,8 +216,12 @@ impl<'a> Builder<'a> {
         let element = wire.bytes();
         let direct_min = self.inputs.decision.direct_bytes_min;
         flat_boxes(&cell.bounds, s.from / element, s.to / element, &mut |b| {
-            let first = run_axis(b, wire, &here.strides, here.dtype)
-                .min(run_axis(b, wire, &there.strides, there.dtype));
+            let first = run_axis(b, wire, &here.strides, here.dtype).min(run_axis(
+                b,
+                wire,
+                &there.strides,
+                there.dtype,
+            ));
             let is_long = first <= b.0.len() && elements_from(b, first) * element >= direct_min;
             if !is_long {
                 stream.packed.push((b.clone(), index));

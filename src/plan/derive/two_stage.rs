@@ -224,4 +224,3 @@ fn line(group: &Group) -> Line {
         needers: group.needers.len(),
     }
 }
-

@@ -146,4 +146,3 @@ pub fn holding_view(
         "rank {rank} was to send box {bounds} and holds no view of it"
     )))
 }
-

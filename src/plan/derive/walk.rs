@@ -7,9 +7,7 @@
 
 use super::Inputs;
 use super::cell::{Cell, Needers, cut_unit};
-use super::view::{
-    OwnView, PeerView, explicit_own, own_views, slice_view, view_of,
-};
+use super::view::{OwnView, PeerView, explicit_own, own_views, slice_view, view_of};
 use crate::error::{Error, Result};
 use crate::layout::dtype::Dtype;
 use crate::layout::mesh::MeshSlice;

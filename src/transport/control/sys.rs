@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-/// Wakes a thread that sleeps in [`poll`]. Any thread, never waits.
+/// Wakes a thread that sleeps in `poll`. Any thread, never waits.
 #[derive(Debug)]
 pub struct Waker {
     event: File,
