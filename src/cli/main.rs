@@ -30,6 +30,7 @@ mod map;
 mod message;
 mod plan;
 mod reference;
+mod select;
 mod shard;
 mod simulate;
 mod summary;

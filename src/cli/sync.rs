@@ -5,6 +5,7 @@ use super::drive::{Delivery, drive};
 use super::message::Carrier;
 use super::plan::{OptionArgs, read_layout, report_text};
 use super::reference::Origin;
+use super::select::SelectArgs;
 use super::table::{print, print_json};
 use clap::Args;
 use std::collections::BTreeSet;
@@ -51,6 +52,8 @@ pub struct SyncArgs {
     save: Option<PathBuf>,
     #[command(flatten)]
     options: OptionArgs,
+    #[command(flatten)]
+    select: SelectArgs,
     /// Seconds that any step may take
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     deadline: u64,
@@ -75,6 +78,7 @@ pub fn run(args: &SyncArgs) -> Result<()> {
     let used = look_up(&checkpoint, &source)?;
     let options = args.options.to_options()?;
     let plan = Plan::create(Arc::new(source), Arc::new(destination), &options)?;
+    let plan = args.select.apply(plan)?;
     let summary = drive(&Delivery {
         plan: Arc::new(plan),
         origin: Origin::Checkpoint { path, config },

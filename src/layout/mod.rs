@@ -19,8 +19,10 @@ pub mod dtype;
 pub mod frame;
 mod index;
 mod json;
+pub mod marks;
 pub mod mesh;
 pub mod models;
+mod narrow;
 pub mod placement;
 mod recast;
 mod restrict;
@@ -43,6 +45,7 @@ pub const LAYOUT_SCHEMA: &str = include_str!("layout.schema.json");
 use crate::error::Result;
 use crate::rank::Rank;
 use index::RankIndex;
+use marks::Marks;
 use placement::{LocalBuffer, Part, Seat};
 use serde::{Deserialize, Serialize};
 use tensor::{Tensor, TensorIndex};
@@ -57,6 +60,7 @@ pub struct LayoutSpec {
     pub aliases: Vec<(String, String)>,
     pub parts: Vec<Part>,
     pub explicit: Vec<RankViews>,
+    pub marks: Marks,
 }
 
 /// One side's description, checked and in canonical order.

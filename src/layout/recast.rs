@@ -220,6 +220,7 @@ impl Layout {
         let mut spec = LayoutSpec {
             tensors: self.tensors().to_vec(),
             aliases: self.spec().aliases.clone(),
+            marks: self.spec().marks.clone(),
             ..LayoutSpec::default()
         };
         let mut count = 0;
@@ -250,6 +251,7 @@ impl Layout {
         let mut spec = LayoutSpec {
             tensors: template.tensors().to_vec(),
             aliases: template.spec().aliases.clone(),
+            marks: template.spec().marks.clone(),
             ..LayoutSpec::default()
         };
         let mut count = 0;

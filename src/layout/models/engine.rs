@@ -157,7 +157,10 @@ pub(super) fn layout(model: &Inventory, spreads: &[Spread], first_rank: u32) -> 
         hazards.extend(s.hazards(model));
     }
     Hazard::refuse(&hazards)?;
-    let mut spec = LayoutSpec::default();
+    let mut spec = LayoutSpec {
+        marks: model.marks(),
+        ..LayoutSpec::default()
+    };
     let mut numbers: HashMap<String, TensorIndex> = HashMap::new();
     let with_mtp = spreads.iter().any(|s| s.mtp);
     for t in model.tensors().filter(|t| with_mtp || !t.template.is_mtp) {
