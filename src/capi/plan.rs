@@ -156,7 +156,7 @@ pub struct wsync_selector {
     pub draft: u32,
 }
 
-plain_struct!(wsync_selector, 40, "wsync_selector");
+plain_struct!(wsync_selector, 96, "wsync_selector");
 
 /// What one rank does in one execution of a plan.
 ///
