@@ -863,6 +863,7 @@ impl<'a> Builder<'a> {
                 bytes_received: 0,
                 bytes_local: 0,
                 pair_balance: 0,
+                pairs: Vec::new(),
             },
             slots: FxHashMap::default(),
             loops: SmallVec::new(),
@@ -1089,6 +1090,11 @@ impl<'a> Builder<'a> {
                 p.pair_balance = p.pair_balance.wrapping_sub(hash);
             }
         }
+        p.pairs.push(PairHash {
+            peer,
+            direction: walk.direction,
+            hash,
+        });
         Ok(())
     }
 
