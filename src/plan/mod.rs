@@ -93,6 +93,8 @@ pub struct Plan {
 #[derive(Debug)]
 struct Participants {
     all: Vec<Rank>,
+    /// Those on the destination side, whether or not any byte reaches them.
+    needing: Vec<Rank>,
     /// Participating ranks of each destination copy.
     copy_ranks: Vec<u32>,
 }
@@ -449,8 +451,11 @@ impl Plan {
         &self.participation().all
     }
 
-    /// The destination copy that `rank` receives for, if it receives.
+    /// The destination copy that `rank` takes part in, if it is one of its
+    /// participants: a rank may also have a shard without elements.
     pub fn copy_of(&self, rank: Rank) -> Option<u32> {
+        let needing = &self.participation().needing;
+        needing.binary_search(&rank).ok()?;
         self.destination.copy_of(rank)
     }
 
@@ -497,6 +502,7 @@ impl Plan {
             }
             Participants {
                 all: source.union(&needing).copied().collect(),
+                needing: needing.into_iter().collect(),
                 copy_ranks,
             }
         })
