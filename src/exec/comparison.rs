@@ -57,10 +57,12 @@ impl Comparison {
                 Direction::Receive => (peer, rank),
             };
             let ends = self.pairs.entry(key).or_default();
-            match direction {
-                Direction::Send => ends.sender = Some(hash),
-                Direction::Receive => ends.receiver = Some(hash),
-            }
+            let end = match direction {
+                Direction::Send => &mut ends.sender,
+                Direction::Receive => &mut ends.receiver,
+            };
+            // A pair has one list per stage; their order does not matter.
+            *end = Some(end.unwrap_or(0).wrapping_add(hash));
         }
         self.heard += 1;
         self.heard

@@ -137,7 +137,8 @@ pub struct DigestItem {
     pub weight: u64,
 }
 
-/// What one end of a pair means to send to, or receive from, the other.
+/// What one end of a pair means to send to, or receive from, the other in one
+/// stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PairHash {
     pub peer: Rank,
@@ -216,6 +217,23 @@ impl Program {
                 .iter()
                 .map(|l| l.count)
                 .product::<u64>()
+    }
+
+    /// Memory to allocate beside the bound buffers, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.staging_bytes + self.relay_bytes
+    }
+
+    /// True if a message is written to anything but relay memory.
+    pub fn keeps(&self, message: &Message) -> bool {
+        let mut pieces = self.pieces_of(message).iter();
+        pieces.any(|p| p.region.slot != BufferSlot::RELAY)
+    }
+
+    /// True if the rank sends what it has received before.
+    pub fn forwards(&self) -> bool {
+        let mut messages = self.messages.iter();
+        messages.any(|m| m.direction == Direction::Send && m.stage > 0)
     }
 
     /// Every rank this one sends to or receives from, ascending.
