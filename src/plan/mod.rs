@@ -26,6 +26,7 @@ pub mod traffic;
 pub mod two_stage;
 pub mod verify;
 
+mod bucket;
 mod cells;
 mod derive;
 mod line;
@@ -38,7 +39,6 @@ use crate::error::{Error, Result, Status};
 use crate::layout::tensor::Tensor;
 use crate::layout::view::NamedBuffer;
 use crate::layout::{Layout, LayoutSpec, Place};
-use crate::limits::BUCKET_COUNT_MAX;
 use crate::rank::Rank;
 use decision::{Decision, PlanOptions, Strategy};
 use derive::Inputs;
@@ -267,68 +267,6 @@ impl Plan {
             unused.len(),
             first.name
         )))
-    }
-
-    /// Takes the smallest bucket count that keeps staging inside the budget.
-    fn choose_buckets(&mut self, is_given: bool) -> Result<()> {
-        let budget = self.decision.staging_bytes_max;
-        let (ranks, is_exact) = self.sample_ranks();
-        let room = if is_exact {
-            budget
-        } else {
-            budget - budget / 64
-        };
-        if is_given {
-            let peak = self.staging_peak(&ranks)?;
-            if peak.1 > budget {
-                return Err(self.staging_error(peak));
-            }
-            return Ok(());
-        }
-        self.decision.bucket_count = 1;
-        let whole = self.staging_peak(&ranks)?;
-        if whole.1 <= room {
-            return Ok(());
-        }
-        let mut count = (2 * u128::from(whole.1)).div_ceil(u128::from(room.max(1)));
-        let mut smallest = whole;
-        loop {
-            if count > u128::from(BUCKET_COUNT_MAX) {
-                return Err(self.staging_error(smallest));
-            }
-            self.decision.bucket_count = count as u32;
-            let peak = self.staging_peak(&ranks)?;
-            if peak.1 <= room {
-                return Ok(());
-            }
-            if peak.1 < smallest.1 {
-                smallest = peak;
-            }
-            let scaled = count * u128::from(peak.1) / u128::from(room.max(1));
-            count = scaled.min(2 * count).max(count + 1);
-        }
-    }
-
-    fn staging_error(&self, peak: (Rank, u64)) -> Error {
-        Error::new(
-            Status::StagingTooSmall,
-            format!(
-                "staging_bytes_max is {}; rank {} needs {} with {} buckets",
-                self.decision.staging_bytes_max, peak.0, peak.1, self.decision.bucket_count
-            ),
-        )
-    }
-
-    /// The rank with the largest staging among `ranks`, and how much.
-    fn staging_peak(&self, ranks: &[Rank]) -> Result<(Rank, u64)> {
-        let mut peak = (Rank(0), 0);
-        for &rank in ranks {
-            let need = self.derive(rank)?.memory_bytes();
-            if need > peak.1 {
-                peak = (rank, need);
-            }
-        }
-        Ok(peak)
     }
 
     /// All ranks, or, of very many, the first, a middle and the last one of
