@@ -25,12 +25,14 @@ mod drive;
 mod env;
 mod explain;
 mod fleet;
+mod layout;
 mod manual;
 mod map;
 mod message;
 mod plan;
 mod reference;
 mod shard;
+mod simulate;
 mod summary;
 mod sync;
 mod table;
@@ -51,10 +53,14 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Deliver a checkpoint from one layout to another and check every byte
     Sync(sync::SyncArgs),
+    /// Write the layout file of a model, from its config.json and parallel sizes
+    Layout(layout::LayoutArgs),
     /// Plan the way from one layout to another
     Plan(plan::PlanArgs),
     /// Say what a saved plan amounts to
     Explain(explain::ExplainArgs),
+    /// Run a saved plan in virtual time
+    Simulate(simulate::SimulateArgs),
     /// Say what a second plan does otherwise than a first
     Diff(diff::DiffArgs),
     /// Say everything that is wrong with a layout, or between two
@@ -81,8 +87,10 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Sync(args) => sync::run(&args),
+        Command::Layout(args) => layout::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Map(args) => map::run(args),

@@ -468,7 +468,7 @@ impl Queue<'_> {
             let filled = self.work(Task::Fill, after)?;
             self.flight.lock().last = filled;
         }
-        if self.packs() && !self.flight.slot.is_relayed() {
+        if self.packs() && !self.flight.slot.forwards {
             self.overlapped(after)?;
         } else {
             self.one_by_one(after)?;
@@ -542,7 +542,7 @@ impl Queue<'_> {
             }
             let exchanged = self.exchange(step, &ready)?;
             let landed = self.land(step, &exchanged, after)?;
-            if slot.is_relayed() {
+            if slot.forwards {
                 ready = landed;
             }
         }

@@ -7,7 +7,7 @@ use super::{NAP, NOBODY};
 use crate::device::copy::{End, Halt, MessageCopy, QUANTUM, Stop};
 use crate::device::work::staged;
 use crate::error::{Error, Result, Status};
-use crate::plan::program::{BufferSlot, Direction, Message};
+use crate::plan::program::{Direction, Message};
 use crate::rank::Rank;
 use crate::transport::FaultKind;
 use crate::transport::queue::{Queued, lock};
@@ -371,9 +371,7 @@ fn check_match(from: &Message, to: &Message, me: Rank, posted: &Posted) -> Resul
 
 /// True if the message is written to anything but staging and relay memory.
 fn writes_destination(to: &End<'_>, is_staged: bool) -> bool {
-    let pieces = to.binding.program.pieces_of(to.message);
-    (to.message.is_direct || !is_staged)
-        && pieces.iter().any(|p| p.region.slot != BufferSlot::RELAY)
+    (to.message.is_direct || !is_staged) && to.binding.program.keeps(to.message)
 }
 
 /// Copies from the sender's regions to ours.
