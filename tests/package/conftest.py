@@ -27,6 +27,17 @@ CARGO_TARGET = WORK / "cargo"
 GLIBC = "2.17"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes minutes; left out with WSYNC_TEST_QUICK=1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("WSYNC_TEST_QUICK"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="WSYNC_TEST_QUICK is set"))
+
+
 def run(
     *command: str | Path,
     cwd: Path = ROOT,

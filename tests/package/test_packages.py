@@ -79,7 +79,7 @@ def files_below(root: Path) -> set[str]:
 def clean_root() -> Path:
     """A minimal Debian with a compiler and Python, as it is before we come."""
     if os.geteuid() != 0:
-        pytest.skip("SKIPPED: a clean root needs root: Debian packages were not installed")
+        pytest.skip("a clean root needs root: Debian packages were not installed")
     base = WORK / "clean-root.tar"
     if not base.exists():
         release = Path("/etc/os-release").read_text()
@@ -129,6 +129,7 @@ print(lib._name, ws.library_version())
 """
 
 
+@pytest.mark.slow
 def test_debian_packages_live_and_die_in_a_clean_root(
     debs: dict[str, Path], clean_root: Path, version: str
 ) -> None:

@@ -175,6 +175,7 @@ def sdist(tree: Path) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_a_source_distribution_builds(sdist: Path, scratch: Path, version: str) -> None:
     """With nothing but itself: cargo builds the library in it."""
     with tarfile.open(sdist) as archive:
