@@ -94,6 +94,8 @@ if(WEIGHTSYNC_COMMAND)
   endforeach()
   add_custom_command(
     OUTPUT "${weightsync_MANUAL}/weightsync.1.gz" "${weightsync_COMPLETIONS}/fish"
+    COMMAND "${CMAKE_COMMAND}" -E rm -rf "${weightsync_MANUAL}"
+    COMMAND "${CMAKE_COMMAND}" -E make_directory "${weightsync_MANUAL}"
     COMMAND "${weightsync_PROGRAM}" manual --out "${weightsync_MANUAL}"
     COMMAND gzip -9nfr "${weightsync_MANUAL}"
     ${shells}

@@ -12,14 +12,13 @@ set(bindings "${weightsync_SOURCE}/bindings/python")
 set(dist "${CMAKE_CURRENT_BINARY_DIR}/dist")
 set(wheels "${CMAKE_CURRENT_BINARY_DIR}/wheel")
 
+set(wheel "${wheels}/weightsync-${weightsync_VERSION}-py3-none-linux_${CMAKE_SYSTEM_PROCESSOR}.whl")
 if(WEIGHTSYNC_GLIBC)
   string(REPLACE "." "_" platform "manylinux_${WEIGHTSYNC_GLIBC}_${CMAKE_SYSTEM_PROCESSOR}")
   set(name_platform COMMAND "${WEIGHTSYNC_PYTHON}" -m auditwheel repair
-    --plat "${platform}" --only-plat -w "${dist}"
-    "weightsync-${weightsync_VERSION}-py3-none-linux_${CMAKE_SYSTEM_PROCESSOR}.whl")
+    --plat "${platform}" --only-plat -w "${dist}" "${wheel}")
 else()
-  set(name_platform COMMAND "${CMAKE_COMMAND}" -E copy
-    "weightsync-${weightsync_VERSION}-py3-none-linux_${CMAKE_SYSTEM_PROCESSOR}.whl" "${dist}")
+  set(name_platform COMMAND "${CMAKE_COMMAND}" -E copy "${wheel}" "${dist}")
 endif()
 add_custom_target(wheel
   COMMAND "${CMAKE_COMMAND}" -E rm -rf "${wheels}"
@@ -28,9 +27,8 @@ add_custom_target(wheel
     "${CMAKE_COMMAND}" -E env "WSYNC_LIBRARY=${weightsync_SO}"
     "${WEIGHTSYNC_PYTHON}" -m hatchling build -t wheel -d "${wheels}"
   ${name_platform}
-  DEPENDS weightsync_stage WORKING_DIRECTORY "${wheels}"
+  DEPENDS weightsync_stage
   COMMENT "Building the wheel" USES_TERMINAL VERBATIM)
-file(MAKE_DIRECTORY "${wheels}")
 
 add_custom_target(sdist
   COMMAND "${CMAKE_COMMAND}" -E make_directory "${dist}"
