@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -153,7 +154,8 @@ def version() -> str:
 @pytest.fixture
 def scratch(request: pytest.FixtureRequest) -> Path:
     """An empty folder of this test's own, kept afterwards."""
-    folder = WORK / "scratch" / request.node.name.replace("/", "_")
+    # Not every tool can bear the brackets of parameters.
+    folder = WORK / "scratch" / re.sub(r"[^\w.-]+", "_", request.node.name)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder

@@ -72,7 +72,8 @@ def where(python: Path, **env: str) -> str:
 
 
 def test_its_name_says_where_it_runs(wheel: Path, version: str) -> None:
-    assert wheel.name.startswith(f"weightsync-{version}-py3-none-manylinux_2_17_")
+    assert wheel.name.startswith(f"weightsync-{version}-py3-none-manylinux")
+    assert "manylinux_2_17_" in wheel.name
     told = run(TOOLS / "python", "-m", "auditwheel", "show", wheel)
     print(told)
     assert 'consistent with the following platform tag: "manylinux_2_17' in " ".join(told.split())
@@ -138,7 +139,9 @@ def test_a_library_that_does_not_fit_is_named(python: Path, scratch: Path, versi
     assert "lacks wsync_" in refused(python, fake(scratch, 0x100, 0, all_functions=False))
 
 
-def test_two_copies_in_one_process_are_told(python: Path, library: Path) -> None:
+def test_two_copies_in_one_process_are_told(python: Path, library: Path, scratch: Path) -> None:
+    # LD_PRELOAD ends a path at a space.
+    library = Path(shutil.copy(library, scratch))
     told = run(python, "-c", "import weightsync", env={"LD_PRELOAD": str(library)})
     assert "RuntimeWarning: two copies of libweightsync" in told
     assert os.path.realpath(library) in told
