@@ -72,5 +72,6 @@ class LibraryHook(BuildHookInterface):  # type: ignore[type-arg]
             shutil.copyfile(source, fresh)
             fresh.replace(copy)
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["force_include"][str(CRATE / "LICENSE")] = "weightsync/LICENSE"
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platform}"

@@ -83,7 +83,7 @@ def test_it_has_the_same_library_inside(wheel: Path, library: Path, scratch: Pat
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         inside = Path(archive.extract(f"weightsync/lib/{SONAME}", scratch))
-    assert "weightsync/py.typed" in names
+    assert {"weightsync/py.typed", "weightsync/LICENSE"} <= set(names)
     assert not [n for n in names if n.startswith("weightsync.libs")]
     assert sha256(inside) == sha256(library)
 
