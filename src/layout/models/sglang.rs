@@ -145,7 +145,7 @@ impl SglangSizes {
         let ep = u64::from(self.ep);
         let Some(t) = model
             .find(Role::ExpertGate)
-            .filter(|_| model.experts % ep != 0)
+            .filter(|_| !model.experts.is_multiple_of(ep))
         else {
             return Ok(());
         };
