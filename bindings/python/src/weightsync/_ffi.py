@@ -19,6 +19,9 @@ from ctypes import (
 from typing import Any
 
 WSYNC_RANK_NONE = 4294967295
+WSYNC_SELECT_ANY = 0
+WSYNC_SELECT_ONLY = 1
+WSYNC_SELECT_WITHOUT = 2
 WSYNC_STEP_NONE = 4294967295
 WSYNC_NO_DEADLINE = 18446744073709551615
 WSYNC_DIM_COUNT_MAX = 8
@@ -324,6 +327,8 @@ FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
     ("wsync_version", c_uint32, []),
     ("wsync_version_string", c_char_p, []),
     ("wsync_abi_version", c_uint32, []),
+    ("wsync_library_file", c_char_p, []),
+    ("wsync_header_check", c_int32, [c_uint32, c_uint32, POINTER(wsync_error)]),
     ("wsync_status_name", c_char_p, [c_int32]),
     ("wsync_status_is_retryable", c_int32, [c_int32]),
     ("wsync_status_is_transport_lost", c_int32, [c_int32]),
