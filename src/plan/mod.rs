@@ -27,6 +27,8 @@ pub mod verify;
 
 mod cells;
 mod derive;
+mod domains;
+mod fanout;
 mod line;
 mod piece;
 mod ranks;
@@ -41,6 +43,7 @@ use crate::limits::BUCKET_COUNT_MAX;
 use crate::rank::Rank;
 use decision::{Decision, PlanOptions, Strategy};
 use derive::Inputs;
+use domains::Domains;
 use program::{BufferUse, Program, Side};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -88,6 +91,7 @@ pub struct Plan {
     topology: Arc<Topology>,
     tables: Tables,
     two_stage: Option<Arc<TwoStage>>,
+    domains: Domains,
     tensors: Arc<[Tensor]>,
     fingerprint: u128,
     participants: OnceLock<Participants>,
@@ -150,20 +154,13 @@ impl Plan {
         options: &PlanOptions,
     ) -> Result<Plan> {
         options.validate()?;
-        let decision = Decision {
-            strategy: options.strategy,
-            source_rule: options.source_rule,
-            bucket_count: options.bucket_count.max(1),
-            staging_bytes_max: options.staging_bytes_max,
-            direct_bytes_min: options.direct_bytes_min,
-            two_stage: match options.strategy {
-                Strategy::TwoStage => Some(options.two_stage.clone()),
-                Strategy::Direct => None,
-            },
-        };
+        let decision = Decision::new(options);
         let ground = Ground::new(options.topology.clone(), &source, &destination)?;
         let mut plan = Plan::assemble(source, destination, decision, ground, Vec::new())?;
         plan.refuse_unused(&options.unused_allowed)?;
+        if options.strategy == Strategy::Fanout {
+            plan.decision.copies = fanout::copies(plan.inputs(), &options.copies)?;
+        }
         plan.choose_buckets(options.bucket_count != 0)?;
         plan.seal()?;
         Ok(plan)
@@ -225,6 +222,12 @@ impl Plan {
                 |rank| device_of(&ground.placed, rank),
             )?)),
         };
+        let domains = match decision.strategy {
+            Strategy::Direct | Strategy::TwoStage => Domains::default(),
+            Strategy::Relay | Strategy::Fanout => {
+                Domains::new(&source, &destination, &ground.placed)
+            }
+        };
         Ok(Plan {
             source,
             destination,
@@ -234,6 +237,7 @@ impl Plan {
             topology: ground.placed,
             tables,
             two_stage,
+            domains,
             tensors,
             fingerprint: 0,
             participants: OnceLock::new(),
@@ -364,6 +368,7 @@ impl Plan {
                 let options = self.decision.two_stage.as_ref();
                 options.is_some_and(|o| o.avoid_same_device)
             }
+            Strategy::Relay | Strategy::Fanout => true,
         }
     }
 
@@ -388,6 +393,7 @@ impl Plan {
             tensors: &self.tensors,
             decision: &self.decision,
             two_stage: self.two_stage.as_deref(),
+            domains: &self.domains,
             topology: &self.topology,
         }
     }
