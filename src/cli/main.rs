@@ -31,6 +31,7 @@ mod message;
 mod plan;
 mod reference;
 mod shard;
+mod simulate;
 mod summary;
 mod sync;
 mod table;
@@ -55,6 +56,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Say what a saved plan amounts to
     Explain(explain::ExplainArgs),
+    /// Run a saved plan in virtual time
+    Simulate(simulate::SimulateArgs),
     /// Say what a second plan does otherwise than a first
     Diff(diff::DiffArgs),
     /// Say everything that is wrong with a layout, or between two
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
         Command::Sync(args) => sync::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Map(args) => map::run(args),

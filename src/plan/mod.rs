@@ -15,6 +15,7 @@
 //! Nothing in here has a pointer, a clock, an environment or I/O, and no
 //! decision depends on a float or on the order of a hash map.
 
+pub mod bounds;
 pub mod decision;
 pub mod mapping;
 pub mod origin;
