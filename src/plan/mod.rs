@@ -159,9 +159,6 @@ impl Plan {
         let ground = Ground::new(options.topology.clone(), &source, &destination)?;
         let mut plan = Plan::assemble(source, destination, decision, ground, Vec::new())?;
         plan.refuse_unused(&options.unused_allowed)?;
-        if options.strategy == Strategy::Fanout {
-            plan.decision.copies = fanout::copies(plan.inputs(), &options.copies)?;
-        }
         plan.choose_buckets(options.bucket_count != 0)?;
         plan.seal()?;
         Ok(plan)
@@ -229,7 +226,7 @@ impl Plan {
                 Domains::new(&source, &destination, &ground.placed)
             }
         };
-        Ok(Plan {
+        let mut plan = Plan {
             source,
             destination,
             selectors,
@@ -242,7 +239,11 @@ impl Plan {
             tensors,
             fingerprint: 0,
             participants: OnceLock::new(),
-        })
+        };
+        if plan.decision.strategy == Strategy::Fanout {
+            plan.decision.copies = fanout::copies(plan.inputs())?;
+        }
+        Ok(plan)
     }
 
     /// Source tensors that no destination rank wants are an error unless named.
