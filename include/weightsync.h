@@ -681,6 +681,21 @@ enum wsync_strategy
    * From a holder straight to the needer.
    */
   WSYNC_STRATEGY_DIRECT = 1,
+  /**
+   * As the two-stage rank mapping says: to one member of each
+   * weight-mapping group, which forwards to the others.
+   */
+  WSYNC_STRATEGY_TWO_STAGE = 2,
+  /**
+   * Each byte enters an NVLink domain once; the ranks there exchange what
+   * several of them need.
+   */
+  WSYNC_STRATEGY_RELAY = 3,
+  /**
+   * Only some copies leave the source; the ranks that get them pass them on
+   * to the others.
+   */
+  WSYNC_STRATEGY_FANOUT = 4,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -1241,6 +1256,49 @@ typedef struct wsync_pair {
 } wsync_pair;
 
 /**
+ * How WSYNC_STRATEGY_TWO_STAGE maps ranks. A side whose TP is 0 is read from
+ * the meshes of its layout: axis tp, the axis that numbers stages, and all
+ * others as copies. Devices are those of the topology.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_two_stage_options {
+  /**
+   * sizeof(wsync_two_stage_options).
+   */
+  size_t struct_size;
+  /**
+   * Not 0: pairs within one device are avoided by choosing another
+   * receiver. 0: they are as good as any other.
+   */
+  uint32_t avoid_same_device;
+  uint32_t source_tp;
+  /**
+   * Sizes of 0 are 1, here and below.
+   */
+  uint32_t source_pp;
+  uint32_t source_ep;
+  uint32_t source_dp;
+  uint32_t source_cp;
+  uint32_t destination_tp;
+  uint32_t destination_pp;
+  uint32_t destination_ep;
+  uint32_t replica_count;
+  /**
+   * One list per source copy, each [PP][TP]; none means Megatron's order,
+   * or that of the layout.
+   */
+  const struct wsync_rank_list *source_ranks;
+  size_t source_list_count;
+  /**
+   * One list per replica, each [PP][EP][TP]; none means ascending ranks, or
+   * the order of the layout.
+   */
+  const struct wsync_rank_list *destination_ranks;
+  size_t destination_list_count;
+} wsync_two_stage_options;
+
+/**
  * What a plan is made with. All of it enters the fingerprint, so it has to be
  * equal on all ranks, the variables behind defaults included.
  *
@@ -1275,15 +1333,21 @@ typedef struct wsync_plan_options {
    */
   uint32_t bucket_count;
   /**
-   * 0.
+   * WSYNC_STRATEGY_FANOUT: copies that leave the source; 0 is as many as
+   * can leave while the fullest NVLink domain receives.
    */
-  uint32_t reserved;
+  uint32_t copy_count;
   /**
    * Globs (*, ?) of source tensors that the destination may leave unused;
    * without them an unused tensor is an error.
    */
   const struct wsync_text *unused_allowed;
   size_t unused_allowed_count;
+  /**
+   * WSYNC_STRATEGY_TWO_STAGE: how ranks are mapped; NULL reads it from the
+   * layouts.
+   */
+  const struct wsync_two_stage_options *two_stage;
 } wsync_plan_options;
 
 /**
@@ -2565,6 +2629,10 @@ static inline int wsync_header_matches(void) {
     NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
 #define WSYNC_PLAN_OPTIONS_INIT { sizeof(wsync_plan_options), 0, 0, 0, 0, 0, 0, NULL, 0 }
 #define WSYNC_SELECTOR_INIT { sizeof(wsync_selector), NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, 0, 0 }
+#define WSYNC_TWO_STAGE_OPTIONS_INIT \
+  { sizeof(wsync_two_stage_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0 }
+#define WSYNC_PLAN_OPTIONS_INIT { sizeof(wsync_plan_options), 0, 0, 0, 0, 0, 0, NULL, 0, NULL }
+#define WSYNC_SELECTOR_INIT { sizeof(wsync_selector), NULL, 0, NULL, 0 }
 #define WSYNC_PROGRAM_INFO_INIT { sizeof(wsync_program_info), 0, 0, 0, 0, 0, 0, 0, 0 }
 #define WSYNC_TRANSPORT_OPTIONS_INIT \
   { sizeof(wsync_transport_options), 0, 0, NULL, 0, 0, 0 }

@@ -4,9 +4,11 @@ use super::args::{self, plain_struct};
 use super::buffers::{BufferCache, SideBuffers, buffer_info, no_buffer};
 use super::handle::{self, Handle, shared};
 use super::layout::wsync_layout;
+use super::mapping::rank_lists;
 use super::out::{Buffer, Out, StructOut, TextBuffer};
 use super::types::{
-    WSYNC_STEP_NONE, wsync_buffer_info, wsync_error, wsync_fingerprint, wsync_status, wsync_text,
+    WSYNC_STEP_NONE, wsync_buffer_info, wsync_error, wsync_fingerprint, wsync_rank_list,
+    wsync_status, wsync_text,
 };
 use super::{count_u32, guard, guard_value};
 use crate::env;
@@ -16,7 +18,9 @@ use crate::log::{Level, line};
 use crate::plan::decision::{
     DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Strategy,
 };
+use crate::plan::mapping::{DestinationSizes, SourceSizes};
 use crate::plan::program::BufferUse;
+use crate::plan::two_stage::TwoStageOptions;
 use crate::plan::{Plan, Selector};
 use crate::rank::Rank;
 use std::ffi::{c_char, c_void};
@@ -60,6 +64,15 @@ pub enum wsync_strategy {
     WSYNC_STRATEGY_DEFAULT = 0,
     /// From a holder straight to the needer.
     WSYNC_STRATEGY_DIRECT = 1,
+    /// As the two-stage rank mapping says: to one member of each
+    /// weight-mapping group, which forwards to the others.
+    WSYNC_STRATEGY_TWO_STAGE = 2,
+    /// Each byte enters an NVLink domain once; the ranks there exchange what
+    /// several of them need.
+    WSYNC_STRATEGY_RELAY = 3,
+    /// Only some copies leave the source; the ranks that get them pass them on
+    /// to the others.
+    WSYNC_STRATEGY_FANOUT = 4,
 }
 
 /// Which of several holders sends.
@@ -75,6 +88,41 @@ pub enum wsync_source_rule {
     /// every tensor.
     WSYNC_SOURCE_RULE_ROTATE = 2,
 }
+
+/// How WSYNC_STRATEGY_TWO_STAGE maps ranks. A side whose TP is 0 is read from
+/// the meshes of its layout: axis tp, the axis that numbers stages, and all
+/// others as copies. Devices are those of the topology.
+///
+/// Since: 0.1
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct wsync_two_stage_options {
+    /// sizeof(wsync_two_stage_options).
+    pub struct_size: usize,
+    /// Not 0: pairs within one device are avoided by choosing another
+    /// receiver. 0: they are as good as any other.
+    pub avoid_same_device: u32,
+    pub source_tp: u32,
+    /// Sizes of 0 are 1, here and below.
+    pub source_pp: u32,
+    pub source_ep: u32,
+    pub source_dp: u32,
+    pub source_cp: u32,
+    pub destination_tp: u32,
+    pub destination_pp: u32,
+    pub destination_ep: u32,
+    pub replica_count: u32,
+    /// One list per source copy, each [PP][TP]; none means Megatron's order,
+    /// or that of the layout.
+    pub source_ranks: *const wsync_rank_list,
+    pub source_list_count: usize,
+    /// One list per replica, each [PP][EP][TP]; none means ascending ranks, or
+    /// the order of the layout.
+    pub destination_ranks: *const wsync_rank_list,
+    pub destination_list_count: usize,
+}
+
+plain_struct!(wsync_two_stage_options, 80, "wsync_two_stage_options");
 
 /// What a plan is made with. All of it enters the fingerprint, so it has to be
 /// equal on all ranks, the variables behind defaults included.
@@ -98,15 +146,19 @@ pub struct wsync_plan_options {
     /// Steps of the plan; 0 is the smallest number that keeps staging inside
     /// its budget.
     pub bucket_count: u32,
-    /// 0.
-    pub reserved: u32,
+    /// WSYNC_STRATEGY_FANOUT: copies that leave the source; 0 is as many as
+    /// can leave while the fullest NVLink domain receives.
+    pub copy_count: u32,
     /// Globs (*, ?) of source tensors that the destination may leave unused;
     /// without them an unused tensor is an error.
     pub unused_allowed: *const wsync_text,
     pub unused_allowed_count: usize,
+    /// WSYNC_STRATEGY_TWO_STAGE: how ranks are mapped; NULL reads it from the
+    /// layouts.
+    pub two_stage: *const wsync_two_stage_options,
 }
 
-plain_struct!(wsync_plan_options, 56, "wsync_plan_options");
+plain_struct!(wsync_plan_options, 64, "wsync_plan_options");
 
 /// A range [first, end) of numbers.
 ///
@@ -627,7 +679,7 @@ fn program_info(plan: &Plan, rank: Rank) -> Result<wsync_program_info> {
         bytes_sent: program.bytes_sent,
         bytes_received: program.bytes_received,
         bytes_local: program.bytes_local,
-        staging_bytes: program.staging_bytes,
+        staging_bytes: program.memory_bytes(),
         message_count: program.messages.len() as u64,
         direct_message_count: direct as u64,
         peer_count: count_u32(program.peers().len()),
@@ -649,10 +701,15 @@ unsafe fn plan_options(options: *const wsync_plan_options) -> Result<PlanOptions
     let Some(given) = (unsafe { args::optional(options)? }) else {
         return Ok(made);
     };
-    args::reserved(<wsync_plan_options as args::Plain>::NAME, given.reserved)?;
     made.strategy = strategy(given.strategy)?;
     made.source_rule = source_rule(given.source_rule)?;
     made.bucket_count = given.bucket_count;
+    made.copy_count = given.copy_count;
+    // SAFETY: passed on.
+    if let Some(two_stage) = unsafe { args::optional(given.two_stage)? } {
+        // SAFETY: its lists have the counts that stand beside them.
+        made.two_stage = unsafe { two_stage_options(&two_stage)? };
+    }
     if given.staging_bytes_max != 0 {
         made.staging_bytes_max = given.staging_bytes_max;
     }
@@ -727,11 +784,53 @@ fn choice(value: u32, what: &str) -> Result<Option<bool>> {
     }
 }
 
+/// # Safety
+///
+/// The lists have the counts that stand beside them, and each list its number
+/// of ranks.
+unsafe fn two_stage_options(given: &wsync_two_stage_options) -> Result<TwoStageOptions> {
+    let source = SourceSizes {
+        tp: given.source_tp,
+        pp: given.source_pp.max(1),
+        ep: given.source_ep.max(1),
+        dp: given.source_dp.max(1),
+        cp: given.source_cp.max(1),
+    };
+    let destination = DestinationSizes {
+        tp: given.destination_tp,
+        pp: given.destination_pp.max(1),
+        ep: given.destination_ep.max(1),
+        replicas: given.replica_count.max(1),
+    };
+    // SAFETY: passed on.
+    let (source_ranks, destination_ranks) = unsafe {
+        let (a, a_count) = (given.source_ranks, given.source_list_count);
+        let (b, b_count) = (given.destination_ranks, given.destination_list_count);
+        (
+            rank_lists(a, a_count, "source_ranks")?,
+            rank_lists(b, b_count, "destination_ranks")?,
+        )
+    };
+    Ok(TwoStageOptions {
+        source: (source.tp > 0).then_some(source),
+        destination: (destination.tp > 0).then_some(destination),
+        source_ranks,
+        destination_ranks,
+        avoid_same_device: given.avoid_same_device != 0,
+    })
+}
+
 fn strategy(value: u32) -> Result<Strategy> {
     const DEFAULT: u32 = wsync_strategy::WSYNC_STRATEGY_DEFAULT as u32;
     const DIRECT: u32 = wsync_strategy::WSYNC_STRATEGY_DIRECT as u32;
+    const TWO_STAGE: u32 = wsync_strategy::WSYNC_STRATEGY_TWO_STAGE as u32;
+    const RELAY: u32 = wsync_strategy::WSYNC_STRATEGY_RELAY as u32;
+    const FANOUT: u32 = wsync_strategy::WSYNC_STRATEGY_FANOUT as u32;
     match value {
         DEFAULT | DIRECT => Ok(Strategy::Direct),
+        TWO_STAGE => Ok(Strategy::TwoStage),
+        RELAY => Ok(Strategy::Relay),
+        FANOUT => Ok(Strategy::Fanout),
         other => Err(args::unknown("strategy", other)),
     }
 }

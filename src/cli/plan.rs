@@ -10,10 +10,11 @@ use std::sync::Arc;
 use weightsync::layout::Layout;
 use weightsync::plan::Plan;
 use weightsync::plan::decision::{
-    DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule,
+    DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Strategy,
 };
 use weightsync::plan::report::{Op, PlanReport};
 use weightsync::plan::topology::TopologySpec;
+use weightsync::plan::two_stage::TwoStageOptions;
 use weightsync::{Error, Rank, Result, env};
 
 /// Plan the way from one layout to another
@@ -52,6 +53,17 @@ pub struct OptionArgs {
     /// the same places
     #[arg(long)]
     rotate: bool,
+    /// Which way bytes take
+    #[arg(long, value_name = "NAME", default_value = "direct", value_parser = strategy)]
+    strategy: Strategy,
+    /// With strategy fanout, copies that leave the source; as many as can leave
+    /// while the fullest NVLink domain receives, unless given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    copies: Option<u32>,
+    /// With strategy two_stage, choose another receiver where a pair would be
+    /// within one device
+    #[arg(long)]
+    avoid_same_device: bool,
     /// Topology file: hosts, NVLink domains, NICs and the ranks on them
     #[arg(long, value_name = "FILE")]
     topology: Option<PathBuf>,
@@ -73,6 +85,12 @@ impl OptionArgs {
             false => SourceRule::Wrap,
         };
         Ok(PlanOptions {
+            strategy: self.strategy,
+            copy_count: self.copies.unwrap_or(0),
+            two_stage: TwoStageOptions {
+                avoid_same_device: self.avoid_same_device,
+                ..TwoStageOptions::default()
+            },
             source_rule,
             staging_bytes_max,
             direct_bytes_min: env::direct_bytes_min()?.unwrap_or(DIRECT_BYTES_MIN_DEFAULT),
@@ -82,6 +100,14 @@ impl OptionArgs {
             ..PlanOptions::default()
         })
     }
+}
+
+/// The strategy called `name`.
+fn strategy(name: &str) -> std::result::Result<Strategy, String> {
+    Strategy::from_name(name).ok_or_else(|| {
+        let names: Vec<_> = Strategy::ALL.iter().map(|s| s.name()).collect();
+        format!("strategies are {}", names.join(", "))
+    })
 }
 
 /// Runs `weightsync plan`.
@@ -164,6 +190,11 @@ pub fn report_text(r: &PlanReport) -> String {
         grouped(r.bytes_moved)
     );
     t.row(["moved", &moved]);
+    if r.bytes_forwarded > 0 {
+        let name = r.strategy.name();
+        let forwarded = format!("{} of them, strategy {name}", bytes(r.bytes_forwarded));
+        t.row(["forwarded", &forwarded]);
+    }
     let local = format!(
         "{} ({} bytes)",
         bytes(r.bytes_local),
