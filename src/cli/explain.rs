@@ -2,7 +2,7 @@
 //! one element.
 
 use super::check::of_file;
-use super::plan::{ops_text, report_text};
+use super::plan::{ops_text, print_report_json, report_text};
 use super::table::{Table, print, print_json, read_file};
 use clap::Args;
 use indicatif::ProgressBar;
@@ -82,14 +82,14 @@ pub fn run(args: &ExplainArgs) -> Result<()> {
     }
     let report = plan.report()?;
     if args.html.is_none() && args.json {
-        return print_json(&report);
+        return print_report_json(&plan, &report);
     }
     let (traffic, note) = count(&plan)?;
     if let Some(path) = &args.html {
         write_page(path, &page::draw(&report, &traffic, note.as_deref()))?;
     }
     match args.json {
-        true => print_json(&report),
+        true => print_report_json(&plan, &report),
         false => print(format_args!(
             "{}\n{}",
             report_text(&report),

@@ -120,21 +120,31 @@ fn show(plan: &Plan, ops: Option<u32>, json: bool) -> Result<()> {
         return print(ops_text(plan, Rank(rank))?);
     }
     let report = plan.report()?;
-    let certificate = match Certificate::is_possible(plan) {
-        true => Some(Certificate::of(plan, plan.topology())?),
-        false => None,
-    };
     if json {
-        return print_json(&PlanJson {
-            report: &report,
-            certificate: certificate.as_ref(),
-        });
+        return print_report_json(plan, &report);
     }
+    let certificate = certificate_of(plan)?;
     let mut rows = Table::default();
     if let Some(c) = &certificate {
         certificate_rows(c, &mut rows);
     }
     print(format_args!("{}{rows}", report_text(&report)))
+}
+
+/// The certificate, unless there are too many ranks to simulate.
+fn certificate_of(plan: &Plan) -> Result<Option<Certificate>> {
+    match Certificate::is_possible(plan) {
+        true => Certificate::of(plan, plan.topology()).map(Some),
+        false => Ok(None),
+    }
+}
+
+/// Prints report and certificate as JSON.
+pub fn print_report_json(plan: &Plan, report: &PlanReport) -> Result<()> {
+    print_json(&PlanJson {
+        report,
+        certificate: certificate_of(plan)?.as_ref(),
+    })
 }
 
 /// What is printed as JSON.
