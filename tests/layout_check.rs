@@ -316,7 +316,7 @@ fn fused_members_must_fit() {
     expect(
         &fused(by_tp(), tensor(&[8, 2], order), 1),
         Fused,
-        &["order [1, 0]", "axis 0 comes later"],
+        &["order [1, 0]", "come first in memory"],
     );
     let split = json!({"split": 0, "cuts": [{"dim": 0, "axes": ["tp"]}]});
     let mut split = fused(by_tp(), tensor(&[8, 2], split), 1);

@@ -271,6 +271,12 @@ pub(super) struct FusedDoc {
     pub layers: Option<Choice>,
     #[serde(default, skip_serializing_if = "is_zero")]
     pub shared_dims: u8,
+    #[serde(
+        default,
+        deserialize_with = "some",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub groups: Option<u64>,
     pub members: Vec<String>,
 }
 

@@ -29,6 +29,7 @@ pub(super) struct Fused {
     pub(super) entry: usize,
     pub(super) buffer: String,
     pub(super) shared_dims: u8,
+    pub(super) groups: Option<u64>,
     pub(super) members: Vec<String>,
 }
 
@@ -69,6 +70,7 @@ fn expand_one(
             entry,
             buffer: spell_buffer(&doc.buffer, layer, &local)?,
             shared_dims: doc.shared_dims,
+            groups: doc.groups,
             members: doc.members.iter().map(|m| spell(m, layer)).collect(),
         });
     }

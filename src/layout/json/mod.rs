@@ -19,6 +19,7 @@ mod doc;
 mod explicit;
 mod fault;
 mod fused;
+mod groups;
 mod layers;
 mod locate;
 mod names;

@@ -7,6 +7,7 @@ use super::doc::{
 use super::explicit::read_explicit;
 use super::fault::{Read, Within, fault};
 use super::fused::{Candidate, assemble, expand_fused};
+use super::groups::group_members;
 use super::layers::{Stages, check_layer_name, layers_of, list, spell, spell_buffer};
 use super::names::{Names, declare_only, declare_part};
 use crate::error::Error;
@@ -133,9 +134,12 @@ fn read_part(p: &PartDoc, names: &mut Names) -> Read<Part> {
         reader.tensor(i, t).within(|| format!("tensors[{i}]"))?;
     }
     let PartReader {
-        rules, candidates, ..
+        mut rules,
+        mut candidates,
+        ..
     } = reader;
     let fused = expand_fused(p, names)?;
+    group_members(&fused, &mut candidates, &mut rules, &names.tensors)?;
     let (placements, spacers, buffers) = assemble(&candidates, &fused)?;
     Ok(Part {
         ranks,
@@ -320,6 +324,7 @@ impl<'a> PartReader<'a, '_> {
             order: t.order.iter().copied().collect(),
             padded,
             split: t.split,
+            grouped: None,
             conversion: None,
         })
     }

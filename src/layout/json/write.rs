@@ -153,17 +153,23 @@ fn cuts(rule: &Rule, mesh: &Mesh) -> Vec<CutDoc> {
 
 fn fused(part: &Part, tensors: &[Tensor]) -> Vec<FusedDoc> {
     let name = |&m: &u32| tensors[part.member(m).tensor.index()].name.clone();
+    let groups = |b: &Buffer| {
+        let first = part.member(*b.members.first()?);
+        let size = part.rule(first).grouped?.size;
+        Some(tensors[first.tensor.index()].shape[0] / size)
+    };
     let entry = |b: &Buffer| FusedDoc {
         buffer: b.name.clone(),
         layers: None,
         shared_dims: b.shared_dims,
+        groups: groups(b),
         members: b.members.iter().map(name).collect(),
     };
     let is_fused = |b: &&Buffer| b.members.len() > 1 || b.shared_dims > 0;
     let mut seen = HashSet::new();
     let mut out: Vec<FusedDoc> = part.buffers.iter().filter(is_fused).map(entry).collect();
     // Stages that name their buffers alike share one entry.
-    out.retain(|f| seen.insert((f.buffer.clone(), f.shared_dims, f.members.clone())));
+    out.retain(|f| seen.insert((f.buffer.clone(), f.shared_dims, f.groups, f.members.clone())));
     out
 }
 
