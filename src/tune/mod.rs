@@ -21,7 +21,7 @@ use crate::layout::Layout;
 use crate::limits::BUCKET_COUNT_MAX;
 use crate::plan::Plan;
 use crate::plan::decision::{PlanOptions, SourceRule, Strategy};
-use crate::sim::{Instance, SimulateOptions};
+use crate::sim::Instance;
 use serde::Serialize;
 use shrink::shrunk;
 use std::sync::Arc;
@@ -29,7 +29,9 @@ use std::sync::Arc;
 /// Bucket counts that are tried, unless the staging budget asks for more.
 const BUCKET_COUNTS: [u32; 5] = [4, 8, 16, 32, 64];
 /// A candidate this near to the bound, in percent, ends the search.
-const GOOD_PERCENT: u64 = 2;
+const GOOD_PERCENT: u64 = 3;
+/// Candidates that differ by less, in permille, are as good as each other.
+const ALIKE_PERMILLE: u64 = 5;
 
 /// One way to plan, and how long it takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -104,14 +106,13 @@ pub fn choose(
         if lower_ns == 0 {
             lower_ns = draft.bounds(draft.topology())?.lower_ns;
         }
-        try_buckets(&draft, options, &mut tried)?;
+        try_buckets(&draft, options, lower_ns, &mut tried)?;
         let best = tried.iter().map(|c| c.predicted_ns).min();
         if best.is_some_and(|ns| ns <= lower_ns + lower_ns / 100 * GOOD_PERCENT) {
             break;
         }
     }
-    let best = tried.iter().min_by_key(|c| c.predicted_ns).cloned();
-    match best {
+    match best_of(&tried).cloned() {
         Some(best) => Ok(Choice {
             best,
             tried,
@@ -121,6 +122,14 @@ pub fn choose(
         }),
         None => Err(failure.unwrap_or_else(|| Error::internal("no strategy was tried"))),
     }
+}
+
+/// The first of those that are as good as the fastest: simpler ways and fewer
+/// buckets come first.
+fn best_of(tried: &[Candidate]) -> Option<&Candidate> {
+    let fastest = tried.iter().map(|c| c.predicted_ns).min()?;
+    let limit = fastest + fastest / 1000 * ALIKE_PERMILLE;
+    tried.iter().find(|c| c.predicted_ns <= limit)
 }
 
 /// Strategies in the order in which equal ones are preferred.
@@ -134,7 +143,12 @@ fn portfolio() -> Vec<(Strategy, SourceRule)> {
 }
 
 /// Simulates one draft with every bucket count that fits.
-fn try_buckets(draft: &Plan, options: &PlanOptions, tried: &mut Vec<Candidate>) -> Result<()> {
+fn try_buckets(
+    draft: &Plan,
+    options: &PlanOptions,
+    lower_ns: u64,
+    tried: &mut Vec<Candidate>,
+) -> Result<()> {
     let (instance, staging) = Instance::of_plan_with_staging(draft, draft.topology())?;
     let small = instance.compressed();
     let budget = u128::from(options.staging_bytes_max);
@@ -151,7 +165,7 @@ fn try_buckets(draft: &Plan, options: &PlanOptions, tried: &mut Vec<Candidate>) 
     }
     for bucket_count in counts {
         let bucketed = buckets::bucketed(&small, bucket_count);
-        let ran = bucketed.run(&SimulateOptions::default());
+        let ran = bucketed.run_fast(lower_ns);
         tried.push(Candidate {
             strategy: draft.decision().strategy,
             source_rule: draft.decision().source_rule,
