@@ -454,10 +454,15 @@ fn random_buffer(d: &mut Dice, part: &mut Part, i: usize, tensors: &[Tensor]) ->
             shared_dims = 0;
         }
     }
+    // Names with layers are written as one entry for several of them.
+    let base = match tensors[i].name.contains('.') {
+        true => format!("buffer.{}.w", i as u64 + d.roll(0, 1) * 10),
+        false => format!("buffer{i}"),
+    };
     let name = match rule.split {
-        Some(_) if d.chance(50) => format!("buffer{i}.{{local}}"),
-        Some(_) => format!("buffer{i}.{{global}}"),
-        None => format!("buffer{i}"),
+        Some(_) if d.chance(50) => format!("{base}.{{local}}"),
+        Some(_) => format!("{base}.{{global}}"),
+        None => base,
     };
     part.rules.push(rule);
     let from = part.placements.len() as u32;
@@ -499,6 +504,7 @@ fn group_sizes(rule: &Rule, mesh: &Mesh, size: u64) -> Vec<u64> {
 fn random_tensors(d: &mut Dice) -> Vec<Tensor> {
     let mut lead = d.roll(1, 12);
     let mut dims = d.roll(0, 3);
+    let has_layers = d.chance(50);
     (0..d.roll(1, 6))
         .map(|i| {
             if d.chance(40) {
@@ -507,7 +513,12 @@ fn random_tensors(d: &mut Dice) -> Vec<Tensor> {
             }
             let extent = |k: u64, d: &mut Dice| if k == 0 { lead } else { d.roll(1, 5) };
             let shape: Vec<u64> = (0..dims).map(|k| extent(k, d)).collect();
-            Tensor::new(format!("t{i}"), &shape, Dtype::BF16).unwrap()
+            let name = if has_layers {
+                format!("t.{i}.w")
+            } else {
+                format!("t{i}")
+            };
+            Tensor::new(name, &shape, Dtype::BF16).unwrap()
         })
         .collect()
 }

@@ -18,6 +18,7 @@
 mod doc;
 mod explicit;
 mod fault;
+mod fold;
 mod fused;
 mod groups;
 mod layers;

@@ -32,6 +32,7 @@ pub(super) fn read(file: FileDoc) -> Read<LayoutSpec> {
         copies,
         padding,
         stages,
+        local_layers,
         fused,
     } = file;
     let shorthand = ranks.is_some();
@@ -41,6 +42,7 @@ pub(super) fn read(file: FileDoc) -> Read<LayoutSpec> {
         copies,
         padding,
         stages,
+        local_layers,
         tensors: Vec::new(),
         fused,
     };
@@ -93,6 +95,7 @@ fn refuse_stray_fields(p: &PartDoc) -> Read<()> {
         ("copies", p.copies.is_some()),
         ("padding", p.padding.is_some()),
         ("stages", !p.stages.is_empty()),
+        ("local_layers", !p.local_layers.is_empty()),
         ("fused", !p.fused.is_empty()),
     ];
     match set.iter().find(|(_, is_set)| *is_set) {
@@ -255,7 +258,7 @@ impl<'a> PartReader<'a, '_> {
             );
         }
         let rule = self.rule(t)?;
-        let stages = Stages::new(t, &self.doc.stages)?;
+        let stages = Stages::new(t, self.doc)?;
         let number = self.rules.len() as u32;
         self.rules.push(rule);
         for layer in layers.iter() {

@@ -1,4 +1,5 @@
-//! From a canonical description to a layout file: every tensor on its own.
+//! From a canonical description to a layout file. Every tensor is written on
+//! its own first; then [`fold`](super::fold) joins the layers that are alike.
 
 use super::LAYOUT_FILE_VERSION;
 use super::doc::{
@@ -17,7 +18,15 @@ pub(super) fn write(spec: &LayoutSpec) -> String {
     let file = FileDoc {
         weightsync_layout: LAYOUT_FILE_VERSION,
         aliases: Pairs(spec.aliases.clone()),
-        parts: spec.parts.iter().map(|p| part(p, &spec.tensors)).collect(),
+        parts: spec
+            .parts
+            .iter()
+            .map(|p| {
+                let mut doc = part(p, &spec.tensors);
+                super::fold::fold(&mut doc);
+                doc
+            })
+            .collect(),
         explicit: spec
             .explicit
             .iter()
@@ -78,6 +87,7 @@ fn part(p: &Part, tensors: &[Tensor]) -> PartDoc {
             Padding::Zero => Some(PaddingDoc::Zero),
         },
         stages: Pairs::default(),
+        local_layers: Pairs::default(),
         tensors: placed.chain(spacers).collect(),
         fused: fused(p, tensors),
     }
@@ -161,6 +171,7 @@ fn fused(part: &Part, tensors: &[Tensor]) -> Vec<FusedDoc> {
     let entry = |b: &Buffer| FusedDoc {
         buffer: b.name.clone(),
         layers: None,
+        table: None,
         shared_dims: b.shared_dims,
         groups: groups(b),
         members: b.members.iter().map(name).collect(),

@@ -13,6 +13,7 @@
 //! ```
 
 use super::assembly::{Assembly, Home};
+use super::hazard::{Hazard, HazardKind};
 use super::inventory::{Inventory, TensorTemplate};
 use super::role::Role;
 use super::sizes::Sizes;
@@ -283,6 +284,53 @@ impl MegatronSizes {
             }
         };
         Ok(of_layer.into_iter().map(station).collect())
+    }
+
+    /// Cuts that fall inside blocks of values that share a scale, where the
+    /// released checkpoint is quantised that way: such a shard cannot be
+    /// quantised by itself.
+    pub fn hazards(&self, model: &Inventory) -> Vec<Hazard> {
+        let Some([rows, cols]) = model.quantization.as_ref().and_then(|q| q.block) else {
+            return Vec::new();
+        };
+        let mut out = Vec::new();
+        for t in model.templates.iter().filter(|t| self.mtp || !t.is_mtp) {
+            let Some((dim, name, n)) = self.cut_of(t) else {
+                continue;
+            };
+            let axis = &t.axes[dim];
+            let block = if dim + 1 == t.axes.len() { cols } else { rows };
+            let part = axis.size / u64::from(n);
+            if n == 1 || t.axes.len() < 2 || part.is_multiple_of(block) {
+                continue;
+            }
+            out.push(Hazard {
+                kind: HazardKind::QuantizationBlock,
+                is_error: false,
+                parameter: t.name.clone(),
+                message: format!(
+                    "{} {} over {name} {n} are {part} each, which cuts blocks of {block} that share \
+                     a scale; take a {name} of which the parts are multiples of {block} if ranks \
+                     quantise",
+                    axis.size, axis.name
+                ),
+            });
+        }
+        out
+    }
+
+    /// The axis of a tensor that is cut in equal parts, and over what.
+    fn cut_of(&self, t: &TensorTemplate) -> Option<(usize, &'static str, u32)> {
+        use Role::*;
+        Some(match t.role {
+            QBProj | KvBProj | Gate | Up | SharedGate | SharedUp | MtpProj => (0, "tp", self.tp),
+            QProj | KProj | VProj => (0, "tp", self.tp),
+            OProj | Down | SharedDown => (1, "tp", self.tp),
+            QAProj | KvAProj if self.mla_down_cut => (0, "tp", self.tp),
+            ExpertGate | ExpertUp => (1, "etp", self.etp),
+            ExpertDown => (2, "etp", self.etp),
+            _ => return None,
+        })
     }
 
     /// What was assumed, for the person who gave the sizes.

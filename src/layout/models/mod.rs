@@ -18,6 +18,7 @@ mod config;
 mod engine;
 mod family;
 mod formula;
+mod framework;
 mod hazard;
 mod hugging_face;
 mod inventory;
@@ -29,6 +30,7 @@ mod vllm;
 
 pub use engine::VOCAB_PADDING;
 pub use family::family_names;
+pub use framework::{Framework, ModelLayout};
 pub use hazard::{Hazard, HazardKind};
 pub use hugging_face::HuggingFaceSizes;
 pub use inventory::{Axis, Inventory, InventoryTensor, Quantization, StoredGroup, TensorTemplate};
