@@ -28,6 +28,8 @@ pub mod verify;
 
 mod cells;
 mod derive;
+mod domains;
+mod fanout;
 mod line;
 mod piece;
 mod ranks;
@@ -42,6 +44,7 @@ use crate::limits::BUCKET_COUNT_MAX;
 use crate::rank::Rank;
 use decision::{Decision, PlanOptions, Strategy};
 use derive::Inputs;
+use domains::Domains;
 use program::{BufferUse, Program, Side};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -89,6 +92,7 @@ pub struct Plan {
     topology: Arc<Topology>,
     tables: Tables,
     two_stage: Option<Arc<TwoStage>>,
+    domains: Domains,
     tensors: Arc<[Tensor]>,
     fingerprint: u128,
     participants: OnceLock<Participants>,
@@ -175,18 +179,15 @@ impl Plan {
         bucket_count: u32,
     ) -> Result<Plan> {
         let decision = Decision {
-            strategy: options.strategy,
-            source_rule: options.source_rule,
             bucket_count,
-            staging_bytes_max: options.staging_bytes_max,
-            direct_bytes_min: options.direct_bytes_min,
-            two_stage: match options.strategy {
-                Strategy::TwoStage => Some(options.two_stage.clone()),
-                Strategy::Direct => None,
-            },
+            ..Decision::new(options)
         };
         let ground = Ground::new(options.topology.clone(), &source, &destination)?;
-        Plan::assemble(source, destination, decision, ground, Vec::new())
+        let mut plan = Plan::assemble(source, destination, decision, ground, Vec::new())?;
+        if options.strategy == Strategy::Fanout {
+            plan.decision.copies = fanout::copies(plan.inputs(), &options.copies)?;
+        }
+        Ok(plan)
     }
 
     /// The part of this plan that moves the selected tensors, with its own
@@ -245,6 +246,12 @@ impl Plan {
                 |rank| device_of(&ground.placed, rank),
             )?)),
         };
+        let domains = match decision.strategy {
+            Strategy::Direct | Strategy::TwoStage => Domains::default(),
+            Strategy::Relay | Strategy::Fanout => {
+                Domains::new(&source, &destination, &ground.placed)
+            }
+        };
         Ok(Plan {
             source,
             destination,
@@ -254,6 +261,7 @@ impl Plan {
             topology: ground.placed,
             tables,
             two_stage,
+            domains,
             tensors,
             fingerprint: 0,
             participants: OnceLock::new(),
@@ -384,6 +392,7 @@ impl Plan {
                 let options = self.decision.two_stage.as_ref();
                 options.is_some_and(|o| o.avoid_same_device)
             }
+            Strategy::Relay | Strategy::Fanout => true,
         }
     }
 
@@ -408,6 +417,7 @@ impl Plan {
             tensors: &self.tensors,
             decision: &self.decision,
             two_stage: self.two_stage.as_deref(),
+            domains: &self.domains,
             topology: &self.topology,
         }
     }

@@ -88,6 +88,14 @@ impl Instance {
         Engine::new(self, options).run()
     }
 
+    /// How long the busiest link would take on its own.
+    pub fn busiest_ns(&self) -> u64 {
+        let times = self.links.iter().zip(self.loads()).map(|(link, bytes)| {
+            u128::from(bytes) * 1_000_000_000 / u128::from(link.bytes_per_s.max(1))
+        });
+        times.max().unwrap_or(0).min(u128::from(u64::MAX)) as u64
+    }
+
     /// Bytes that each link carries in all.
     pub fn loads(&self) -> Vec<u64> {
         let mut loads = vec![0u64; self.links.len()];

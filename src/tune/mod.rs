@@ -89,7 +89,13 @@ pub fn choose(
     let mut tried: Vec<Candidate> = Vec::new();
     let mut lower_ns = 0;
     let mut failure: Option<Error> = None;
+    let mut is_at_load = false;
     for (strategy, source_rule) in portfolio() {
+        // Another rule sends the same bytes over the same links: it helps
+        // where links stood idle.
+        if source_rule == SourceRule::Rotate && is_at_load {
+            continue;
+        }
         let made = PlanOptions {
             strategy,
             source_rule,
@@ -106,7 +112,7 @@ pub fn choose(
         if lower_ns == 0 {
             lower_ns = draft.bounds(draft.topology())?.lower_ns;
         }
-        try_buckets(&draft, options, lower_ns, &mut tried)?;
+        is_at_load = try_buckets(&draft, options, lower_ns, &mut tried)?;
         let best = tried.iter().map(|c| c.predicted_ns).min();
         if best.is_some_and(|ns| ns <= lower_ns + lower_ns / 100 * GOOD_PERCENT) {
             break;
@@ -138,17 +144,19 @@ fn portfolio() -> Vec<(Strategy, SourceRule)> {
         .into_iter()
         .filter(|s| *s != Strategy::TwoStage);
     strategies
+        .into_iter()
         .flat_map(|s| [(s, SourceRule::Wrap), (s, SourceRule::Rotate)])
         .collect()
 }
 
-/// Simulates one draft with every bucket count that fits.
+/// Simulates one draft with every bucket count that fits; says whether the
+/// best of them takes little longer than its busiest link.
 fn try_buckets(
     draft: &Plan,
     options: &PlanOptions,
     lower_ns: u64,
     tried: &mut Vec<Candidate>,
-) -> Result<()> {
+) -> Result<bool> {
     let (instance, staging) = Instance::of_plan_with_staging(draft, draft.topology())?;
     let small = instance.compressed();
     let budget = u128::from(options.staging_bytes_max);
@@ -163,6 +171,7 @@ fn try_buckets(
     if options.bucket_count == 0 && needed <= BUCKET_COUNT_MAX {
         counts.insert(0, needed);
     }
+    let first = tried.len();
     for bucket_count in counts {
         let bucketed = buckets::bucketed(&small, bucket_count);
         let ran = bucketed.run_fast(lower_ns);
@@ -173,5 +182,7 @@ fn try_buckets(
             predicted_ns: ran.total_ns,
         });
     }
-    Ok(())
+    let load_ns = instance.busiest_ns();
+    let best = tried[first..].iter().map(|c| c.predicted_ns).min();
+    Ok(best.is_some_and(|ns| ns <= load_ns + load_ns / 100 * GOOD_PERCENT))
 }
