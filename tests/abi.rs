@@ -149,6 +149,9 @@ fn values_are_pinned() {
     values!(wsync_strategy: u32, {
         WSYNC_STRATEGY_DEFAULT = 0,
         WSYNC_STRATEGY_DIRECT = 1,
+        WSYNC_STRATEGY_TWO_STAGE = 2,
+        WSYNC_STRATEGY_RELAY = 3,
+        WSYNC_STRATEGY_FANOUT = 4,
     });
     values!(wsync_source_rule: u32, {
         WSYNC_SOURCE_RULE_DEFAULT = 0,
@@ -299,16 +302,34 @@ fn structs_are_pinned() {
         destination_ranks: 120,
         destination_list_count: 128,
     });
-    layout!(wsync_plan_options, 56, 8, {
+    layout!(wsync_two_stage_options, 80, 8, {
+        struct_size: 0,
+        avoid_same_device: 8,
+        source_tp: 12,
+        source_pp: 16,
+        source_ep: 20,
+        source_dp: 24,
+        source_cp: 28,
+        destination_tp: 32,
+        destination_pp: 36,
+        destination_ep: 40,
+        replica_count: 44,
+        source_ranks: 48,
+        source_list_count: 56,
+        destination_ranks: 64,
+        destination_list_count: 72,
+    });
+    layout!(wsync_plan_options, 64, 8, {
         struct_size: 0,
         strategy: 8,
         source_rule: 12,
         staging_bytes_max: 16,
         direct_bytes_min: 24,
         bucket_count: 32,
-        reserved: 36,
+        copy_count: 36,
         unused_allowed: 40,
         unused_allowed_count: 48,
+        two_stage: 56,
     });
     layout!(wsync_selector, 40, 8, {
         struct_size: 0,

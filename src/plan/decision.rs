@@ -90,8 +90,10 @@ pub struct PlanOptions {
     pub unused_allowed: Vec<String>,
     /// What the mapping of strategy `two_stage` is made with.
     pub two_stage: TwoStageOptions,
-    /// Strategy `fanout`: copies that leave each source group; for groups that
-    /// are not named, as many as the time that receiving takes allows.
+    /// Strategy `fanout`: copies that leave each source group; 0 is as many
+    /// as can leave while the fullest domain receives.
+    pub copy_count: u32,
+    /// The same for single source groups.
     pub copies: Vec<SourceCopies>,
     /// By how many holders neighbouring streams are turned against each other;
     /// `None` is 1 where bytes are forwarded, else 0.
@@ -115,6 +117,7 @@ impl Default for PlanOptions {
             bucket_count: 0,
             unused_allowed: Vec::new(),
             two_stage: TwoStageOptions::default(),
+            copy_count: 0,
             copies: Vec::new(),
             rotation: None,
             topology: None,
@@ -152,6 +155,8 @@ pub struct Decision {
     pub two_stage: Option<TwoStageOptions>,
     /// By how many holders neighbouring streams are turned against each other.
     pub rotation: u32,
+    /// What `copies` does not name; 0 is by time.
+    pub copy_count: u32,
     /// Copies that leave each source group, by group; empty unless the
     /// strategy is `fanout`.
     pub copies: Vec<SourceCopies>,
@@ -173,7 +178,11 @@ impl Decision {
             direct_bytes_min: options.direct_bytes_min,
             two_stage: is_two_stage.then(|| options.two_stage.clone()),
             rotation: options.rotation.unwrap_or(u32::from(forwards)),
-            copies: Vec::new(),
+            copy_count: options.copy_count,
+            copies: match options.strategy {
+                Strategy::Fanout => options.copies.clone(),
+                Strategy::Direct | Strategy::TwoStage | Strategy::Relay => Vec::new(),
+            },
         }
     }
 

@@ -36,15 +36,22 @@ impl Load {
     }
 }
 
-/// The copies that leave each source group, by group: `given`, and for all
-/// others as many as can leave while the fullest domain receives.
-pub fn copies(inputs: Inputs<'_>, given: &[SourceCopies]) -> Result<Vec<SourceCopies>> {
-    let receive = fullest_domain(inputs)?;
+/// The copies that leave each source group, by group: what the decision says
+/// already, else as many as can leave while the fullest domain receives.
+pub fn copies(inputs: Inputs<'_>) -> Result<Vec<SourceCopies>> {
+    let decision = inputs.decision;
+    let groups = source_groups(inputs);
+    let named = |group| decision.copies.iter().find(|c| c.group == group);
+    let by_time = decision.copy_count == 0 && groups.keys().any(|&g| named(g).is_none());
+    let receive = match by_time {
+        true => fullest_domain(inputs)?,
+        false => Load::default(),
+    };
     let mut all = Vec::new();
-    for (group, send) in source_groups(inputs) {
-        let named = given.iter().find(|c| c.group == group);
-        let copies = match named {
+    for (group, send) in groups {
+        let copies = match named(group) {
             Some(c) => u128::from(c.copies),
+            None if decision.copy_count > 0 => u128::from(decision.copy_count),
             None => {
                 let time = receive.bytes * send.bytes_per_s;
                 time / (send.bytes.max(1) * receive.bytes_per_s.max(1))

@@ -183,11 +183,7 @@ impl Plan {
             ..Decision::new(options)
         };
         let ground = Ground::new(options.topology.clone(), &source, &destination)?;
-        let mut plan = Plan::assemble(source, destination, decision, ground, Vec::new())?;
-        if options.strategy == Strategy::Fanout {
-            plan.decision.copies = fanout::copies(plan.inputs(), &options.copies)?;
-        }
-        Ok(plan)
+        Plan::assemble(source, destination, decision, ground, Vec::new())
     }
 
     /// The part of this plan that moves the selected tensors, with its own
@@ -252,7 +248,7 @@ impl Plan {
                 Domains::new(&source, &destination, &ground.placed)
             }
         };
-        Ok(Plan {
+        let mut plan = Plan {
             source,
             destination,
             selectors,
@@ -265,7 +261,11 @@ impl Plan {
             tensors,
             fingerprint: 0,
             participants: OnceLock::new(),
-        })
+        };
+        if plan.decision.strategy == Strategy::Fanout {
+            plan.decision.copies = fanout::copies(plan.inputs())?;
+        }
+        Ok(plan)
     }
 
     /// Source tensors that no destination rank wants are an error unless named.

@@ -133,16 +133,34 @@ OFFSET(wsync_mapping_options, expert_source_list_count, 112);
 OFFSET(wsync_mapping_options, destination_ranks, 120);
 OFFSET(wsync_mapping_options, destination_list_count, 128);
 
-SIZE(wsync_plan_options, 56);
+SIZE(wsync_two_stage_options, 80);
+OFFSET(wsync_two_stage_options, struct_size, 0);
+OFFSET(wsync_two_stage_options, avoid_same_device, 8);
+OFFSET(wsync_two_stage_options, source_tp, 12);
+OFFSET(wsync_two_stage_options, source_pp, 16);
+OFFSET(wsync_two_stage_options, source_ep, 20);
+OFFSET(wsync_two_stage_options, source_dp, 24);
+OFFSET(wsync_two_stage_options, source_cp, 28);
+OFFSET(wsync_two_stage_options, destination_tp, 32);
+OFFSET(wsync_two_stage_options, destination_pp, 36);
+OFFSET(wsync_two_stage_options, destination_ep, 40);
+OFFSET(wsync_two_stage_options, replica_count, 44);
+OFFSET(wsync_two_stage_options, source_ranks, 48);
+OFFSET(wsync_two_stage_options, source_list_count, 56);
+OFFSET(wsync_two_stage_options, destination_ranks, 64);
+OFFSET(wsync_two_stage_options, destination_list_count, 72);
+
+SIZE(wsync_plan_options, 64);
 OFFSET(wsync_plan_options, struct_size, 0);
 OFFSET(wsync_plan_options, strategy, 8);
 OFFSET(wsync_plan_options, source_rule, 12);
 OFFSET(wsync_plan_options, staging_bytes_max, 16);
 OFFSET(wsync_plan_options, direct_bytes_min, 24);
 OFFSET(wsync_plan_options, bucket_count, 32);
-OFFSET(wsync_plan_options, reserved, 36);
+OFFSET(wsync_plan_options, copy_count, 36);
 OFFSET(wsync_plan_options, unused_allowed, 40);
 OFFSET(wsync_plan_options, unused_allowed_count, 48);
+OFFSET(wsync_plan_options, two_stage, 56);
 
 SIZE(wsync_selector, 40);
 OFFSET(wsync_selector, struct_size, 0);
@@ -306,6 +324,9 @@ VALUE(WSYNC_REGROUP_KIND_ALL_GATHER, 2);
 SIZE(wsync_strategy, 4);
 VALUE(WSYNC_STRATEGY_DEFAULT, 0);
 VALUE(WSYNC_STRATEGY_DIRECT, 1);
+VALUE(WSYNC_STRATEGY_TWO_STAGE, 2);
+VALUE(WSYNC_STRATEGY_RELAY, 3);
+VALUE(WSYNC_STRATEGY_FANOUT, 4);
 
 SIZE(wsync_source_rule, 4);
 VALUE(WSYNC_SOURCE_RULE_DEFAULT, 0);
@@ -350,6 +371,7 @@ int main(void) {
   CHECK_INIT(wsync_env_info, WSYNC_ENV_INFO_INIT);
   CHECK_INIT(wsync_buffer_info, WSYNC_BUFFER_INFO_INIT);
   CHECK_INIT(wsync_mapping_options, WSYNC_MAPPING_OPTIONS_INIT);
+  CHECK_INIT(wsync_two_stage_options, WSYNC_TWO_STAGE_OPTIONS_INIT);
   CHECK_INIT(wsync_plan_options, WSYNC_PLAN_OPTIONS_INIT);
   CHECK_INIT(wsync_selector, WSYNC_SELECTOR_INIT);
   CHECK_INIT(wsync_program_info, WSYNC_PROGRAM_INFO_INIT);

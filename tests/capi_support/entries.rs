@@ -182,9 +182,10 @@ fn plan_options() -> Arg {
         staging_bytes_max: 0,
         direct_bytes_min: 0,
         bucket_count: 0,
-        reserved: 0,
+        copy_count: 0,
         unused_allowed: std::ptr::null(),
         unused_allowed_count: 0,
+        two_stage: std::ptr::null(),
     };
     let buckets = offset_of!(wsync_plan_options, bucket_count);
     let unused = offset_of!(wsync_plan_options, unused_allowed_count);
@@ -197,11 +198,6 @@ fn plan_options() -> Arg {
         (
             offset_of!(wsync_plan_options, source_rule),
             99,
-            WSYNC_ERR_UNSUPPORTED,
-        ),
-        (
-            offset_of!(wsync_plan_options, reserved),
-            1,
             WSYNC_ERR_UNSUPPORTED,
         ),
         (buckets, u64::from(u32::MAX), WSYNC_ERR_LIMIT_EXCEEDED),

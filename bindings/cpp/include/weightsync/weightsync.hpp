@@ -250,6 +250,10 @@ struct Findings {
 
 // ---- options: the C structs, all defaults until a field is set --------------
 
+struct TwoStageOptions : wsync_two_stage_options {
+  TwoStageOptions() noexcept : wsync_two_stage_options WSYNC_TWO_STAGE_OPTIONS_INIT {}
+};
+
 struct PlanOptions : wsync_plan_options {
   PlanOptions() noexcept : wsync_plan_options WSYNC_PLAN_OPTIONS_INIT {}
 };
@@ -1236,6 +1240,7 @@ static_assert(sizeof(Plan) == sizeof(void *));
 static_assert(sizeof(Transport) == sizeof(void *));
 static_assert(sizeof(Session) == sizeof(void *));
 static_assert(sizeof(Request) == sizeof(void *));
+static_assert(sizeof(TwoStageOptions) == sizeof(wsync_two_stage_options));
 static_assert(sizeof(PlanOptions) == sizeof(wsync_plan_options));
 static_assert(sizeof(TransportOptions) == sizeof(wsync_transport_options));
 static_assert(sizeof(RequestOptions) == sizeof(wsync_request_options));

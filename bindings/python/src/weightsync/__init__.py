@@ -49,7 +49,7 @@ from .errors import (
 )
 from .layout import BufferInfo, Check, Layout, Tensor, View
 from .mapping import Mapping, Pair
-from .plan import Plan, ProgramInfo
+from .plan import Plan, ProgramInfo, TwoStageOptions
 from .request import Outcomes, Request
 from .session import Session
 from .transport import Transport

@@ -209,6 +209,26 @@ class wsync_pair(Structure):
     ]
 
 
+class wsync_two_stage_options(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("avoid_same_device", c_uint32),
+        ("source_tp", c_uint32),
+        ("source_pp", c_uint32),
+        ("source_ep", c_uint32),
+        ("source_dp", c_uint32),
+        ("source_cp", c_uint32),
+        ("destination_tp", c_uint32),
+        ("destination_pp", c_uint32),
+        ("destination_ep", c_uint32),
+        ("replica_count", c_uint32),
+        ("source_ranks", POINTER(wsync_rank_list)),
+        ("source_list_count", c_size_t),
+        ("destination_ranks", POINTER(wsync_rank_list)),
+        ("destination_list_count", c_size_t),
+    ]
+
+
 class wsync_plan_options(Structure):
     _fields_ = [
         ("struct_size", c_size_t),
@@ -217,9 +237,10 @@ class wsync_plan_options(Structure):
         ("staging_bytes_max", c_uint64),
         ("direct_bytes_min", c_uint64),
         ("bucket_count", c_uint32),
-        ("reserved", c_uint32),
+        ("copy_count", c_uint32),
         ("unused_allowed", POINTER(wsync_text)),
         ("unused_allowed_count", c_size_t),
+        ("two_stage", POINTER(wsync_two_stage_options)),
     ]
 
 

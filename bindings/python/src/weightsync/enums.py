@@ -160,6 +160,9 @@ class Strategy(IntEnum):
 
     DEFAULT = 0
     DIRECT = 1
+    TWO_STAGE = 2
+    RELAY = 3
+    FANOUT = 4
 
 
 class SourceRule(IntEnum):

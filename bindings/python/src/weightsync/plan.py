@@ -12,6 +12,7 @@ from ._handle import Handle
 from ._loader import call, lib, name_bytes, read_bytes, read_ranks, read_text, text_array
 from .enums import SourceRule, Strategy, number
 from .layout import BufferInfo, Layout, read_buffers
+from .mapping import _set_lists
 
 
 class ProgramInfo(NamedTuple):
@@ -31,6 +32,39 @@ class ProgramInfo(NamedTuple):
     buffer_count: int
 
 
+class TwoStageOptions(NamedTuple):
+    """How strategy "two_stage" maps ranks.
+
+    A side whose TP is 0 is read from the meshes of its layout. source_ranks:
+    one list per source copy, each [PP][TP]. destination_ranks: one list per
+    replica, each [PP][EP][TP]. avoid_same_device: pairs within one device are
+    avoided by choosing another receiver.
+    """
+
+    source_tp: int = 0
+    source_pp: int = 1
+    source_ep: int = 1
+    source_dp: int = 1
+    source_cp: int = 1
+    destination_tp: int = 0
+    destination_pp: int = 1
+    destination_ep: int = 1
+    replica_count: int = 1
+    source_ranks: Optional[Sequence[Sequence[int]]] = None
+    destination_ranks: Optional[Sequence[Sequence[int]]] = None
+    avoid_same_device: bool = False
+
+    def _options(self) -> Any:
+        options = _ffi.wsync_two_stage_options()
+        options.struct_size = ctypes.sizeof(options)
+        for name, value in self._asdict().items():
+            if not name.endswith("_ranks"):
+                setattr(options, name, int(value))
+        _set_lists(options, "source_ranks", "source_list_count", self.source_ranks)
+        _set_lists(options, "destination_ranks", "destination_list_count", self.destination_ranks)
+        return options
+
+
 class Plan(Handle):
     """How bytes get from one layout to the other.
 
@@ -48,7 +82,9 @@ class Plan(Handle):
         staging_bytes_max: int = 0,
         direct_bytes_min: int = 0,
         bucket_count: int = 0,
+        copy_count: int = 0,
         unused_allowed: Iterable[str] = (),
+        two_stage: Optional[TwoStageOptions] = None,
     ) -> None:
         """Plans the way from `source` to `destination`; 0 is a default.
 
@@ -56,6 +92,9 @@ class Plan(Handle):
         direct_bytes_min: contiguous runs of at least that many bytes travel
         without staging. bucket_count: steps of the plan. unused_allowed:
         globs of source tensors that the destination may leave unused.
+        copy_count: for strategy "fanout", copies that leave the source.
+        two_stage: for strategy "two_stage", how ranks are mapped; without it
+        that is read from the layouts.
         """
         options = _ffi.wsync_plan_options()
         options.struct_size = ctypes.sizeof(options)
@@ -64,6 +103,10 @@ class Plan(Handle):
         options.staging_bytes_max = staging_bytes_max
         options.direct_bytes_min = direct_bytes_min
         options.bucket_count = bucket_count
+        options.copy_count = copy_count
+        mapped = two_stage._options() if two_stage else None
+        if mapped is not None:
+            options.two_stage = ctypes.pointer(mapped)
         globs, options.unused_allowed_count = text_array(unused_allowed)
         options.unused_allowed = globs
         made = _ffi.wsync_plan_p()
