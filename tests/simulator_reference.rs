@@ -43,10 +43,21 @@ fn reference(plan: &Plan, sides: [u32; 2]) -> Option<f64> {
         .spawn()
         .ok()?;
     let text = ops(plan);
-    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
     let done = child.wait_with_output().unwrap();
     assert!(done.status.success());
-    Some(String::from_utf8(done.stdout).unwrap().trim().parse().unwrap())
+    Some(
+        String::from_utf8(done.stdout)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap(),
+    )
 }
 
 /// Both agree within a percent on a model between Megatron and vLLM ranks.
@@ -73,7 +84,11 @@ fn agree(source: &str, destination: &str, options: PlanOptions) {
         return;
     };
     let apart = (ours - theirs).abs() / theirs;
-    assert!(apart < 0.01, "{ours} s here, {theirs} s there: {:.2} % apart", apart * 100.0);
+    assert!(
+        apart < 0.01,
+        "{ours} s here, {theirs} s there: {:.2} % apart",
+        apart * 100.0
+    );
 }
 
 #[test]

@@ -15,6 +15,7 @@
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
+mod account;
 mod bench;
 mod check;
 mod checkpoint;

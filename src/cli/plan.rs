@@ -1,10 +1,9 @@
 //! `weightsync plan`: what will move, before it does.
 
+use super::account::Account;
 use super::check::of_file;
-use super::simulate::certificate_rows;
 use super::table::{Table, bytes, grouped, print, print_json, read_file};
 use clap::Args;
-use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weightsync::layout::Layout;
@@ -15,7 +14,6 @@ use weightsync::plan::report::{Op, PlanReport};
 use weightsync::plan::topology::TopologySpec;
 use weightsync::plan::two_stage::TwoStageOptions;
 use weightsync::plan::{Plan, Selector};
-use weightsync::sim::Certificate;
 use weightsync::{Error, Rank, Result, env, tune};
 
 /// Plan the way from one layout to another
@@ -167,40 +165,11 @@ fn show(plan: &Plan, ops: Option<u32>, json: bool) -> Result<()> {
     if let Some(rank) = ops {
         return print(ops_text(plan, Rank(rank))?);
     }
-    let report = plan.report()?;
-    if json {
-        return print_report_json(plan, &report);
+    let account = Account::of(plan)?;
+    match json {
+        true => print_json(&account),
+        false => print(account),
     }
-    let certificate = certificate_of(plan)?;
-    let mut rows = Table::default();
-    if let Some(c) = &certificate {
-        certificate_rows(c, &mut rows);
-    }
-    print(format_args!("{}{rows}", report_text(&report)))
-}
-
-/// The certificate, unless there are too many ranks to simulate.
-fn certificate_of(plan: &Plan) -> Result<Option<Certificate>> {
-    match Certificate::is_possible(plan) {
-        true => Certificate::of(plan, plan.topology()).map(Some),
-        false => Ok(None),
-    }
-}
-
-/// Prints report and certificate as JSON.
-pub fn print_report_json(plan: &Plan, report: &PlanReport) -> Result<()> {
-    print_json(&PlanJson {
-        report,
-        certificate: certificate_of(plan)?.as_ref(),
-    })
-}
-
-/// What is printed as JSON.
-#[derive(Serialize)]
-struct PlanJson<'a> {
-    #[serde(flatten)]
-    report: &'a PlanReport,
-    certificate: Option<&'a Certificate>,
 }
 
 /// The operations of one rank, one JSON object a line.
