@@ -696,6 +696,12 @@ enum wsync_strategy
    * to the others.
    */
   WSYNC_STRATEGY_FANOUT = 4,
+  /**
+   * Whichever of these (but TWO_STAGE), with whichever source rule and
+   * bucket count, is predicted to be fastest on the topology. The plan
+   * keeps what was decided.
+   */
+  WSYNC_STRATEGY_AUTO = 5,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -828,7 +834,7 @@ typedef struct wsync_mapping wsync_mapping;
  * wsync_plan_rank_count, wsync_plan_ranks, wsync_plan_tensor_count,
  * wsync_plan_step_count, wsync_plan_program_info, wsync_plan_buffer_count,
  * wsync_plan_buffer_at, wsync_plan_tensor_last_step, wsync_plan_rank_ops,
- * wsync_plan_origin, wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
+ * wsync_plan_origin, wsync_plan_certificate, wsync_plan_simulate, wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
  *
  * Since: 0.1
  */
@@ -864,6 +870,19 @@ typedef struct wsync_request wsync_request;
  * Since: 0.1
  */
 typedef struct wsync_session wsync_session;
+
+/**
+ * What stands between the ranks: hosts, NVLink domains, NICs, the network
+ * above them, and where each rank is. Immutable; may be used by any number of
+ * threads.
+ *
+ * wsync_topology_create, wsync_topology_create_from_json,
+ * wsync_topology_create_from_places, wsync_topology_place,
+ * wsync_topology_to_json, wsync_topology_site, wsync_topology_destroy.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_topology wsync_topology;
 
 /**
  * The way of one rank to all others: a data plane and a small control
@@ -1171,6 +1190,39 @@ typedef struct wsync_buffer_info {
 } wsync_buffer_info;
 
 /**
+ * Consecutive hosts that are built alike. Speeds are bytes per second, each
+ * way.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_host_group {
+  /**
+   * Hosts; 0, in the last group only, is as many as the ranks need.
+   */
+  uint32_t count;
+  /**
+   * GPUs of a host; 0 is 8.
+   */
+  uint32_t gpus;
+  /**
+   * NICs of a host, a divisor or a multiple of gpus; 0 is one per GPU.
+   */
+  uint32_t nics;
+  /**
+   * Consecutive hosts that form one NVLink domain; 0 is 1.
+   */
+  uint32_t domain_hosts;
+  /**
+   * Of one NIC; 0 is 400 Gb/s.
+   */
+  uint64_t nic_bytes_per_s;
+  /**
+   * Of one GPU inside its NVLink domain; 0 is 450 GB/s.
+   */
+  uint64_t nvlink_bytes_per_s;
+} wsync_host_group;
+
+/**
  * A list of ranks that a call reads.
  *
  * Since: 0.1
@@ -1182,6 +1234,186 @@ typedef struct wsync_rank_list {
   const uint32_t *ranks;
   size_t count;
 } wsync_rank_list;
+
+/**
+ * Ranks on consecutive GPUs, in the order of the list.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_placement_run {
+  struct wsync_rank_list ranks;
+  /**
+   * The GPU of the first rank, counted over all hosts from 0.
+   */
+  uint32_t gpu;
+  /**
+   * Ranks that share a GPU; 0 is 1.
+   */
+  uint32_t ranks_per_gpu;
+} wsync_placement_run;
+
+/**
+ * Ranks that are slower than their host, or drained.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_speed_factor {
+  struct wsync_rank_list ranks;
+  /**
+   * Of the NIC's speed, 1 to 100; 0 is 100.
+   */
+  uint32_t nic_percent;
+  /**
+   * Of the GPU's NVLink speed, 1 to 100; 0 is 100.
+   */
+  uint32_t nvlink_percent;
+  /**
+   * Not 0: these ranks should send nothing that others hold too.
+   */
+  uint32_t is_drained;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+} wsync_speed_factor;
+
+/**
+ * A level of the network above the NICs, such as leaf switches or pods.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_fabric_cut {
+  struct wsync_text name;
+  /**
+   * Consecutive hosts of one cell.
+   */
+  uint32_t hosts;
+  /**
+   * Not 0: every rail of these hosts is a cell of its own.
+   */
+  uint32_t is_by_rail;
+  /**
+   * Of a cell, to and from all others.
+   */
+  uint64_t out_bytes_per_s;
+  uint64_t in_bytes_per_s;
+} wsync_fabric_cut;
+
+/**
+ * What a topology is made of. Each stride is the sizeof of its element.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_topology_options {
+  /**
+   * sizeof(wsync_topology_options).
+   */
+  size_t struct_size;
+  /**
+   * None means hosts of 8 GPUs, as many as the ranks need.
+   */
+  const struct wsync_host_group *hosts;
+  size_t host_count;
+  size_t host_stride;
+  /**
+   * None means source ranks first, then destination ranks, on hosts of
+   * their own.
+   */
+  const struct wsync_placement_run *placement;
+  size_t placement_count;
+  size_t placement_stride;
+  const struct wsync_speed_factor *speeds;
+  size_t speed_count;
+  size_t speed_stride;
+  const struct wsync_fabric_cut *cuts;
+  size_t cut_count;
+  size_t cut_stride;
+  /**
+   * By which every message is late; 0 is 20 us.
+   */
+  uint64_t latency_ns;
+  /**
+   * Bytes that a GPU packs or unpacks in a second; 0 is 1.34 TB/s.
+   */
+  uint64_t pack_bytes_per_s;
+} wsync_topology_options;
+
+/**
+ * Where one rank says that it is.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_rank_place {
+  /**
+   * sizeof(wsync_rank_place).
+   */
+  size_t struct_size;
+  uint32_t rank;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+  /**
+   * Equal on all ranks of a host, and on no others.
+   */
+  struct wsync_text host;
+  /**
+   * The uuid of the GPU; ranks of one uuid share it.
+   */
+  struct wsync_text device;
+  /**
+   * Of the NVLink fabric, where it spans hosts; else empty.
+   */
+  struct wsync_text domain;
+  /**
+   * Names of the NICs near the GPU.
+   */
+  const struct wsync_text *nics;
+  size_t nic_count;
+} wsync_rank_place;
+
+/**
+ * A range of bytes that a call reads.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_bytes {
+  /**
+   * May be NULL if bytes is 0.
+   */
+  const void *ptr;
+  size_t bytes;
+} wsync_bytes;
+
+/**
+ * Where a rank sits. Numbers count over the whole topology from 0.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_site {
+  /**
+   * sizeof(wsync_site), set by the caller.
+   */
+  size_t struct_size;
+  uint32_t gpu;
+  uint32_t host;
+  /**
+   * The NVLink domain.
+   */
+  uint32_t domain;
+  /**
+   * Index of the GPU's NIC within its host.
+   */
+  uint32_t rail;
+  /**
+   * Of the GPU's NICs together, each way; 0 if it has none.
+   */
+  uint64_t nic_bytes_per_s;
+  /**
+   * Of the GPU, each way.
+   */
+  uint64_t nvlink_bytes_per_s;
+} wsync_site;
 
 /**
  * What a mapping is made from. Sizes of 0 are 1.
@@ -1348,6 +1580,10 @@ typedef struct wsync_plan_options {
    * layouts.
    */
   const struct wsync_two_stage_options *two_stage;
+  /**
+   * What stands between the ranks; NULL is the default topology.
+   */
+  const struct wsync_topology *topology;
 } wsync_plan_options;
 
 /**
@@ -1462,6 +1698,36 @@ typedef struct wsync_program_info {
 } wsync_program_info;
 
 /**
+ * What a simulation does to a plan; all 0 does nothing to it. Equal seeds
+ * choose equal ranks and times.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_simulate_options {
+  /**
+   * sizeof(wsync_simulate_options).
+   */
+  size_t struct_size;
+  uint64_t seed;
+  /**
+   * Ranks whose links are slow.
+   */
+  uint32_t straggler_count;
+  /**
+   * Of their full speed, 1 to 100; 0 is 50.
+   */
+  uint32_t straggler_percent;
+  /**
+   * Ranks that stop for good at some time before the healthy end.
+   */
+  uint32_t failure_count;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+} wsync_simulate_options;
+
+/**
  * What a transport is made with. The kind and the ranks are to be equal on
  * all ranks.
  *
@@ -1495,19 +1761,6 @@ typedef struct wsync_transport_options {
    */
   uint64_t ring_bytes_max;
 } wsync_transport_options;
-
-/**
- * A range of bytes that a call reads.
- *
- * Since: 0.1
- */
-typedef struct wsync_bytes {
-  /**
-   * May be NULL if bytes is 0.
-   */
-  const void *ptr;
-  size_t bytes;
-} wsync_bytes;
 
 /**
  * What a session is made with.
@@ -1872,6 +2125,91 @@ wsync_status wsync_layout_buffer_at(const struct wsync_layout *layout,
 void wsync_layout_destroy(struct wsync_layout *layout);
 
 /**
+ * Makes a topology from arrays. `options` may be NULL: the default topology.
+ *
+ * Errors: INVALID_ARGUMENT for what contradicts itself, speeds of 0 and cuts
+ * that disconnect, with the numbers; LIMIT_EXCEEDED.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_topology_create(const struct wsync_topology_options *options,
+                                   struct wsync_topology **out_topology,
+                                   struct wsync_error *err);
+
+/**
+ * Makes a topology from the text of a topology file (JSON, UTF-8).
+ *
+ * Errors: INVALID_ARGUMENT names line, field and numbers, VERSION_MISMATCH a
+ * file of another version; LIMIT_EXCEEDED.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_topology_create_from_json(const char *json,
+                                             size_t json_bytes,
+                                             struct wsync_topology **out_topology,
+                                             struct wsync_error *err);
+
+/**
+ * Writes where a rank is as bytes, to be gathered from all ranks over any
+ * channel and given to wsync_topology_create_from_places. With a `capacity`
+ * of 0 only `out_needed` is written: the number of bytes.
+ *
+ * Errors: INVALID_ARGUMENT if host or device is empty; BUFFER_TOO_SMALL.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_topology_place(const struct wsync_rank_place *place,
+                                  void *buffer,
+                                  size_t capacity,
+                                  size_t *out_needed,
+                                  struct wsync_error *err);
+
+/**
+ * Makes a topology from the places of all ranks, in any order. `like` says
+ * what ranks cannot know: speeds, cuts and latency; its first group of hosts
+ * those of all hosts. NULL takes the defaults.
+ *
+ * Errors: CORRUPT for damaged bytes; INVALID_ARGUMENT for places that
+ * contradict each other, with rank and names.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_topology_create_from_places(const struct wsync_bytes *places,
+                                               size_t place_count,
+                                               const struct wsync_topology_options *like,
+                                               struct wsync_topology **out_topology,
+                                               struct wsync_error *err);
+
+/**
+ * Writes the topology as a topology file, NUL-terminated. With a `capacity`
+ * of 0 only `out_needed` is written: the number of bytes, the NUL included.
+ *
+ * Errors: BUFFER_TOO_SMALL.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_topology_to_json(const struct wsync_topology *topology,
+                                    char *buffer,
+                                    size_t capacity,
+                                    size_t *out_needed,
+                                    struct wsync_error *err);
+
+/**
+ * Writes where `rank` sits.
+ *
+ * Errors: NOT_FOUND if the topology does not place it, as one without
+ * placement places none.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_topology_site(const struct wsync_topology *topology,
+                                 uint32_t rank,
+                                 struct wsync_site *out_site,
+                                 struct wsync_error *err);
+
+/**
+ * Destroys the topology. NULL is ignored. Plans that were made with it stay
+ * valid.
+ *
+ * Thread safety: nobody else uses the handle any more. Since: 0.1
+ */
+void wsync_topology_destroy(struct wsync_topology *topology);
+
+/**
  * Maps ranks.
  *
  * Errors: UNSUPPORTED for sizes that the kind cannot serve, INFEASIBLE if a
@@ -2147,6 +2485,43 @@ wsync_status wsync_plan_origin(const struct wsync_plan *plan,
                                size_t capacity,
                                size_t *out_needed,
                                struct wsync_error *err);
+
+/**
+ * Writes how near the plan is to what is possible as JSON, NUL-terminated:
+ * lower_bound_s, predicted_s, ratio, bottleneck and more. `topology` may be
+ * NULL: the one that the plan was made for. Derives and simulates all ranks.
+ * With a `capacity` of 0 only `out_needed` is written: the number of bytes,
+ * the NUL included.
+ *
+ * Errors: INVALID_ARGUMENT if the topology leaves ranks out; LIMIT_EXCEEDED
+ * for too many ranks; BUFFER_TOO_SMALL.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_plan_certificate(const struct wsync_plan *plan,
+                                    const struct wsync_topology *topology,
+                                    char *buffer,
+                                    size_t capacity,
+                                    size_t *out_needed,
+                                    struct wsync_error *err);
+
+/**
+ * Runs the plan in virtual time with some ranks slow and some dying, and
+ * writes what came of it as JSON, NUL-terminated: healthy_ns, total_ns, the
+ * ranks that were chosen, copies_complete, and who waits for whom. `topology`
+ * and `options` may be NULL. With a `capacity` of 0 only `out_needed` is
+ * written: the number of bytes, the NUL included.
+ *
+ * Errors: INVALID_ARGUMENT for more stragglers and failures than ranks;
+ * LIMIT_EXCEEDED for too many ranks; BUFFER_TOO_SMALL.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_plan_simulate(const struct wsync_plan *plan,
+                                 const struct wsync_topology *topology,
+                                 const struct wsync_simulate_options *options,
+                                 char *buffer,
+                                 size_t capacity,
+                                 size_t *out_needed,
+                                 struct wsync_error *err);
 
 /**
  * Writes totals over all ranks as JSON, NUL-terminated: bytes, pairs,
@@ -2632,6 +3007,18 @@ static inline int wsync_header_matches(void) {
 #define WSYNC_TWO_STAGE_OPTIONS_INIT \
   { sizeof(wsync_two_stage_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0 }
 #define WSYNC_PLAN_OPTIONS_INIT { sizeof(wsync_plan_options), 0, 0, 0, 0, 0, 0, NULL, 0, NULL }
+#define WSYNC_TWO_STAGE_OPTIONS_INIT \
+  { sizeof(wsync_two_stage_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0 }
+#define WSYNC_PLAN_OPTIONS_INIT \
+  { sizeof(wsync_plan_options), 0, 0, 0, 0, 0, 0, NULL, 0, NULL, NULL }
+#define WSYNC_SIMULATE_OPTIONS_INIT { sizeof(wsync_simulate_options), 0, 0, 0, 0, 0 }
+#define WSYNC_TOPOLOGY_OPTIONS_INIT \
+  { sizeof(wsync_topology_options), NULL, 0, sizeof(wsync_host_group), NULL, 0, \
+    sizeof(wsync_placement_run), NULL, 0, sizeof(wsync_speed_factor), NULL, 0, \
+    sizeof(wsync_fabric_cut), 0, 0 }
+#define WSYNC_RANK_PLACE_INIT \
+  { sizeof(wsync_rank_place), 0, 0, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, NULL, 0 }
+#define WSYNC_SITE_INIT { sizeof(wsync_site), 0, 0, 0, 0, 0, 0 }
 #define WSYNC_SELECTOR_INIT { sizeof(wsync_selector), NULL, 0, NULL, 0 }
 #define WSYNC_PROGRAM_INFO_INIT { sizeof(wsync_program_info), 0, 0, 0, 0, 0, 0, 0, 0 }
 #define WSYNC_TRANSPORT_OPTIONS_INIT \

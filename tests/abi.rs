@@ -8,6 +8,7 @@ use weightsync::capi::mapping::*;
 use weightsync::capi::plan::*;
 use weightsync::capi::request::*;
 use weightsync::capi::session::*;
+use weightsync::capi::topology::*;
 use weightsync::capi::transport::*;
 use weightsync::capi::types::*;
 use weightsync::capi::version::*;
@@ -152,6 +153,7 @@ fn values_are_pinned() {
         WSYNC_STRATEGY_TWO_STAGE = 2,
         WSYNC_STRATEGY_RELAY = 3,
         WSYNC_STRATEGY_FANOUT = 4,
+        WSYNC_STRATEGY_AUTO = 5,
     });
     values!(wsync_source_rule: u32, {
         WSYNC_SOURCE_RULE_DEFAULT = 0,
@@ -319,7 +321,7 @@ fn structs_are_pinned() {
         destination_ranks: 64,
         destination_list_count: 72,
     });
-    layout!(wsync_plan_options, 64, 8, {
+    layout!(wsync_plan_options, 72, 8, {
         struct_size: 0,
         strategy: 8,
         source_rule: 12,
@@ -330,6 +332,78 @@ fn structs_are_pinned() {
         unused_allowed: 40,
         unused_allowed_count: 48,
         two_stage: 56,
+        topology: 64,
+    });
+    layout!(wsync_simulate_options, 32, 8, {
+        struct_size: 0,
+        seed: 8,
+        straggler_count: 16,
+        straggler_percent: 20,
+        failure_count: 24,
+        reserved: 28,
+    });
+    layout!(wsync_host_group, 32, 8, {
+        count: 0,
+        gpus: 4,
+        nics: 8,
+        domain_hosts: 12,
+        nic_bytes_per_s: 16,
+        nvlink_bytes_per_s: 24,
+    });
+    layout!(wsync_placement_run, 24, 8, {
+        ranks: 0,
+        gpu: 16,
+        ranks_per_gpu: 20,
+    });
+    layout!(wsync_speed_factor, 32, 8, {
+        ranks: 0,
+        nic_percent: 16,
+        nvlink_percent: 20,
+        is_drained: 24,
+        reserved: 28,
+    });
+    layout!(wsync_fabric_cut, 40, 8, {
+        name: 0,
+        hosts: 16,
+        is_by_rail: 20,
+        out_bytes_per_s: 24,
+        in_bytes_per_s: 32,
+    });
+    layout!(wsync_topology_options, 120, 8, {
+        struct_size: 0,
+        hosts: 8,
+        host_count: 16,
+        host_stride: 24,
+        placement: 32,
+        placement_count: 40,
+        placement_stride: 48,
+        speeds: 56,
+        speed_count: 64,
+        speed_stride: 72,
+        cuts: 80,
+        cut_count: 88,
+        cut_stride: 96,
+        latency_ns: 104,
+        pack_bytes_per_s: 112,
+    });
+    layout!(wsync_rank_place, 80, 8, {
+        struct_size: 0,
+        rank: 8,
+        reserved: 12,
+        host: 16,
+        device: 32,
+        domain: 48,
+        nics: 64,
+        nic_count: 72,
+    });
+    layout!(wsync_site, 40, 8, {
+        struct_size: 0,
+        gpu: 8,
+        host: 12,
+        domain: 16,
+        rail: 20,
+        nic_bytes_per_s: 24,
+        nvlink_bytes_per_s: 32,
     });
     layout!(wsync_number_range, 8, 4, {
         first: 0,

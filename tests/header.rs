@@ -12,6 +12,7 @@ const SOURCES: &[&str] = &[
     "env",
     "views",
     "layout",
+    "topology",
     "mapping",
     "plan",
     "transport",

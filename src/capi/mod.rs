@@ -38,6 +38,7 @@ mod out;
 pub mod plan;
 pub mod request;
 pub mod session;
+pub mod topology;
 pub mod transport;
 pub mod types;
 pub mod version;

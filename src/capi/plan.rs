@@ -6,6 +6,7 @@ use super::handle::{self, Handle, shared};
 use super::layout::wsync_layout;
 use super::mapping::rank_lists;
 use super::out::{Buffer, Out, StructOut, TextBuffer};
+use super::topology::wsync_topology;
 use super::types::{
     WSYNC_STEP_NONE, wsync_buffer_info, wsync_error, wsync_fingerprint, wsync_rank_list,
     wsync_status, wsync_text,
@@ -20,9 +21,12 @@ use crate::plan::decision::{
 };
 use crate::plan::mapping::{DestinationSizes, SourceSizes};
 use crate::plan::program::BufferUse;
+use crate::plan::topology::Topology;
 use crate::plan::two_stage::TwoStageOptions;
 use crate::plan::{Plan, Selector};
 use crate::rank::Rank;
+use crate::sim::{Certificate, Instance, StressOptions};
+use crate::tune;
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 
@@ -35,7 +39,7 @@ use std::sync::Arc;
 /// wsync_plan_rank_count, wsync_plan_ranks, wsync_plan_tensor_count,
 /// wsync_plan_step_count, wsync_plan_program_info, wsync_plan_buffer_count,
 /// wsync_plan_buffer_at, wsync_plan_tensor_last_step, wsync_plan_rank_ops,
-/// wsync_plan_origin, wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
+/// wsync_plan_origin, wsync_plan_certificate, wsync_plan_simulate, wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
 ///
 /// Since: 0.1
 pub struct wsync_plan {
@@ -73,6 +77,10 @@ pub enum wsync_strategy {
     /// Only some copies leave the source; the ranks that get them pass them on
     /// to the others.
     WSYNC_STRATEGY_FANOUT = 4,
+    /// Whichever of these (but TWO_STAGE), with whichever source rule and
+    /// bucket count, is predicted to be fastest on the topology. The plan
+    /// keeps what was decided.
+    WSYNC_STRATEGY_AUTO = 5,
 }
 
 /// Which of several holders sends.
@@ -156,9 +164,33 @@ pub struct wsync_plan_options {
     /// WSYNC_STRATEGY_TWO_STAGE: how ranks are mapped; NULL reads it from the
     /// layouts.
     pub two_stage: *const wsync_two_stage_options,
+    /// What stands between the ranks; NULL is the default topology.
+    pub topology: *const wsync_topology,
 }
 
-plain_struct!(wsync_plan_options, 64, "wsync_plan_options");
+plain_struct!(wsync_plan_options, 72, "wsync_plan_options");
+
+/// What a simulation does to a plan; all 0 does nothing to it. Equal seeds
+/// choose equal ranks and times.
+///
+/// Since: 0.1
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct wsync_simulate_options {
+    /// sizeof(wsync_simulate_options).
+    pub struct_size: usize,
+    pub seed: u64,
+    /// Ranks whose links are slow.
+    pub straggler_count: u32,
+    /// Of their full speed, 1 to 100; 0 is 50.
+    pub straggler_percent: u32,
+    /// Ranks that stop for good at some time before the healthy end.
+    pub failure_count: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+plain_struct!(wsync_simulate_options, 32, "wsync_simulate_options");
 
 /// A range [first, end) of numbers.
 ///
@@ -259,13 +291,13 @@ pub unsafe extern "C" fn wsync_plan_create(
         let (source, destination) = unsafe { (shared(source)?, shared(destination)?) };
         // SAFETY: the header asks for NULL or a struct whose struct_size is
         // set and whose array has the count that stands beside it.
-        let options = unsafe { plan_options(options)? };
+        let (options, is_auto) = unsafe { plan_options(options)? };
         let (source, destination) = (source.layout.clone(), destination.layout.clone());
-        out.put(PlanObject::new(Plan::create(
-            source,
-            destination,
-            &options,
-        )?));
+        let plan = match is_auto {
+            true => tune::plan(source, destination, &options)?,
+            false => Plan::create(source, destination, &options)?,
+        };
+        out.put(PlanObject::new(plan));
         Ok(())
     })
 }
@@ -587,6 +619,79 @@ pub unsafe extern "C" fn wsync_plan_origin(
     })
 }
 
+/// Writes how near the plan is to what is possible as JSON, NUL-terminated:
+/// lower_bound_s, predicted_s, ratio, bottleneck and more. `topology` may be
+/// NULL: the one that the plan was made for. Derives and simulates all ranks.
+/// With a `capacity` of 0 only `out_needed` is written: the number of bytes,
+/// the NUL included.
+///
+/// Errors: INVALID_ARGUMENT if the topology leaves ranks out; LIMIT_EXCEEDED
+/// for too many ranks; BUFFER_TOO_SMALL.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_certificate(
+    plan: *const wsync_plan,
+    topology: *const wsync_topology,
+    buffer: *mut c_char,
+    capacity: usize,
+    out_needed: *mut usize,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a buffer of `capacity` bytes.
+        let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
+        // SAFETY: the header asks for a live plan.
+        let plan = unsafe { shared(plan)? };
+        // SAFETY: the header asks for NULL or a live topology.
+        let topology = unsafe { topology_for(&plan.plan, topology)? };
+        out.write_json(&Certificate::of(&plan.plan, &topology)?)
+    })
+}
+
+/// Runs the plan in virtual time with some ranks slow and some dying, and
+/// writes what came of it as JSON, NUL-terminated: healthy_ns, total_ns, the
+/// ranks that were chosen, copies_complete, and who waits for whom. `topology`
+/// and `options` may be NULL. With a `capacity` of 0 only `out_needed` is
+/// written: the number of bytes, the NUL included.
+///
+/// Errors: INVALID_ARGUMENT for more stragglers and failures than ranks;
+/// LIMIT_EXCEEDED for too many ranks; BUFFER_TOO_SMALL.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_simulate(
+    plan: *const wsync_plan,
+    topology: *const wsync_topology,
+    options: *const wsync_simulate_options,
+    buffer: *mut c_char,
+    capacity: usize,
+    out_needed: *mut usize,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a buffer of `capacity` bytes.
+        let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
+        // SAFETY: the header asks for a live plan.
+        let plan = unsafe { shared(plan)? };
+        // SAFETY: the header asks for NULL or a live topology.
+        let topology = unsafe { topology_for(&plan.plan, topology)? };
+        // SAFETY: the header asks for NULL or a struct whose struct_size is set.
+        let stress = match unsafe { args::optional(options)? } {
+            None => StressOptions::default(),
+            Some(given) => {
+                args::reserved("wsync_simulate_options", given.reserved)?;
+                StressOptions {
+                    seed: given.seed,
+                    straggler_count: given.straggler_count,
+                    straggler_percent: given.straggler_percent,
+                    failure_count: given.failure_count,
+                }
+            }
+        };
+        let instance = Instance::of_plan(&plan.plan, &topology)?;
+        out.write_json(&instance.stress(&plan.plan, &stress)?)
+    })
+}
+
 /// Writes totals over all ranks as JSON, NUL-terminated: bytes, pairs,
 /// messages, staging, the busiest ranks. With a `capacity` of 0 only
 /// `out_needed` is written: the number of bytes, the NUL included.
@@ -691,7 +796,7 @@ fn program_info(plan: &Plan, rank: Rank) -> Result<wsync_program_info> {
 ///
 /// `options` is NULL or has its struct_size set, and its array has the count
 /// that stands beside it.
-unsafe fn plan_options(options: *const wsync_plan_options) -> Result<PlanOptions> {
+unsafe fn plan_options(options: *const wsync_plan_options) -> Result<(PlanOptions, bool)> {
     let mut made = PlanOptions {
         staging_bytes_max: env::staging_bytes_max()?.unwrap_or(STAGING_BYTES_DEFAULT),
         direct_bytes_min: env::direct_bytes_min()?.unwrap_or(DIRECT_BYTES_MIN_DEFAULT),
@@ -699,9 +804,16 @@ unsafe fn plan_options(options: *const wsync_plan_options) -> Result<PlanOptions
     };
     // SAFETY: passed on.
     let Some(given) = (unsafe { args::optional(options)? }) else {
-        return Ok(made);
+        return Ok((made, false));
     };
-    made.strategy = strategy(given.strategy)?;
+    let is_auto = given.strategy == wsync_strategy::WSYNC_STRATEGY_AUTO as u32;
+    if !is_auto {
+        made.strategy = strategy(given.strategy)?;
+    }
+    if !given.topology.is_null() {
+        // SAFETY: the header asks for NULL or a live topology.
+        made.topology = Some(unsafe { shared(given.topology)? }.spec().clone());
+    }
     made.source_rule = source_rule(given.source_rule)?;
     made.bucket_count = given.bucket_count;
     made.copy_count = given.copy_count;
@@ -725,7 +837,7 @@ unsafe fn plan_options(options: *const wsync_plan_options) -> Result<PlanOptions
             TENSOR_COUNT_MAX,
         )?
     };
-    Ok(made)
+    Ok((made, is_auto))
 }
 
 /// # Safety
@@ -758,6 +870,20 @@ unsafe fn selector_of(selector: *const wsync_selector) -> Result<Selector> {
             )?,
         })
     }
+}
+
+/// A topology with the ranks of a plan placed, or the plan's own.
+///
+/// # Safety
+///
+/// `topology` is NULL or a live topology.
+unsafe fn topology_for(plan: &Plan, topology: *const wsync_topology) -> Result<Topology> {
+    if topology.is_null() {
+        return Ok(plan.topology().as_ref().clone());
+    }
+    // SAFETY: passed on.
+    let given = unsafe { shared(topology)? };
+    given.placed_for(plan.source(), plan.destination())
 }
 
 /// # Safety

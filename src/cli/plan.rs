@@ -15,7 +15,7 @@ use weightsync::plan::decision::{
 use weightsync::plan::report::{Op, PlanReport};
 use weightsync::plan::topology::TopologySpec;
 use weightsync::plan::two_stage::TwoStageOptions;
-use weightsync::{Error, Rank, Result, env};
+use weightsync::{Error, Rank, Result, env, tune};
 
 /// Plan the way from one layout to another
 #[derive(Args, Debug)]
@@ -53,9 +53,9 @@ pub struct OptionArgs {
     /// the same places
     #[arg(long)]
     rotate: bool,
-    /// Which way bytes take
-    #[arg(long, value_name = "NAME", default_value = "direct", value_parser = strategy)]
-    strategy: Strategy,
+    /// Which way bytes take; auto takes what is predicted to be fastest
+    #[arg(long, value_name = "NAME", default_value = "direct", value_parser = way)]
+    strategy: Way,
     /// With strategy fanout, copies that leave the source; as many as can leave
     /// while the fullest NVLink domain receives, unless given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -75,7 +75,7 @@ pub struct OptionArgs {
 
 impl OptionArgs {
     /// Options over environment variables over defaults.
-    pub fn to_options(&self) -> Result<PlanOptions> {
+    fn to_options(&self) -> Result<PlanOptions> {
         let staging_bytes_max = match self.staging_bytes_max {
             Some(n) => n,
             None => env::staging_bytes_max()?.unwrap_or(STAGING_BYTES_DEFAULT),
@@ -85,7 +85,10 @@ impl OptionArgs {
             false => SourceRule::Wrap,
         };
         Ok(PlanOptions {
-            strategy: self.strategy,
+            strategy: match self.strategy {
+                Way::Auto => Strategy::default(),
+                Way::Of(strategy) => strategy,
+            },
             copy_count: self.copies.unwrap_or(0),
             two_stage: TwoStageOptions {
                 avoid_same_device: self.avoid_same_device,
@@ -100,13 +103,32 @@ impl OptionArgs {
             ..PlanOptions::default()
         })
     }
+
+    /// Plans as these options say.
+    pub fn plan(&self, source: Arc<Layout>, destination: Arc<Layout>) -> Result<Plan> {
+        let options = self.to_options()?;
+        match self.strategy {
+            Way::Auto => tune::plan(source, destination, &options),
+            Way::Of(_) => Plan::create(source, destination, &options),
+        }
+    }
 }
 
-/// The strategy called `name`.
-fn strategy(name: &str) -> std::result::Result<Strategy, String> {
-    Strategy::from_name(name).ok_or_else(|| {
+/// A strategy, or whichever is fastest.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Auto,
+    Of(Strategy),
+}
+
+/// What is called `name`.
+fn way(name: &str) -> std::result::Result<Way, String> {
+    if name == "auto" {
+        return Ok(Way::Auto);
+    }
+    Strategy::from_name(name).map(Way::Of).ok_or_else(|| {
         let names: Vec<_> = Strategy::ALL.iter().map(|s| s.name()).collect();
-        format!("strategies are {}", names.join(", "))
+        format!("strategies are auto, {}", names.join(", "))
     })
 }
 
@@ -114,7 +136,7 @@ fn strategy(name: &str) -> std::result::Result<Strategy, String> {
 pub fn run(args: &PlanArgs) -> Result<()> {
     let source = Arc::new(read_layout(&args.source)?);
     let destination = Arc::new(read_layout(&args.destination)?);
-    let plan = Plan::create(source, destination, &args.options.to_options()?)?;
+    let plan = args.options.plan(source, destination)?;
     let plan = args.select.apply(plan)?;
     if let Some(path) = &args.output {
         std::fs::write(path, plan.to_bytes()?)

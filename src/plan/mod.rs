@@ -143,13 +143,35 @@ impl Plan {
         options: &PlanOptions,
     ) -> Result<Plan> {
         options.validate()?;
-        let decision = Decision::new(options);
-        let ground = Ground::new(options.topology.clone(), &source, &destination)?;
-        let mut plan = Plan::assemble(source, destination, decision, ground, Vec::new())?;
+        let mut plan = Plan::unsealed(source, destination, options, options.bucket_count.max(1))?;
         plan.refuse_unused(&options.unused_allowed)?;
         plan.choose_buckets(options.bucket_count != 0)?;
         plan.seal()?;
         Ok(plan)
+    }
+
+    /// A plan of one bucket that no budget limits, to be looked at and not
+    /// executed.
+    pub(crate) fn draft(
+        source: Arc<Layout>,
+        destination: Arc<Layout>,
+        options: &PlanOptions,
+    ) -> Result<Plan> {
+        Plan::unsealed(source, destination, options, 1)
+    }
+
+    fn unsealed(
+        source: Arc<Layout>,
+        destination: Arc<Layout>,
+        options: &PlanOptions,
+        bucket_count: u32,
+    ) -> Result<Plan> {
+        let decision = Decision {
+            bucket_count,
+            ..Decision::new(options)
+        };
+        let ground = Ground::new(options.topology.clone(), &source, &destination)?;
+        Plan::assemble(source, destination, decision, ground, Vec::new())
     }
 
     /// The part of this plan that moves the selected tensors, with its own

@@ -58,6 +58,9 @@ pub struct Op {
     #[serde(rename = "box")]
     pub bounds: Vec<[u64; 2]>,
     pub bytes: u64,
+    /// True if our end is packed into or unpacked from staging.
+    #[serde(rename = "staged")]
+    pub is_staged: bool,
 }
 
 impl Plan {
@@ -109,6 +112,7 @@ impl Plan {
                 tensor: name(l.tensor),
                 bounds: show(&l.bounds),
                 bytes: l.bytes,
+                is_staged: false,
             })
             .collect();
         for m in &p.messages {
@@ -124,6 +128,7 @@ impl Plan {
                 tensor: name(x.tensor),
                 bounds: show(&x.bounds),
                 bytes: x.bytes,
+                is_staged: !m.is_direct,
             }));
         }
         Ok(ops)

@@ -15,7 +15,7 @@ from weightsync import _ffi, enums
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 HEADER = (REPOSITORY / "include" / "weightsync.h").read_text()
-HANDLES = {"layout", "mapping", "plan", "request", "session", "transport"}
+HANDLES = {"layout", "mapping", "plan", "request", "session", "topology", "transport"}
 
 
 def preprocessed() -> str:

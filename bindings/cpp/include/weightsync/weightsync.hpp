@@ -254,6 +254,18 @@ struct TwoStageOptions : wsync_two_stage_options {
   TwoStageOptions() noexcept : wsync_two_stage_options WSYNC_TWO_STAGE_OPTIONS_INIT {}
 };
 
+struct TopologyOptions : wsync_topology_options {
+  TopologyOptions() noexcept : wsync_topology_options WSYNC_TOPOLOGY_OPTIONS_INIT {}
+};
+
+struct RankPlace : wsync_rank_place {
+  RankPlace() noexcept : wsync_rank_place WSYNC_RANK_PLACE_INIT {}
+};
+
+struct SimulateOptions : wsync_simulate_options {
+  SimulateOptions() noexcept : wsync_simulate_options WSYNC_SIMULATE_OPTIONS_INIT {}
+};
+
 struct PlanOptions : wsync_plan_options {
   PlanOptions() noexcept : wsync_plan_options WSYNC_PLAN_OPTIONS_INIT {}
 };
@@ -712,6 +724,76 @@ public:
 // ---- mappings -------------------------------------------------------------------
 
 /** Who sends to whom, from sizes and devices alone. */
+/** What stands between the ranks: hosts, NVLink domains, NICs. */
+class Topology : public detail::Handle<wsync_topology, wsync_topology_destroy> {
+public:
+  using Handle::Handle;
+
+  static Topology create(const TopologyOptions &options, ErrorRecord &err) noexcept {
+    wsync_topology *out = nullptr;
+    detail::first_call(err, wsync_topology_create, &options, &out);
+    return Topology(out);
+  }
+
+  static Topology from_json(std::string_view json, ErrorRecord &err) noexcept {
+    wsync_topology *out = nullptr;
+    detail::first_call(err, wsync_topology_create_from_json, json.data(), json.size(), &out);
+    return Topology(out);
+  }
+
+  /** Where one rank is, as bytes to be gathered from all ranks. */
+  static std::vector<std::uint8_t> place(const RankPlace &place, ErrorRecord &err) noexcept {
+    return detail::fetch_all<std::vector<std::uint8_t>>(
+        err, [&](void *buffer, std::size_t capacity, std::size_t *needed, wsync_error *e) {
+          return wsync_topology_place(&place, buffer, capacity, needed, e);
+        });
+  }
+
+  /** The topology of ranks that said where they are. */
+  static Topology from_places(Span<const Bytes> places, ErrorRecord &err) noexcept {
+    std::vector<wsync_bytes> raw;
+    for (const Bytes &place : places) raw.push_back({place.data(), place.size()});
+    wsync_topology *out = nullptr;
+    const wsync_topology_options *like = nullptr;
+    detail::first_call(err, wsync_topology_create_from_places, raw.data(), raw.size(), like, &out);
+    return Topology(out);
+  }
+
+  std::string to_json(ErrorRecord &err) const noexcept {
+    return detail::fetch_text(
+        err, [this](char *buffer, std::size_t capacity, std::size_t *needed, wsync_error *e) {
+          return wsync_topology_to_json(c_ptr(), buffer, capacity, needed, e);
+        });
+  }
+
+  wsync_site site(std::uint32_t rank, ErrorRecord &err) const noexcept {
+    wsync_site out = WSYNC_SITE_INIT;
+    detail::first_call(err, wsync_topology_site, c_ptr(), rank, &out);
+    return out;
+  }
+
+#if WEIGHTSYNC_EXCEPTIONS
+  static Topology create(const TopologyOptions &options = {}) {
+    return detail::checked([&](ErrorRecord &e) { return create(options, e); });
+  }
+  static Topology from_json(std::string_view json) {
+    return detail::checked([&](ErrorRecord &e) { return from_json(json, e); });
+  }
+  static std::vector<std::uint8_t> place(const RankPlace &where) {
+    return detail::checked([&](ErrorRecord &e) { return place(where, e); });
+  }
+  static Topology from_places(Span<const Bytes> places) {
+    return detail::checked([&](ErrorRecord &e) { return from_places(places, e); });
+  }
+  std::string to_json() const {
+    return detail::checked([&](ErrorRecord &e) { return to_json(e); });
+  }
+  wsync_site site(std::uint32_t rank) const {
+    return detail::checked([&](ErrorRecord &e) { return site(rank, e); });
+  }
+#endif
+};
+
 class Mapping : public detail::Handle<wsync_mapping, wsync_mapping_destroy> {
 public:
   using Handle::Handle;
@@ -894,6 +976,25 @@ public:
         });
   }
 
+  /** Bound, prediction and ratio as JSON, on a topology or the plan's own. */
+  std::string certificate(const Topology *topology, ErrorRecord &err) const noexcept {
+    const wsync_topology *ground = topology == nullptr ? nullptr : topology->c_ptr();
+    return detail::fetch_text(
+        err, [&](char *buffer, std::size_t capacity, std::size_t *needed, wsync_error *e) {
+          return wsync_plan_certificate(c_ptr(), ground, buffer, capacity, needed, e);
+        });
+  }
+
+  /** What happens with some ranks slow and some dying, as JSON. */
+  std::string simulate(const Topology *topology, const SimulateOptions &options,
+                       ErrorRecord &err) const noexcept {
+    const wsync_topology *ground = topology == nullptr ? nullptr : topology->c_ptr();
+    return detail::fetch_text(
+        err, [&](char *buffer, std::size_t capacity, std::size_t *needed, wsync_error *e) {
+          return wsync_plan_simulate(c_ptr(), ground, &options, buffer, capacity, needed, e);
+        });
+  }
+
   std::string diff(const Plan &other, ErrorRecord &err) const noexcept {
     return detail::fetch_text(
         err, [&](char *buffer, std::size_t capacity, std::size_t *needed, wsync_error *e) {
@@ -951,6 +1052,13 @@ public:
   std::string origin(std::uint32_t rank, Name tensor,
                      const std::vector<std::uint64_t> &index) const {
     return detail::checked([&](ErrorRecord &e) { return origin(rank, tensor, index, e); });
+  }
+  std::string certificate(const Topology *topology = nullptr) const {
+    return detail::checked([&](ErrorRecord &e) { return certificate(topology, e); });
+  }
+  std::string simulate(const Topology *topology = nullptr,
+                       const SimulateOptions &options = {}) const {
+    return detail::checked([&](ErrorRecord &e) { return simulate(topology, options, e); });
   }
   std::string diff(const Plan &other) const {
     return detail::checked([&](ErrorRecord &e) { return diff(other, e); });

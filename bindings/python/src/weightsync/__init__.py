@@ -52,6 +52,7 @@ from .mapping import Mapping, Pair
 from .plan import Plan, ProgramInfo, TwoStageOptions
 from .request import Outcomes, Request
 from .session import Session
+from .topology import Site, Topology
 from .transport import Transport
 
 __version__ = "0.1.0"
@@ -94,6 +95,7 @@ __all__ = [
     "RequestFlag",
     "Session",
     "Side",
+    "Site",
     "SourceRule",
     "State",
     "Status",
@@ -101,6 +103,7 @@ __all__ = [
     "SupportsCudaArray",
     "SupportsDLPack",
     "Tensor",
+    "Topology",
     "TransferFailed",
     "Transport",
     "TransportKind",

@@ -51,6 +51,10 @@ class wsync_session_p(c_void_p):
     pass
 
 
+class wsync_topology_p(c_void_p):
+    pass
+
+
 class wsync_transport_p(c_void_p):
     pass
 
@@ -167,10 +171,101 @@ class wsync_buffer_info(Structure):
     ]
 
 
+class wsync_host_group(Structure):
+    _fields_ = [
+        ("count", c_uint32),
+        ("gpus", c_uint32),
+        ("nics", c_uint32),
+        ("domain_hosts", c_uint32),
+        ("nic_bytes_per_s", c_uint64),
+        ("nvlink_bytes_per_s", c_uint64),
+    ]
+
+
 class wsync_rank_list(Structure):
     _fields_ = [
         ("ranks", POINTER(c_uint32)),
         ("count", c_size_t),
+    ]
+
+
+class wsync_placement_run(Structure):
+    _fields_ = [
+        ("ranks", wsync_rank_list),
+        ("gpu", c_uint32),
+        ("ranks_per_gpu", c_uint32),
+    ]
+
+
+class wsync_speed_factor(Structure):
+    _fields_ = [
+        ("ranks", wsync_rank_list),
+        ("nic_percent", c_uint32),
+        ("nvlink_percent", c_uint32),
+        ("is_drained", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class wsync_fabric_cut(Structure):
+    _fields_ = [
+        ("name", wsync_text),
+        ("hosts", c_uint32),
+        ("is_by_rail", c_uint32),
+        ("out_bytes_per_s", c_uint64),
+        ("in_bytes_per_s", c_uint64),
+    ]
+
+
+class wsync_topology_options(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("hosts", POINTER(wsync_host_group)),
+        ("host_count", c_size_t),
+        ("host_stride", c_size_t),
+        ("placement", POINTER(wsync_placement_run)),
+        ("placement_count", c_size_t),
+        ("placement_stride", c_size_t),
+        ("speeds", POINTER(wsync_speed_factor)),
+        ("speed_count", c_size_t),
+        ("speed_stride", c_size_t),
+        ("cuts", POINTER(wsync_fabric_cut)),
+        ("cut_count", c_size_t),
+        ("cut_stride", c_size_t),
+        ("latency_ns", c_uint64),
+        ("pack_bytes_per_s", c_uint64),
+    ]
+
+
+class wsync_rank_place(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("rank", c_uint32),
+        ("reserved", c_uint32),
+        ("host", wsync_text),
+        ("device", wsync_text),
+        ("domain", wsync_text),
+        ("nics", POINTER(wsync_text)),
+        ("nic_count", c_size_t),
+    ]
+
+
+class wsync_bytes(Structure):
+    _fields_ = [
+        ("ptr", c_void_p),
+        ("bytes", c_size_t),
+    ]
+
+
+class wsync_site(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("gpu", c_uint32),
+        ("host", c_uint32),
+        ("domain", c_uint32),
+        ("rail", c_uint32),
+        ("nic_bytes_per_s", c_uint64),
+        ("nvlink_bytes_per_s", c_uint64),
     ]
 
 
@@ -241,6 +336,7 @@ class wsync_plan_options(Structure):
         ("unused_allowed", POINTER(wsync_text)),
         ("unused_allowed_count", c_size_t),
         ("two_stage", POINTER(wsync_two_stage_options)),
+        ("topology", wsync_topology_p),
     ]
 
 
@@ -289,6 +385,17 @@ class wsync_program_info(Structure):
     ]
 
 
+class wsync_simulate_options(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("seed", c_uint64),
+        ("straggler_count", c_uint32),
+        ("straggler_percent", c_uint32),
+        ("failure_count", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
 class wsync_transport_options(Structure):
     _fields_ = [
         ("struct_size", c_size_t),
@@ -298,13 +405,6 @@ class wsync_transport_options(Structure):
         ("rank_count", c_uint32),
         ("reserved", c_uint32),
         ("ring_bytes_max", c_uint64),
-    ]
-
-
-class wsync_bytes(Structure):
-    _fields_ = [
-        ("ptr", c_void_p),
-        ("bytes", c_size_t),
     ]
 
 
@@ -421,6 +521,39 @@ FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
     ),
     ("wsync_layout_destroy", None, [wsync_layout_p]),
     (
+        "wsync_topology_create",
+        c_int32,
+        [POINTER(wsync_topology_options), POINTER(wsync_topology_p), error_p],
+    ),
+    (
+        "wsync_topology_create_from_json",
+        c_int32,
+        [c_char_p, c_size_t, POINTER(wsync_topology_p), error_p],
+    ),
+    (
+        "wsync_topology_place",
+        c_int32,
+        [POINTER(wsync_rank_place), c_void_p, c_size_t, POINTER(c_size_t), error_p],
+    ),
+    (
+        "wsync_topology_create_from_places",
+        c_int32,
+        [
+            POINTER(wsync_bytes),
+            c_size_t,
+            POINTER(wsync_topology_options),
+            POINTER(wsync_topology_p),
+            error_p,
+        ],
+    ),
+    (
+        "wsync_topology_to_json",
+        c_int32,
+        [wsync_topology_p, c_char_p, c_size_t, POINTER(c_size_t), error_p],
+    ),
+    ("wsync_topology_site", c_int32, [wsync_topology_p, c_uint32, POINTER(wsync_site), error_p]),
+    ("wsync_topology_destroy", None, [wsync_topology_p]),
+    (
         "wsync_mapping_create",
         c_int32,
         [POINTER(wsync_mapping_options), POINTER(wsync_mapping_p), error_p],
@@ -504,6 +637,24 @@ FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
             c_char_p,
             POINTER(c_uint64),
             c_size_t,
+            c_char_p,
+            c_size_t,
+            POINTER(c_size_t),
+            error_p,
+        ],
+    ),
+    (
+        "wsync_plan_certificate",
+        c_int32,
+        [wsync_plan_p, wsync_topology_p, c_char_p, c_size_t, POINTER(c_size_t), error_p],
+    ),
+    (
+        "wsync_plan_simulate",
+        c_int32,
+        [
+            wsync_plan_p,
+            wsync_topology_p,
+            POINTER(wsync_simulate_options),
             c_char_p,
             c_size_t,
             POINTER(c_size_t),

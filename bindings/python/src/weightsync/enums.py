@@ -163,6 +163,7 @@ class Strategy(IntEnum):
     TWO_STAGE = 2
     RELAY = 3
     FANOUT = 4
+    AUTO = 5
 
 
 class SourceRule(IntEnum):

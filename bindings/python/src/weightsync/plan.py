@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Optional, Union
 
 from . import _ffi
@@ -13,6 +14,7 @@ from ._loader import call, lib, name_bytes, read_bytes, read_ranks, read_text, t
 from .enums import SourceRule, Strategy, number
 from .layout import BufferInfo, Layout, read_buffers
 from .mapping import _set_lists
+from .topology import Topology
 
 
 class ProgramInfo(NamedTuple):
@@ -65,6 +67,16 @@ class TwoStageOptions(NamedTuple):
         return options
 
 
+@contextmanager
+def _pointer(topology: Optional[Topology]) -> Iterator[Any]:
+    """The pointer of a topology, or None for none."""
+    if topology is None:
+        yield None
+        return
+    with topology._use() as pointer:
+        yield pointer
+
+
 class Plan(Handle):
     """How bytes get from one layout to the other.
 
@@ -85,6 +97,7 @@ class Plan(Handle):
         copy_count: int = 0,
         unused_allowed: Iterable[str] = (),
         two_stage: Optional[TwoStageOptions] = None,
+        topology: Optional[Topology] = None,
     ) -> None:
         """Plans the way from `source` to `destination`; 0 is a default.
 
@@ -94,7 +107,8 @@ class Plan(Handle):
         globs of source tensors that the destination may leave unused.
         copy_count: for strategy "fanout", copies that leave the source.
         two_stage: for strategy "two_stage", how ranks are mapped; without it
-        that is read from the layouts.
+        that is read from the layouts. topology: what stands between the
+        ranks. Strategy "auto" takes whatever is predicted to be fastest on it.
         """
         options = _ffi.wsync_plan_options()
         options.struct_size = ctypes.sizeof(options)
@@ -110,7 +124,9 @@ class Plan(Handle):
         globs, options.unused_allowed_count = text_array(unused_allowed)
         options.unused_allowed = globs
         made = _ffi.wsync_plan_p()
-        with source._use() as one, destination._use() as other:
+        with source._use() as one, destination._use() as other, _pointer(topology) as ground:
+            if ground is not None:
+                options.topology = ground
             call(
                 lib.wsync_plan_create, one, other, ctypes.byref(options), ctypes.byref(made)
             )
@@ -195,6 +211,45 @@ class Plan(Handle):
             found: dict[str, Any] = json.loads(
                 read_text(
                     lib.wsync_plan_origin, pointer, rank, name_bytes(tensor), numbers, len(index)
+                )
+            )
+            return found
+
+    def certificate(self, topology: Optional[Topology] = None) -> dict[str, Any]:
+        """How near the plan is to what is possible, on a topology or its own.
+
+        Among others `lower_bound_s`, `predicted_s`, `ratio` and `bottleneck`.
+        """
+        with self._use() as pointer, _pointer(topology) as ground:
+            found: dict[str, Any] = json.loads(
+                read_text(lib.wsync_plan_certificate, pointer, ground)
+            )
+            return found
+
+    def simulate(
+        self,
+        topology: Optional[Topology] = None,
+        *,
+        seed: int = 0,
+        straggler_count: int = 0,
+        straggler_percent: int = 50,
+        failure_count: int = 0,
+    ) -> dict[str, Any]:
+        """What happens with some ranks slow and some dying, chosen by `seed`.
+
+        `total_ns` beside `healthy_ns`, the ranks, `copies_complete`, and in
+        `waiting` who waits for whom.
+        """
+        options = _ffi.wsync_simulate_options()
+        options.struct_size = ctypes.sizeof(options)
+        options.seed = seed
+        options.straggler_count = straggler_count
+        options.straggler_percent = straggler_percent
+        options.failure_count = failure_count
+        with self._use() as pointer, _pointer(topology) as ground:
+            found: dict[str, Any] = json.loads(
+                read_text(
+                    lib.wsync_plan_simulate, pointer, ground, ctypes.byref(options)
                 )
             )
             return found
