@@ -21,8 +21,8 @@ pub struct LayoutArgs {
     output: Option<PathBuf>,
     /// Megatron-core: tp=,cp=,pp=,vpp=,ep=,etp=,dp=, pp_layers=24:24:23:23,
     /// order=tp-cp-ep-dp-pp, vocab_multiple=128,
-    /// experts=per_expert|sequential|grouped, mla_down=whole|cut, mtp=on|off;
-    /// a missing size is 1
+    /// experts=per_expert|sequential|grouped, mla_down=whole|cut,
+    /// norms=fused|separate, mtp=on|off; a missing size is 1
     #[arg(long, value_name = "SIZES", group = "framework")]
     megatron: Option<String>,
     /// vLLM: tp=,pp=,dp=,ep=on|off,replicas=; given again, a group of other

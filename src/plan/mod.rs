@@ -174,6 +174,20 @@ impl Plan {
         Plan::assemble(source, destination, decision, ground, Vec::new())
     }
 
+    /// The plan of a decision that was made before: nothing is chosen, and no
+    /// rank is looked at until its program is asked for.
+    pub fn with_decision(
+        source: Arc<Layout>,
+        destination: Arc<Layout>,
+        decision: Decision,
+        topology: Option<topology::TopologySpec>,
+    ) -> Result<Plan> {
+        let ground = Ground::new(topology, &source, &destination)?;
+        let mut plan = Plan::assemble(source, destination, decision, ground, Vec::new())?;
+        plan.seal()?;
+        Ok(plan)
+    }
+
     /// The part of this plan that moves the selected tensors, with its own
     /// fingerprint. Selecting again narrows further.
     pub fn select(&self, selector: &Selector) -> Result<Plan> {
