@@ -16,7 +16,12 @@ fn plan() -> &'static Plan {
     PLAN.get_or_init(|| {
         let source = Layout::from_json(TRAINER.as_bytes()).unwrap();
         let destination = Layout::from_json(ENGINE.as_bytes()).unwrap();
-        Plan::create(Arc::new(source), Arc::new(destination), &PlanOptions::default()).unwrap()
+        Plan::create(
+            Arc::new(source),
+            Arc::new(destination),
+            &PlanOptions::default(),
+        )
+        .unwrap()
     })
 }
 
@@ -50,7 +55,10 @@ fn every_truncation_of_a_plan_is_refused() {
 fn a_plan_of_another_version_is_told_apart_from_a_damaged_one() {
     let mut bytes = plan().to_bytes().unwrap();
     bytes[8] ^= 2;
-    assert_eq!(Plan::from_bytes(&bytes).unwrap_err().status, Status::VersionMismatch);
+    assert_eq!(
+        Plan::from_bytes(&bytes).unwrap_err().status,
+        Status::VersionMismatch
+    );
 }
 
 #[test]

@@ -17,7 +17,10 @@ fn examples_are_the_files_that_tests_run() {
         ("python", "bindings/python/examples/deliver.py"),
     ] {
         let block = format!("```{language}\n{}\n```", read(file).trim_end());
-        assert!(readme.contains(&block), "README.md does not show {file} as it is");
+        assert!(
+            readme.contains(&block),
+            "README.md does not show {file} as it is"
+        );
     }
 }
 
@@ -58,7 +61,10 @@ fn dependencies_are_listed() {
     let to = manifest.find("[dev-dependencies]").unwrap();
     for line in manifest[from..to].lines().filter(|l| l.contains('=')) {
         let name = line.split('=').next().unwrap().trim();
-        assert!(readme.contains(&format!("`{name}`")), "README.md does not mention {name}");
+        assert!(
+            readme.contains(&format!("`{name}`")),
+            "README.md does not mention {name}"
+        );
     }
 }
 
@@ -68,5 +74,8 @@ fn versions_agree() {
     let version = env!("CARGO_PKG_VERSION");
     assert!(read("CHANGELOG.md").contains(&format!("## {version}")));
     let python = read("bindings/python/pyproject.toml") + &read("bindings/python/hatch_build.py");
-    assert!(python.contains(version) || python.contains("Cargo.toml"), "Python has another version");
+    assert!(
+        python.contains(version) || python.contains("Cargo.toml"),
+        "Python has another version"
+    );
 }

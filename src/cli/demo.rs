@@ -17,9 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use weightsync::layout::Layout;
 use weightsync::plan::Plan;
-use weightsync::plan::decision::{
-    DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT,
-};
+use weightsync::plan::decision::{DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT};
 use weightsync::{Result, env};
 
 const TRAINER: &str = include_str!("demo/trainer.json");

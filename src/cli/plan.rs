@@ -6,7 +6,9 @@ use clap::Args;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weightsync::layout::Layout;
-use weightsync::plan::decision::{DIRECT_BYTES_MIN_DEFAULT, STAGING_BYTES_DEFAULT, PlanOptions, SourceRule};
+use weightsync::plan::decision::{
+    DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule,
+};
 use weightsync::plan::report::{Op, PlanReport};
 use weightsync::plan::{Plan, Selector};
 use weightsync::{Error, Rank, Result, env};

@@ -41,9 +41,9 @@ use program::{BufferUse, Program, Side};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
-pub use wire::PlanDiff;
 use tables::{PlacementRef, Tables, placement};
 use wildmatch::WildMatch;
+pub use wire::PlanDiff;
 
 /// Version of the rules by which programs are derived; part of every
 /// fingerprint, so ranks with other rules never exchange a byte.

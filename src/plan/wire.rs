@@ -76,7 +76,8 @@ pub struct PlanDiff {
 impl Plan {
     /// What `other` does otherwise. Derives every program of both plans.
     pub fn diff(&self, other: &Plan) -> Result<PlanDiff> {
-        let names = |p: &Plan| -> Vec<String> { p.tensors.iter().map(|t| t.name.clone()).collect() };
+        let names =
+            |p: &Plan| -> Vec<String> { p.tensors.iter().map(|t| t.name.clone()).collect() };
         let ranks = |p: &Plan| -> Vec<u32> { p.participants().iter().map(|r| r.0).collect() };
         let (a, b) = (names(self), names(other));
         let (r, s) = (ranks(self), ranks(other));
@@ -93,7 +94,11 @@ impl Plan {
             ranks_changed: Vec::new(),
         };
         if !diff.is_equal {
-            for rank in self.participants().iter().filter(|x| s.binary_search(&x.0).is_ok()) {
+            for rank in self
+                .participants()
+                .iter()
+                .filter(|x| s.binary_search(&x.0).is_ok())
+            {
                 if self.ops_key(*rank)? != other.ops_key(*rank)? {
                     diff.ranks_changed.push(rank.0);
                 }
@@ -111,5 +116,8 @@ impl Plan {
 
 /// The elements of sorted `a` that sorted `b` lacks.
 fn without<T: Ord + Clone>(a: &[T], b: &[T]) -> Vec<T> {
-    a.iter().filter(|x| b.binary_search(x).is_err()).cloned().collect()
+    a.iter()
+        .filter(|x| b.binary_search(x).is_err())
+        .cloned()
+        .collect()
 }
