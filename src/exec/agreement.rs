@@ -16,7 +16,7 @@
 //! for a refused sequence hears the same refusal, so that all ranks see the
 //! same result of their n-th `prepare`.
 
-use super::coordinator::Landscape;
+use super::landscape::Landscape;
 use super::message::{Agree, Key, NO_COPY, in_ranges, range_list};
 use super::outcome::CopyTally;
 use super::{FLAG_DRY_RUN, FLAG_VERIFY, Outcome};

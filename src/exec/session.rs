@@ -8,9 +8,10 @@
 //! Buffers may be bound again, to other addresses, while no request runs; a
 //! loaded plan takes the new ones with its next `prepare`.
 
-use super::endpoint::{Endpoint, Shared};
+use super::endpoint::Endpoint;
 use super::flight::Flight;
 use super::message::{Card, NO_COPY};
+use super::shared::Shared;
 use super::{LOAD_DEADLINE_DEFAULT_NS, PlanView, instant_in, or_default};
 use crate::device::{Binding, Device, MemoryRange};
 use crate::error::{Error, Result, Status};

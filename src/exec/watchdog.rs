@@ -14,7 +14,7 @@
 //!    has not ended either. In a ring, the lowest in it.
 
 use super::agreement::{Group, Phase, Seat, Stage};
-use super::coordinator::Landscape;
+use super::landscape::Landscape;
 use super::message::NO_RANK;
 use crate::error::{Error, Status};
 use crate::rank::Rank;
@@ -130,7 +130,7 @@ fn follow(group: &Group, land: &Landscape, from: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::endpoint::RankSet;
+    use super::super::rank_set::RankSet;
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);

@@ -119,10 +119,10 @@ mod tests {
             CutKind::Ceil,
             CutKind::Chunk(size.div_ceil(n) + 1),
         ];
-        if size % n == 0 {
+        if size.is_multiple_of(n) {
             v.push(CutKind::Even);
         }
-        if size % (2 * n) == 0 && size > 0 {
+        if size.is_multiple_of(2 * n) && size > 0 {
             v.push(CutKind::Blocks(2));
         }
         let mut at: Vec<u64> = (0..=n).map(|i| (i * i * size) / (n * n)).collect();

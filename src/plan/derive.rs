@@ -140,9 +140,12 @@ struct Walk<'a> {
     groups: Vec<Group>,
     group_of: FxHashMap<GroupKey, u32>,
     /// Groups per cell of a template at given stages.
-    staged: FxHashMap<(u32, SmallVec<[u32; 4]>), Arc<[u32]>>,
+    staged: FxHashMap<StagedCell, Arc<[u32]>>,
     items: Vec<Item>,
 }
+
+/// A template's number, and the stages it is looked at for.
+type StagedCell = (u32, SmallVec<[u32; 4]>);
 
 #[derive(PartialEq, Eq, Hash)]
 struct GroupKey {
@@ -638,8 +641,8 @@ impl<'a> Walk<'a> {
             self.add_share(group, share, peer, raw);
         };
         match self.direction {
-            Direction::Receive => line.to_needer(own, &mut add),
-            Direction::Send => line.from_holder(own, &mut add),
+            Direction::Receive => line.shares_of_needer(own, &mut add),
+            Direction::Send => line.shares_of_holder(own, &mut add),
         }
     }
 
@@ -1330,10 +1333,10 @@ impl Walk<'_> {
     /// How the peer of a piece stores it.
     fn peer_view(&self, item: &Item, peer: Rank) -> PeerView {
         let cell = self.cell_of(item);
-        if let [one] = cell.peers.as_slice() {
-            if cell.holders.listed.is_empty() || self.direction == Direction::Send {
-                return one.clone();
-            }
+        if let [one] = cell.peers.as_slice()
+            && (cell.holders.listed.is_empty() || self.direction == Direction::Send)
+        {
+            return one.clone();
         }
         // Several kinds of holders: the peer's own first view tells.
         let tensor = &self.inputs.tables.tensors[item.tensor as usize];

@@ -50,7 +50,7 @@ impl Line {
     }
 
     /// Who sends what to `needer`, in stream order.
-    pub fn to_needer(&self, needer: u64, mut f: impl FnMut(Share)) {
+    pub fn shares_of_needer(&self, needer: u64, mut f: impl FnMut(Share)) {
         let base = u128::from(needer) * u128::from(self.bytes);
         let end = base + u128::from(self.bytes);
         let mut at = base;
@@ -71,7 +71,7 @@ impl Line {
     }
 
     /// What `holder` sends to whom, by needer.
-    pub fn from_holder(&self, holder: u64, mut f: impl FnMut(Share)) {
+    pub fn shares_of_holder(&self, holder: u64, mut f: impl FnMut(Share)) {
         let (mut at, end) = (self.cut(holder), self.cut(holder + 1));
         while at < end {
             let needer = (at / u128::from(self.bytes)) as u64;
@@ -99,11 +99,11 @@ mod tests {
             let line = Line { bytes, holders, needers };
             let (mut sent, mut received) = (Vec::new(), Vec::new());
             for h in 0..holders {
-                line.from_holder(h, |s| sent.push(s));
+                line.shares_of_holder(h, |s| sent.push(s));
             }
             for n in 0..needers {
                 let mut at = 0;
-                line.to_needer(n, |s| {
+                line.shares_of_needer(n, |s| {
                     assert_eq!(s.from, at);
                     at = s.to;
                     received.push(s);

@@ -18,10 +18,10 @@ pub enum RankSet {
 impl RankSet {
     /// The union of slices of `layout`, and of listed ranks, less duplicates.
     pub fn union(layout: &Layout, slices: &[MeshSlice], listed: &[Rank]) -> RankSet {
-        if let ([one], []) = (slices, listed) {
-            if layout.parts()[one.part as usize].ranks.is_ascending() {
-                return RankSet::Slice(one.clone());
-            }
+        if let ([one], []) = (slices, listed)
+            && layout.parts()[one.part as usize].ranks.is_ascending()
+        {
+            return RankSet::Slice(one.clone());
         }
         let mut all = listed.to_vec();
         for s in slices {

@@ -179,8 +179,9 @@ fn placement_refs(layout: &Layout, tensor: TensorIndex) -> Vec<PlacementRef> {
 
 /// Distinct explicit boxes of every tensor of a layout.
 fn explicit_boxes(layout: &Layout) -> Vec<Vec<ExplicitBox>> {
-    let mut by_tensor: Vec<BTreeMap<(IndexBox, Dtype, u32), Vec<(Rank, u32)>>> =
-        vec![BTreeMap::new(); layout.tensors().len()];
+    /// By box, dtype and how many of them a rank has: who, and in which view.
+    type Holders = BTreeMap<(IndexBox, Dtype, u32), Vec<(Rank, u32)>>;
+    let mut by_tensor: Vec<Holders> = vec![BTreeMap::new(); layout.tensors().len()];
     for r in layout.explicit() {
         let mut last: Option<(&View, u32)> = None;
         for (i, v) in r.views.iter().enumerate() {

@@ -209,10 +209,10 @@ impl<'a> Host<'a> {
             let is_stranger = |v: &Visitor| v.index.is_none();
             let strangers = self.visitors.iter().filter(|v| is_stranger(v)).count();
             let missing = self.greetings.iter().filter(|g| g.is_none()).count();
-            if strangers >= STRANGER_COUNT_MAX + missing {
-                if let Some(oldest) = self.visitors.iter().position(is_stranger) {
-                    self.visitors.remove(oldest);
-                }
+            if strangers >= STRANGER_COUNT_MAX + missing
+                && let Some(oldest) = self.visitors.iter().position(is_stranger)
+            {
+                self.visitors.remove(oldest);
             }
             if let Some(visitor) = Visitor::welcome(stream) {
                 self.visitors.push(visitor);

@@ -111,11 +111,14 @@ pub fn tuples(shape: &[u64]) -> Vec<Vec<u64>> {
     all
 }
 
+/// An element: tensor and index.
+type Element = (String, Vec<u64>);
+
 /// Sizes of buffers, and the places (buffer, byte) of every element.
 #[derive(Default, Debug, PartialEq)]
 pub struct Memories {
     pub sizes: BTreeMap<String, u64>,
-    pub places: BTreeMap<(String, Vec<u64>), BTreeSet<(String, u64)>>,
+    pub places: BTreeMap<Element, BTreeSet<(String, u64)>>,
 }
 
 /// Lays out one rank of a part by writing elements one after the other.

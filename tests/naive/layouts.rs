@@ -185,7 +185,8 @@ impl Side {
             let nests = cuts.iter().any(|x| x.dim as usize == d2);
             let k2 = if nests { k2 % 2 } else { k2 };
             let first_blocks = cuts.iter().any(|x| matches!(x.kind, CutKind::Blocks(_)));
-            if !taken && !(nests && first_blocks) {
+            let is_block_in_block = nests && first_blocks;
+            if !taken && !is_block_in_block {
                 cuts.push(Cut {
                     dim: d2 as u8,
                     axes: [a2].into_iter().collect(),

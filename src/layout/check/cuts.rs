@@ -190,7 +190,7 @@ fn parts_problem(cut: &Cut, mesh: &Mesh) -> Option<String> {
     let parts = u64::from(cut.parts?);
     let width = cut.width(mesh);
     let over = format!("{width} positions ({})", spell_axes(cut, mesh));
-    if parts == 0 || width % parts != 0 {
+    if parts == 0 || !width.is_multiple_of(parts) {
         return Some(format!(
             "axis {} is cut into {parts} parts over {over}, which {parts} does not divide; \
              change \"parts\" to a divisor",
@@ -364,7 +364,7 @@ fn follow(rule: &Rule, mesh: &Mesh, dim: usize, size: u64, granule: u64) -> Resu
 /// indices are, `{by}` for the mesh axes.
 fn ill_formed(kind: &CutKind, length: u64, n: u64, is_last: bool) -> Option<String> {
     match kind {
-        CutKind::Even if length % n != 0 => Some(format!(
+        CutKind::Even if !length.is_multiple_of(n) => Some(format!(
             "has {length} {{range}}, which {n} equal parts ({{by}}) do not divide; \
              cut it with \"floor\", \"ceil\", \"chunk\" or \"at\""
         )),
@@ -416,7 +416,7 @@ fn ill_formed_bounds(bounds: &[u64], length: u64, n: u64) -> Option<String> {
 
 /// A bound of a well-formed cut that falls inside a granule.
 fn split_granule(kind: &CutKind, length: u64, n: u64, granule: u64) -> Option<u64> {
-    let inside = |b: u64| b % granule != 0;
+    let inside = |b: u64| !b.is_multiple_of(granule);
     if granule <= 1 {
         return None;
     }

@@ -29,11 +29,11 @@ pub(super) fn stage_edges(
     source: usize,
     destination: usize,
 ) -> Result<Vec<StageEdge>> {
-    if source % destination == 0 {
+    if source.is_multiple_of(destination) {
         let interval = source / destination;
         return Ok((0..source).map(|i| edge(i, i / interval)).collect());
     }
-    if destination % source == 0 {
+    if destination.is_multiple_of(source) {
         let interval = destination / source;
         return Ok((0..destination).map(|j| edge(j / interval, j)).collect());
     }

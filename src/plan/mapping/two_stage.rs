@@ -87,7 +87,7 @@ fn group_size(source_tp: usize, destination_tp: usize) -> Result<usize> {
              the single-stage mapping serves it if {destination_tp} divides {source_tp}"
         )));
     }
-    if destination_tp % source_tp != 0 {
+    if !destination_tp.is_multiple_of(source_tp) {
         return Err(constraint(format_args!(
             "two-stage mapping: destination TP {destination_tp} is not a multiple of \
              source TP {source_tp}"

@@ -107,10 +107,10 @@ impl Net {
     }
 
     pub fn send(&mut self, port: Port, frame: &[u8]) {
-        if let Some(link) = self.link(port) {
-            if link.send(frame).is_err() {
-                self.broken.push(port);
-            }
+        if let Some(link) = self.link(port)
+            && link.send(frame).is_err()
+        {
+            self.broken.push(port);
         }
     }
 
