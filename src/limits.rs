@@ -23,6 +23,8 @@ pub const PART_COUNT_MAX: usize = 1 << 16;
 pub const BOX_COUNT_MAX: usize = 1 << 16;
 /// Bytes of a layout file or of a serialised layout or plan.
 pub const FILE_BYTES_MAX: usize = 1 << 28;
+/// Entries of one list of a topology.
+pub const TOPOLOGY_ENTRY_COUNT_MAX: usize = 1 << 20;
 /// Buckets of a plan.
 pub const BUCKET_COUNT_MAX: u32 = 1 << 16;
 /// Bytes of one control message.
@@ -33,3 +35,5 @@ pub const GREETING_BYTES_MAX: usize = 512;
 pub const TOKEN_BYTES_MAX: usize = 256;
 /// Plans that one session holds at a time.
 pub const PLAN_COUNT_MAX: usize = 4096;
+/// Layers of a model's configuration.
+pub const MODEL_LAYER_COUNT_MAX: u32 = 1 << 12;

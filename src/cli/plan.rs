@@ -10,6 +10,7 @@ use weightsync::plan::decision::{
     DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule,
 };
 use weightsync::plan::report::{Op, PlanReport};
+use weightsync::plan::topology::TopologySpec;
 use weightsync::plan::{Plan, Selector};
 use weightsync::{Error, Rank, Result, env};
 
@@ -50,6 +51,9 @@ pub struct OptionArgs {
     /// the same places
     #[arg(long)]
     rotate: bool,
+    /// Topology file: hosts, NVLink domains, NICs and the ranks on them
+    #[arg(long, value_name = "FILE")]
+    topology: Option<PathBuf>,
     /// Source tensors that the destination may leave unused; may be given
     /// several times
     #[arg(long, value_name = "GLOB")]
@@ -86,6 +90,7 @@ impl OptionArgs {
             direct_bytes_min: env::direct_bytes_min()?.unwrap_or(DIRECT_BYTES_MIN_DEFAULT),
             bucket_count: self.bucket_count.unwrap_or(0),
             unused_allowed: self.allow_unused.clone(),
+            topology: self.topology.as_deref().map(read_topology).transpose()?,
             ..PlanOptions::default()
         })
     }
@@ -119,6 +124,12 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
 /// The layout in a file; the error names the file.
 pub fn read_layout(path: &Path) -> Result<Layout> {
     Layout::from_json(&read_file(path)?).map_err(|e| of_file(path, e))
+}
+
+/// The topology in a file; the error names the file.
+pub fn read_topology(path: &Path) -> Result<TopologySpec> {
+    let read = TopologySpec::from_json(&read_file(path)?);
+    read.map_err(|e| of_file(path, e))
 }
 
 fn show(plan: &Plan, ops: Option<u32>, json: bool) -> Result<()> {

@@ -20,6 +20,7 @@ pub mod frame;
 mod index;
 mod json;
 pub mod mesh;
+pub mod models;
 pub mod placement;
 mod restrict;
 pub mod tensor;
@@ -28,6 +29,7 @@ pub mod views;
 mod wire;
 
 pub use json::LAYOUT_FILE_VERSION;
+pub(crate) use json::place_in_json;
 pub use wire::{LAYOUT_BLOB_MAGIC, LAYOUT_BLOB_VERSION};
 
 /// The JSON Schema (draft 2020-12) of the layout file.

@@ -1,5 +1,6 @@
 //! The small record that fixes a plan beyond its inputs.
 
+use super::topology::TopologySpec;
 use crate::error::{Error, Result};
 use crate::limits::BUCKET_COUNT_MAX;
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,8 @@ pub struct PlanOptions {
     pub bucket_count: u32,
     /// Globs of source tensors that the destination may leave unused.
     pub unused_allowed: Vec<String>,
+    /// What stands between the ranks; `None` is the default.
+    pub topology: Option<TopologySpec>,
 }
 
 /// Staging per rank if nothing else is said: 512 MiB.
@@ -54,6 +57,7 @@ impl Default for PlanOptions {
             direct_bytes_min: DIRECT_BYTES_MIN_DEFAULT,
             bucket_count: 0,
             unused_allowed: Vec::new(),
+            topology: None,
         }
     }
 }

@@ -16,6 +16,7 @@ use super::piece::{contiguous_from, elements_from, flat_boxes, loops_of};
 use super::program::*;
 use super::ranks::RankSet;
 use super::tables::{ExplicitBox, PlanTensor, Tables, placement};
+use super::topology::Topology;
 use crate::error::{Error, Result};
 use crate::layout::dtype::Dtype;
 use crate::layout::mesh::MeshSlice;
@@ -45,6 +46,8 @@ pub struct Inputs<'a> {
     pub tables: &'a Tables,
     pub tensors: &'a Arc<[Tensor]>,
     pub decision: &'a Decision,
+    #[expect(dead_code, reason = "routes will ask which ranks share a domain")]
+    pub topology: &'a Topology,
 }
 
 /// Where a cell lies in our memory.

@@ -19,6 +19,7 @@ pub mod decision;
 pub mod mapping;
 pub mod program;
 pub mod report;
+pub mod topology;
 pub mod verify;
 
 mod cells;
@@ -35,13 +36,14 @@ use crate::layout::view::NamedBuffer;
 use crate::layout::{Layout, LayoutSpec, Place};
 use crate::limits::BUCKET_COUNT_MAX;
 use crate::rank::Rank;
-use decision::{Decision, PlanOptions};
+use decision::{Decision, PlanOptions, Strategy};
 use derive::Inputs;
 use program::{BufferUse, Program, Side};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use tables::{PlacementRef, Tables, placement};
+use topology::{Topology, TopologySpec};
 use wildmatch::WildMatch;
 pub use wire::PlanDiff;
 
@@ -76,6 +78,10 @@ pub struct Plan {
     destination: Arc<Layout>,
     selectors: Vec<Selector>,
     decision: Decision,
+    /// As given; `None` is the default.
+    topology_spec: Option<TopologySpec>,
+    /// With every rank placed.
+    topology: Arc<Topology>,
     tables: Tables,
     tensors: Arc<[Tensor]>,
     fingerprint: u128,
@@ -89,11 +95,13 @@ struct Participants {
     copy_ranks: Vec<u32>,
 }
 
-/// What is serialised, and what the fingerprint covers.
+/// What is serialised, and what the fingerprint covers: the topology only
+/// where decisions hang on it.
 #[derive(Serialize)]
 struct Body<'a> {
     planner_version: u32,
     decision: &'a Decision,
+    topology: Option<&'a TopologySpec>,
     selectors: &'a [Selector],
     source: &'a LayoutSpec,
     destination: &'a LayoutSpec,
@@ -104,9 +112,25 @@ struct Body<'a> {
 struct OwnedBody {
     planner_version: u32,
     decision: Decision,
+    topology: Option<TopologySpec>,
     selectors: Vec<Selector>,
     source: LayoutSpec,
     destination: LayoutSpec,
+}
+
+/// A topology as given, and with every rank of two layouts placed.
+#[derive(Clone, Debug)]
+struct Ground {
+    spec: Option<TopologySpec>,
+    placed: Arc<Topology>,
+}
+
+impl Ground {
+    fn new(spec: Option<TopologySpec>, source: &Layout, destination: &Layout) -> Result<Ground> {
+        let topology = Topology::new(spec.clone().unwrap_or_default())?;
+        let placed = Arc::new(topology.placed_for(source, destination)?);
+        Ok(Ground { spec, placed })
+    }
 }
 
 impl Plan {
@@ -128,7 +152,8 @@ impl Plan {
             staging_bytes_max: options.staging_bytes_max,
             direct_bytes_min: options.direct_bytes_min,
         };
-        let mut plan = Plan::assemble(source, destination, decision, Vec::new())?;
+        let ground = Ground::new(options.topology.clone(), &source, &destination)?;
+        let mut plan = Plan::assemble(source, destination, decision, ground, Vec::new())?;
         plan.refuse_unused(&options.unused_allowed)?;
         plan.choose_buckets(options.bucket_count != 0)?;
         plan.seal()?;
@@ -144,6 +169,10 @@ impl Plan {
             self.source.clone(),
             self.destination.clone(),
             self.decision.clone(),
+            Ground {
+                spec: self.topology_spec.clone(),
+                placed: self.topology.clone(),
+            },
             selectors,
         )?;
         if plan.tables.tensors.is_empty() {
@@ -167,6 +196,7 @@ impl Plan {
         source: Arc<Layout>,
         destination: Arc<Layout>,
         decision: Decision,
+        ground: Ground,
         selectors: Vec<Selector>,
     ) -> Result<Plan> {
         let tables = Tables::join(&source, &destination, |name| {
@@ -182,6 +212,8 @@ impl Plan {
             destination,
             selectors,
             decision,
+            topology_spec: ground.spec,
+            topology: ground.placed,
             tables,
             tensors,
             fingerprint: 0,
@@ -296,14 +328,26 @@ impl Plan {
     }
 
     fn seal(&mut self) -> Result<()> {
-        self.fingerprint = xxhash_rust::xxh3::xxh3_128(&self.body()?);
+        let topology = match self.topology_decides() {
+            true => self.topology_spec.as_ref(),
+            false => None,
+        };
+        self.fingerprint = xxhash_rust::xxh3::xxh3_128(&self.body(topology)?);
         Ok(())
     }
 
-    fn body(&self) -> Result<Vec<u8>> {
+    /// True if programs may differ with the topology.
+    fn topology_decides(&self) -> bool {
+        match self.decision.strategy {
+            Strategy::Direct => !self.topology.spec().speeds.is_empty(),
+        }
+    }
+
+    fn body(&self, topology: Option<&TopologySpec>) -> Result<Vec<u8>> {
         let body = Body {
             planner_version: PLANNER_VERSION,
             decision: &self.decision,
+            topology,
             selectors: &self.selectors,
             source: self.source.spec(),
             destination: self.destination.spec(),
@@ -319,6 +363,7 @@ impl Plan {
             tables: &self.tables,
             tensors: &self.tensors,
             decision: &self.decision,
+            topology: &self.topology,
         }
     }
 
@@ -349,6 +394,11 @@ impl Plan {
 
     pub fn decision(&self) -> &Decision {
         &self.decision
+    }
+
+    /// What the plan was made for, with every rank placed.
+    pub fn topology(&self) -> &Arc<Topology> {
+        &self.topology
     }
 
     pub fn selectors(&self) -> &[Selector] {

@@ -5,7 +5,7 @@
 //! the same checks as making a plan, so a plan from a file is as good as one
 //! made here.
 
-use super::{OwnedBody, PLANNER_VERSION, Plan};
+use super::{Ground, OwnedBody, PLANNER_VERSION, Plan};
 use crate::error::{Error, Result, Status};
 use crate::layout::{Layout, frame};
 use crate::limits::BUCKET_COUNT_MAX;
@@ -19,7 +19,11 @@ const WHAT: &str = "a weightsync plan";
 impl Plan {
     /// The plan as bytes, equal wherever the plan is equal.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        Ok(frame::seal(MAGIC, VERSION, &self.body()?))
+        Ok(frame::seal(
+            MAGIC,
+            VERSION,
+            &self.body(self.topology_spec.as_ref())?,
+        ))
     }
 
     /// The plan that [`Plan::to_bytes`] wrote, on any machine.
@@ -48,7 +52,8 @@ impl Plan {
         }
         let source = Arc::new(Layout::new(body.source)?);
         let destination = Arc::new(Layout::new(body.destination)?);
-        let mut plan = Plan::assemble(source, destination, body.decision, body.selectors)?;
+        let ground = Ground::new(body.topology, &source, &destination)?;
+        let mut plan = Plan::assemble(source, destination, body.decision, ground, body.selectors)?;
         plan.seal()?;
         Ok(plan)
     }

@@ -96,19 +96,22 @@ fn explain(text: &[u8], e: &serde_json::Error) -> Error {
     {
         return wrong;
     }
+    let (place, what) = place_in_json(text, e);
+    Error::layout(format!("layout file, {place}: {what}"))
+}
+
+/// Where in a file a parser stopped, as `line 3 column 7, at parts[0].ranks`,
+/// and what it says about it.
+pub(crate) fn place_in_json(text: &[u8], e: &serde_json::Error) -> (String, String) {
     let full = e.to_string();
     let place = format!(" at line {} column {}", e.line(), e.column());
     let what = full.strip_suffix(&place).unwrap_or(&full);
     let stop = locate::offset_of(text, e.line(), e.column());
     let path = locate::path_at(text, stop);
-    let at = if path.is_empty() {
-        String::new()
-    } else {
-        format!(", at {path}")
+    let at = match path.is_empty() {
+        true => String::new(),
+        false => format!(", at {path}"),
     };
-    Error::layout(format!(
-        "layout file, line {} column {}{at}: {what}",
-        e.line(),
-        e.column()
-    ))
+    let place = format!("line {} column {}{at}", e.line(), e.column());
+    (place, what.to_string())
 }

@@ -1,0 +1,370 @@
+//! Where a rank sits: from its number to its GPU, host, domain and port.
+
+use super::spec::{FabricCut, HostGroup, PlacementRun, TopologySpec};
+use crate::error::{Error, Result};
+use crate::layout::Layout;
+use crate::layout::mesh::RankList;
+use crate::limits::RANK_COUNT_MAX;
+use crate::rank::Rank;
+use std::collections::BTreeMap;
+
+/// A checked topology; once placed, every rank has a [`Site`].
+#[derive(Clone, Debug)]
+pub struct Topology {
+    spec: TopologySpec,
+    groups: Vec<Base>,
+    /// Sorted by first rank, not overlapping.
+    runs: Vec<Run>,
+    /// Percent of the speed, where it is not 100: NIC by port, NVLink by GPU.
+    slow_ports: BTreeMap<u32, u32>,
+    slow_gpus: BTreeMap<u32, u32>,
+    /// Ascending.
+    drained: Vec<Rank>,
+}
+
+/// Where a group of hosts begins in each numbering.
+#[derive(Clone, Copy, Debug)]
+struct Base {
+    gpu: u32,
+    host: u32,
+    domain: u32,
+    port: u32,
+}
+
+/// Ranks `first..first + count` on GPUs from `gpu` on, `offset` ranks into it.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    first: u32,
+    count: u32,
+    gpu: u32,
+    offset: u32,
+    ranks_per_gpu: u32,
+}
+
+/// Where one rank sits. Numbers count over the whole topology.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Site {
+    pub gpu: u32,
+    pub host: u32,
+    /// The NVLink domain.
+    pub domain: u32,
+    /// Where its GPU meets the network; `None` on hosts without a NIC.
+    pub port: Option<u32>,
+    /// Index of the port within its host.
+    pub rail: u32,
+    /// Of the port, each way.
+    pub nic_bytes_per_s: u64,
+    /// Of the GPU, each way.
+    pub nvlink_bytes_per_s: u64,
+}
+
+impl Topology {
+    /// Checks a description. Without placement in it, the ranks are placed by
+    /// [`placed_for`](Topology::placed_for).
+    pub fn new(spec: TopologySpec) -> Result<Topology> {
+        spec.validate()?;
+        let groups = bases(&spec.hosts)?;
+        let runs = runs_of(&spec.placement)?;
+        let mut topology = Topology {
+            spec,
+            groups,
+            runs,
+            slow_ports: BTreeMap::new(),
+            slow_gpus: BTreeMap::new(),
+            drained: Vec::new(),
+        };
+        topology.check_runs()?;
+        if !topology.spec.placement.is_empty() {
+            topology.apply_speeds()?;
+        }
+        Ok(topology)
+    }
+
+    /// Eight-GPU hosts, one 400 Gb/s NIC per GPU, NVLink at 450 GB/s, 20 us
+    /// per message, source ranks first, destination ranks on hosts of their
+    /// own.
+    pub fn default_for(source: &Layout, destination: &Layout) -> Result<Topology> {
+        Topology::new(TopologySpec::default())?.placed_for(source, destination)
+    }
+
+    /// This topology with every rank of the layouts placed.
+    ///
+    /// Fails if a rank of a layout has no place, or the hosts have too few
+    /// GPUs, or ranks in different NVLink domains have no NIC between them.
+    pub fn placed_for(&self, source: &Layout, destination: &Layout) -> Result<Topology> {
+        let mut placed = self.clone();
+        if self.spec.placement.is_empty() {
+            placed.spec.placement = self.default_placement(source, destination);
+            placed.runs = runs_of(&placed.spec.placement)?;
+            placed.check_runs()?;
+            placed.apply_speeds()?;
+        }
+        placed.check_layouts(source, destination)?;
+        Ok(placed)
+    }
+
+    pub fn spec(&self) -> &TopologySpec {
+        &self.spec
+    }
+
+    pub fn latency_ns(&self) -> u64 {
+        self.spec.latency_ns
+    }
+
+    pub fn pack_bytes_per_s(&self) -> u64 {
+        self.spec.pack_bytes_per_s
+    }
+
+    pub fn cuts(&self) -> &[FabricCut] {
+        &self.spec.cuts
+    }
+
+    /// Where `rank` sits, if it is placed.
+    pub fn site(&self, rank: Rank) -> Option<Site> {
+        let after = self.runs.partition_point(|r| r.first <= rank.0);
+        let run = self.runs.get(after.checked_sub(1)?)?;
+        let ahead = rank.0 - run.first;
+        if ahead >= run.count {
+            return None;
+        }
+        Some(self.site_of_gpu(run.gpu + (run.offset + ahead) / run.ranks_per_gpu))
+    }
+
+    /// The NVLink domain of `rank`, if it is placed.
+    pub fn domain(&self, rank: Rank) -> Option<u32> {
+        Some(self.site(rank)?.domain)
+    }
+
+    /// Where a GPU sits.
+    pub fn site_of_gpu(&self, gpu: u32) -> Site {
+        let g = self.groups.partition_point(|b| b.gpu <= gpu) - 1;
+        let (base, group) = (&self.groups[g], &self.spec.hosts[g]);
+        let local = gpu - base.gpu;
+        let (host, slot) = (local / group.gpus, local % group.gpus);
+        let ports = group.ports();
+        let rail = (u64::from(slot) * u64::from(ports) / u64::from(group.gpus)) as u32;
+        let port = (ports > 0).then(|| base.port + host * ports + rail);
+        let slow = port.and_then(|p| self.slow_ports.get(&p)).copied();
+        let slow_gpu = self.slow_gpus.get(&gpu).copied();
+        Site {
+            gpu,
+            host: base.host + host,
+            domain: base.domain + host / group.domain_hosts,
+            port,
+            rail,
+            nic_bytes_per_s: match ports {
+                0 => 0,
+                _ => percent(group.port_bytes_per_s(), slow),
+            },
+            nvlink_bytes_per_s: percent(group.nvlink_bytes_per_s, slow_gpu),
+        }
+    }
+
+    /// True if `rank` should send nothing that others hold too.
+    pub fn is_drained(&self, rank: Rank) -> bool {
+        self.drained.binary_search(&rank).is_ok()
+    }
+
+    /// Ranks that should send nothing that others hold too, ascending.
+    pub fn drained(&self) -> &[Rank] {
+        &self.drained
+    }
+
+    /// True if some rank is slower than its host.
+    pub fn has_slow_ranks(&self) -> bool {
+        !self.slow_ports.is_empty() || !self.slow_gpus.is_empty()
+    }
+
+    /// The cell of cut `cut` that a site belongs to.
+    pub fn cell(&self, cut: usize, site: &Site) -> u64 {
+        let c = &self.spec.cuts[cut];
+        let cell = u64::from(site.host / c.hosts);
+        match c.by_rail {
+            true => cell << 32 | u64::from(site.rail),
+            false => cell,
+        }
+    }
+
+    /// Source ranks from GPU 0 on, then the destination ranks that are not
+    /// among them, from the next host on.
+    fn default_placement(&self, source: &Layout, destination: &Layout) -> Vec<PlacementRun> {
+        let run = |ranks: Vec<Rank>, gpu| PlacementRun {
+            ranks: RankList::List(ranks).canonical(),
+            gpu,
+            ranks_per_gpu: 1,
+        };
+        let first = source.ranks();
+        let next = self.next_host(first.len() as u32);
+        let mut rest = destination.ranks();
+        rest.retain(|r| first.binary_search(r).is_err());
+        [(first, 0), (rest, next)]
+            .into_iter()
+            .filter(|(ranks, _)| !ranks.is_empty())
+            .map(|(ranks, gpu)| run(ranks, gpu))
+            .collect()
+    }
+
+    /// The first GPU of the first host that has no GPU below `gpu`.
+    fn next_host(&self, gpu: u32) -> u32 {
+        let Some(last) = gpu.checked_sub(1) else {
+            return 0;
+        };
+        let g = self.groups.partition_point(|b| b.gpu <= last) - 1;
+        let (base, gpus) = (self.groups[g].gpu, self.spec.hosts[g].gpus);
+        base + (last - base) / gpus * gpus + gpus
+    }
+
+    /// GPUs of all hosts; `None` if the last group grows.
+    fn gpu_count(&self) -> Option<u32> {
+        let (base, last) = (self.groups.last()?, self.spec.hosts.last()?);
+        (last.count > 0).then(|| base.gpu + last.count * last.gpus)
+    }
+
+    fn check_runs(&self) -> Result<()> {
+        for w in self.runs.windows(2) {
+            if w[1].first - w[0].first < w[0].count {
+                return Err(Error::invalid(format!(
+                    "topology: rank {} is placed twice, on GPU {} and on GPU {}",
+                    w[1].first,
+                    w[0].gpu + (w[0].offset + w[1].first - w[0].first) / w[0].ranks_per_gpu,
+                    w[1].gpu + w[1].offset / w[1].ranks_per_gpu
+                )));
+            }
+        }
+        let limit = self.gpu_count().unwrap_or(RANK_COUNT_MAX);
+        for r in &self.runs {
+            let last = u64::from(r.gpu)
+                + (u64::from(r.offset) + u64::from(r.count) - 1) / u64::from(r.ranks_per_gpu);
+            if last >= u64::from(limit) {
+                return Err(Error::invalid(format!(
+                    "topology: rank {} is on GPU {last}; the hosts have {limit} GPUs, counted from 0",
+                    r.first + r.count - 1
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Expands the exceptions: as many as there are slow or drained ranks.
+    fn apply_speeds(&mut self) -> Result<()> {
+        let mut slow = Vec::new();
+        for (i, s) in self.spec.speeds.iter().enumerate() {
+            for rank in s.ranks.iter() {
+                let site = self.site(rank).ok_or_else(|| {
+                    Error::invalid(format!(
+                        "topology: speeds[{i}] names rank {rank}, which is not placed"
+                    ))
+                })?;
+                slow.push((site, s.nic_percent, s.nvlink_percent));
+                if s.is_drained {
+                    self.drained.push(rank);
+                }
+            }
+        }
+        for (site, nic, nvlink) in slow {
+            if let (Some(port), 1..100) = (site.port, nic) {
+                let p = self.slow_ports.entry(port).or_insert(nic);
+                *p = nic.min(*p);
+            }
+            if nvlink < 100 {
+                let p = self.slow_gpus.entry(site.gpu).or_insert(nvlink);
+                *p = nvlink.min(*p);
+            }
+        }
+        self.drained.sort_unstable();
+        self.drained.dedup();
+        Ok(())
+    }
+
+    /// Every rank is placed, and those of different domains can meet.
+    fn check_layouts(&self, source: &Layout, destination: &Layout) -> Result<()> {
+        let mut first: Option<(Rank, Site)> = None;
+        let mut without: Option<(Rank, Site)> = None;
+        let mut domains = (u32::MAX, 0);
+        for (side, layout) in [("source", source), ("destination", destination)] {
+            for rank in layout.ranks() {
+                let site = self.site(rank).ok_or_else(|| {
+                    Error::invalid(format!(
+                        "topology: {side} rank {rank} has no place; {} ranks are placed",
+                        self.runs.iter().map(|r| u64::from(r.count)).sum::<u64>()
+                    ))
+                    .by(rank)
+                })?;
+                domains = (domains.0.min(site.domain), domains.1.max(site.domain));
+                first = first.or(Some((rank, site)));
+                if site.port.is_none() {
+                    without = without.or(Some((rank, site)));
+                }
+            }
+        }
+        match without {
+            Some((rank, site)) if domains.0 != domains.1 => Err(Error::invalid(format!(
+                "topology: rank {rank} on host {} has no NIC and cannot reach the other NVLink \
+                 domains; the ranks are in domains {} to {}",
+                site.host, domains.0, domains.1
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn percent(speed: u64, percent: Option<u32>) -> u64 {
+    match percent {
+        None => speed,
+        Some(p) => (u128::from(speed) * u128::from(p) / 100).max(1) as u64,
+    }
+}
+
+fn bases(hosts: &[HostGroup]) -> Result<Vec<Base>> {
+    let mut at = Base {
+        gpu: 0,
+        host: 0,
+        domain: 0,
+        port: 0,
+    };
+    let mut bases = Vec::with_capacity(hosts.len());
+    for g in hosts {
+        bases.push(at);
+        let gpus = u64::from(at.gpu) + u64::from(g.count) * u64::from(g.gpus);
+        if gpus > u64::from(RANK_COUNT_MAX) {
+            return Err(Error::limit(format!(
+                "topology: the hosts have {gpus} GPUs and more; at most {RANK_COUNT_MAX} are allowed"
+            )));
+        }
+        at.gpu = gpus as u32;
+        at.host += g.count;
+        at.domain += g.count.div_ceil(g.domain_hosts);
+        at.port += g.count * g.ports();
+    }
+    Ok(bases)
+}
+
+/// Placement as runs of consecutive ranks, sorted.
+fn runs_of(placement: &[PlacementRun]) -> Result<Vec<Run>> {
+    let mut runs: Vec<Run> = Vec::new();
+    for p in placement {
+        let mut push = |first, count, offset| {
+            runs.push(Run {
+                first,
+                count,
+                gpu: p.gpu,
+                offset,
+                ranks_per_gpu: p.ranks_per_gpu,
+            });
+        };
+        match &p.ranks {
+            RankList::Range { first, count } => push(*first, *count, 0),
+            RankList::List(list) => {
+                let mut from = 0;
+                for i in 1..=list.len() {
+                    if i == list.len() || list[i].0 != list[i - 1].0.wrapping_add(1) {
+                        push(list[from].0, (i - from) as u32, from as u32);
+                        from = i;
+                    }
+                }
+            }
+        }
+    }
+    runs.sort_by_key(|r| r.first);
+    Ok(runs)
+}
