@@ -14,6 +14,9 @@
 //! begins when the rank has *received* everything of the ones before (so that
 //! a forward finds its bytes), while their sends may still be on the way.
 //!
+//! Where the receiver's memory is on a GPU, its device copies instead, in its
+//! own stream; the step is done when the stream has come to the last copy.
+//!
 //! # Abort
 //!
 //! A peer reads our memory, so our fences must not be reached while it still
@@ -27,7 +30,6 @@ use super::{Fault, FaultKind, Progress, Transport};
 use crate::device::Binding;
 use crate::device::copy::{End, Halt, MessageCopy, QUANTUM, Stop};
 use crate::device::fence::{AbortCell, Fence, Watch};
-use crate::device::work::staged;
 use crate::error::{Error, Result, Status};
 use crate::limits::RANK_COUNT_MAX;
 use crate::plan::program::{BufferSlot, Direction, Message};
@@ -359,6 +361,32 @@ impl Watch for Member {
 /// A promise that a member's fences are not reached as an abort.
 struct Hold<'a>(&'a Member);
 
+/// The same for as long as a GPU copies.
+#[derive(Debug)]
+struct LongHold(Arc<Member>);
+
+impl LongHold {
+    fn new(member: &Arc<Member>) -> Option<LongHold> {
+        std::mem::forget(member.hold()?);
+        Some(LongHold(member.clone()))
+    }
+}
+
+impl Drop for LongHold {
+    fn drop(&mut self) {
+        drop(Hold(&self.0));
+    }
+}
+
+/// A message that a GPU is copying to us.
+#[derive(Debug)]
+struct Moving {
+    fence: Fence,
+    posted: Posted,
+    bytes: u64,
+    _hold: LongHold,
+}
+
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
         self.0.holders.fetch_sub(1, Ordering::SeqCst);
@@ -509,6 +537,7 @@ struct Runner {
 struct Receiving {
     step: Queued,
     lanes: Vec<Lane>,
+    moving: Vec<Moving>,
 }
 
 /// The receives from one peer.
@@ -541,6 +570,7 @@ impl Runner {
     /// Works until aborted or closed.
     fn serve(&self) {
         let mut lanes = Vec::new();
+        let mut moving = Vec::new();
         let mut begun = 0;
         while !self.must_end() {
             let Some(step) = self.me.queue.pop_ready() else {
@@ -558,12 +588,22 @@ impl Runner {
                 return;
             }
             fill_lanes(&mut lanes, &step);
-            let mut receiving = Receiving { step, lanes };
-            if let Err(reason) = self.receive(&mut receiving) {
-                self.me.abort.set(reason);
-                return;
+            let mut receiving = Receiving {
+                step,
+                lanes,
+                moving,
+            };
+            let received = self.receive(&mut receiving);
+            if let Err(reason) = &received {
+                self.me.abort.set(reason.clone());
             }
-            lanes = receiving.lanes;
+            // Senders are held until the GPU is through, whatever happens.
+            self.land(&mut receiving.moving);
+            match received {
+                Ok(true) => self.received(),
+                Ok(false) | Err(_) => return,
+            }
+            (lanes, moving) = (receiving.lanes, receiving.moving);
         }
     }
 
@@ -625,11 +665,12 @@ impl Runner {
         Ok(())
     }
 
-    /// Copies what the step receives, from whoever is ready.
-    fn receive(&self, receiving: &mut Receiving) -> Result<()> {
+    /// Copies what the step receives, from whoever is ready; false if there was
+    /// no time for all of it.
+    fn receive(&self, receiving: &mut Receiving) -> Result<bool> {
         loop {
             if self.must_end() {
-                return Ok(());
+                return Ok(false);
             }
             let pass = self.pass(receiving)?;
             let waits_for = match pass {
@@ -643,12 +684,34 @@ impl Runner {
                 Pass::Waiting(_) => std::thread::park_timeout(NAP),
             }
         }
+        Ok(true)
+    }
+
+    /// Waits for what GPUs copy to us, and tells the senders.
+    fn land(&self, moving: &mut Vec<Moving>) {
+        for Moving {
+            fence,
+            posted,
+            bytes,
+            ..
+        } in moving.drain(..)
+        {
+            // Ends at once after an abort, and when the GPU fails.
+            while !fence.wait(NAP) {}
+            if !self.me.abort.is_set() {
+                self.me.bytes_received.fetch_add(bytes, Ordering::Relaxed);
+                posted.sender.copied(posted.ticket, bytes);
+            }
+        }
+    }
+
+    /// The running step has received everything.
+    fn received(&self) {
         let mut flight = lock(&self.me.flight);
         if let Some(step) = flight.back_mut() {
             step.has_received = true;
         }
         self.me.settle(&mut flight);
-        Ok(())
     }
 
     /// One message from every peer that has one for us.
@@ -665,7 +728,13 @@ impl Runner {
                 }
                 continue;
             };
-            self.copy(&receiving.step, index, &posted)?;
+            match receiving.step.binding.mover() {
+                Some(_) => {
+                    let moving = self.copy_on_gpu(&receiving.step, index, posted)?;
+                    receiving.moving.push(moving);
+                }
+                None => self.copy(&receiving.step, index, &posted)?,
+            }
             lane.next = index + 1;
             pass = Pass::Moved;
         }
@@ -689,17 +758,42 @@ impl Runner {
         }
     }
 
+    /// Has the GPU that our memory is on copy one message.
+    fn copy_on_gpu(&self, step: &Queued, index: u32, posted: Posted) -> Result<Moving> {
+        let (from, to) = ends(step, index, &posted);
+        check_match(from.message, to.message, self.me.rank, &posted)?;
+        let Some(mover) = step.binding.mover() else {
+            return Err(Error::internal("no GPU to copy a message"));
+        };
+        let Some(hold) = LongHold::new(&posted.sender) else {
+            return Err(self.why_halted(step, &posted));
+        };
+        let bytes = to.message.bytes;
+        let copied = mover
+            .clone()
+            .copy_message(from, to, step.sequence, self.hub.is_staged);
+        Ok(Moving {
+            fence: copied.map_err(|e| e.by(self.me.rank))?,
+            bytes,
+            posted,
+            _hold: hold,
+        })
+    }
+
     /// Copies one message, chunk by chunk.
     fn copy(&self, step: &Queued, index: u32, posted: &Posted) -> Result<()> {
-        let from = End {
-            binding: &posted.binding,
-            message: &posted.binding.program.messages[posted.message as usize],
-        };
-        let to = End {
-            binding: &step.binding,
-            message: &step.binding.program.messages[index as usize],
-        };
+        let (from, to) = ends(step, index, posted);
         check_match(from.message, to.message, self.me.rank, posted)?;
+        if posted.binding.mover().is_some() {
+            return Err(Error::new(
+                Status::Unsupported,
+                format!(
+                    "rank {} sends from a GPU to memory of rank {} on the host; bind pinned \
+                     memory there, in a session with a GPU",
+                    posted.sender.rank, self.me.rank
+                ),
+            ));
+        }
         if writes_destination(&to, self.hub.is_staged) {
             step.binding.marks.write_begins(step.sequence);
         }
@@ -835,6 +929,19 @@ fn absent(peer: Rank, step: u32) -> Error {
     .by(peer)
 }
 
+/// Both ends of a message.
+fn ends<'a>(step: &'a Queued, index: u32, posted: &'a Posted) -> (End<'a>, End<'a>) {
+    let from = End {
+        binding: &posted.binding,
+        message: &posted.binding.program.messages[posted.message as usize],
+    };
+    let to = End {
+        binding: &step.binding,
+        message: &step.binding.program.messages[index as usize],
+    };
+    (from, to)
+}
+
 /// Refuses a message that is not the one we are waiting for.
 fn check_match(from: &Message, to: &Message, me: Rank, posted: &Posted) -> Result<()> {
     let sender = posted.sender.rank;
@@ -870,7 +977,8 @@ fn copy_gathered(sender: &Member, from: End<'_>, to: End<'_>, stop: Stop<'_>) ->
 
 /// Copies from where the message lies contiguous to where it shall.
 fn copy_staged(sender: &Member, from: End<'_>, to: End<'_>, stop: Stop<'_>) -> Result<(), Halt> {
-    let (source, target) = (contiguous(from), contiguous(to));
+    let source = from.binding.contiguous(from.message);
+    let target = to.binding.contiguous(to.message);
     let bytes = to.message.bytes;
     let mut at = 0;
     while at < bytes {
@@ -885,12 +993,4 @@ fn copy_staged(sender: &Member, from: End<'_>, to: End<'_>, stop: Stop<'_>) -> R
         at += n;
     }
     Ok(())
-}
-
-/// Where a message lies in one piece: its direct region, or staging.
-fn contiguous(end: End<'_>) -> usize {
-    match end.binding.program.pieces_of(end.message) {
-        [piece] if end.message.is_direct => end.binding.address(&piece.region),
-        _ => staged(end.binding, end.message).address,
-    }
 }
