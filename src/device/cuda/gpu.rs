@@ -7,16 +7,40 @@ use crate::env;
 use crate::error::{Error, Result, Status};
 use cuda_runtime_sys::*;
 use std::ffi::{CStr, c_int, c_void};
+use std::path::PathBuf;
 use std::ptr::{null_mut, with_exposed_provenance_mut};
 use std::sync::{Arc, OnceLock};
 
+/// Where the libraries are, for who knows better than the environment.
+#[derive(Clone, Debug, Default)]
+pub struct Libraries {
+    pub runtime: Option<PathBuf>,
+    pub driver: Option<PathBuf>,
+}
+
+static CHOSEN: OnceLock<Libraries> = OnceLock::new();
+static CUDA: OnceLock<std::result::Result<Cuda, LoadError>> = OnceLock::new();
+
+/// Has the process use these libraries. Fails once it has used any.
+pub fn use_libraries(libraries: Libraries) -> Result<()> {
+    if CUDA.get().is_some() || CHOSEN.set(libraries).is_err() {
+        return Err(Error::new(
+            Status::InvalidState,
+            "the libraries of CUDA have been chosen already",
+        ));
+    }
+    Ok(())
+}
+
 /// The libraries, looked for once in a process.
 pub fn library() -> Result<&'static Cuda> {
-    static CUDA: OnceLock<std::result::Result<Cuda, LoadError>> = OnceLock::new();
     let found = CUDA.get_or_init(|| {
+        let chosen = CHOSEN.get();
+        let runtime = chosen.and_then(|c| c.runtime.as_deref());
+        let driver = chosen.and_then(|c| c.driver.as_deref());
         Cuda::load(Search {
-            runtime: env::cudart_library(),
-            driver: env::cuda_library(),
+            runtime: runtime.or_else(env::cudart_library),
+            driver: driver.or_else(env::cuda_library),
         })
     });
     found.as_ref().map_err(|e| {

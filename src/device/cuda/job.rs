@@ -297,11 +297,6 @@ impl Job {
     pub fn tiles(&self) -> u64 {
         self.units.div_ceil(TILE_UNITS)
     }
-
-    /// Bytes of an access, for tests and reports.
-    pub fn access_bytes(&self) -> u32 {
-        self.to.unit.max(self.from.unit).min(16)
-    }
 }
 
 /// Numbers the tiles of jobs that are launched together; returns how many.
