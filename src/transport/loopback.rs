@@ -537,7 +537,7 @@ struct Runner {
 struct Receiving {
     step: Queued,
     lanes: Vec<Lane>,
-    moving: Vec<Moving>,
+    moving: VecDeque<Moving>,
 }
 
 /// The receives from one peer.
@@ -570,7 +570,7 @@ impl Runner {
     /// Works until aborted or closed.
     fn serve(&self) {
         let mut lanes = Vec::new();
-        let mut moving = Vec::new();
+        let mut moving = VecDeque::new();
         let mut begun = 0;
         while !self.must_end() {
             let Some(step) = self.me.queue.pop_ready() else {
@@ -598,7 +598,7 @@ impl Runner {
                 self.me.abort.set(reason.clone());
             }
             // Senders are held until the GPU is through, whatever happens.
-            self.land(&mut receiving.moving);
+            self.land_all(&mut receiving.moving);
             match received {
                 Ok(true) => self.received(),
                 Ok(false) | Err(_) => return,
@@ -673,6 +673,7 @@ impl Runner {
                 return Ok(false);
             }
             let pass = self.pass(receiving)?;
+            self.land(&mut receiving.moving);
             let waits_for = match pass {
                 Pass::Waiting(peer) => peer.0,
                 Pass::Done | Pass::Moved => NOBODY,
@@ -687,21 +688,28 @@ impl Runner {
         Ok(true)
     }
 
-    /// Waits for what GPUs copy to us, and tells the senders.
-    fn land(&self, moving: &mut Vec<Moving>) {
-        for Moving {
-            fence,
-            posted,
-            bytes,
-            ..
-        } in moving.drain(..)
-        {
-            // Ends at once after an abort, and when the GPU fails.
-            while !fence.wait(NAP) {}
+    /// Tells the senders of what GPUs have copied to us so far; has us woken
+    /// when there is more.
+    fn land(&self, moving: &mut VecDeque<Moving>) {
+        let watch: Arc<dyn Watch> = self.me.clone();
+        while moving.front().is_some_and(|m| m.fence.watch(&watch)) {
+            let Some(done) = moving.pop_front() else {
+                return;
+            };
             if !self.me.abort.is_set() {
-                self.me.bytes_received.fetch_add(bytes, Ordering::Relaxed);
-                posted.sender.copied(posted.ticket, bytes);
+                self.me
+                    .bytes_received
+                    .fetch_add(done.bytes, Ordering::Relaxed);
+                done.posted.sender.copied(done.posted.ticket, done.bytes);
             }
+        }
+    }
+
+    /// Waits for all of it. Ends soon after an abort, and when the GPU fails.
+    fn land_all(&self, moving: &mut VecDeque<Moving>) {
+        while let Some(first) = moving.front() {
+            first.fence.wait(NAP);
+            self.land(moving);
         }
     }
 
@@ -731,7 +739,7 @@ impl Runner {
             match receiving.step.binding.mover() {
                 Some(_) => {
                     let moving = self.copy_on_gpu(&receiving.step, index, posted)?;
-                    receiving.moving.push(moving);
+                    receiving.moving.push_back(moving);
                 }
                 None => self.copy(&receiving.step, index, &posted)?,
             }
