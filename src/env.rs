@@ -8,7 +8,7 @@
 
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Once, OnceLock};
 
 /// One variable: what it is called, what holds without it, what it does.
@@ -27,6 +27,8 @@ const STALL_DEADLINE_MS: &str = "WSYNC_STALL_DEADLINE_MS";
 const SHM_RING_BYTES_MAX: &str = "WSYNC_SHM_RING_BYTES_MAX";
 const LIBRARY: &str = "WSYNC_LIBRARY";
 const NCCL_LIBRARY: &str = "WSYNC_NCCL_LIBRARY";
+/// Not ours: vLLM's, honoured so that both use one copy.
+const VLLM_NCCL_SO_PATH: &str = "VLLM_NCCL_SO_PATH";
 const CUDART_LIBRARY: &str = "WSYNC_CUDART_LIBRARY";
 const CUDA_LIBRARY: &str = "WSYNC_CUDA_LIBRARY";
 const CUDA_COPY: &str = "WSYNC_CUDA_COPY";
@@ -71,7 +73,12 @@ pub const VARIABLES: &[Variable] = &[
     Variable {
         name: NCCL_LIBRARY,
         default: "",
-        meaning: "reserved: full path of the NCCL library to load",
+        meaning: "full path of the NCCL to use, instead of the one in the process or on the loader's path",
+    },
+    Variable {
+        name: VLLM_NCCL_SO_PATH,
+        default: "",
+        meaning: "the same, as vLLM reads it; WSYNC_NCCL_LIBRARY comes first",
     },
     Variable {
         name: CUDART_LIBRARY,
@@ -173,6 +180,15 @@ pub fn stall_deadline_ns() -> Result<Option<u64>> {
 /// Bytes of all rings of a rank of the shm transport.
 pub fn shm_ring_bytes_max() -> Result<Option<u64>> {
     bytes(SHM_RING_BYTES_MAX)
+}
+
+/// The NCCL that the environment asks for, and the variable that does.
+pub fn nccl_library() -> Option<(&'static str, PathBuf)> {
+    let asked = |name| {
+        let path = get(name).filter(|path| !path.is_empty())?;
+        Some((name, PathBuf::from(path)))
+    };
+    asked(NCCL_LIBRARY).or_else(|| asked(VLLM_NCCL_SO_PATH))
 }
 
 fn bytes(name: &str) -> Result<Option<u64>> {
@@ -278,7 +294,7 @@ mod tests {
     #[test]
     fn names_are_prefixed_and_unique() {
         for (i, a) in VARIABLES.iter().enumerate() {
-            assert!(a.name.starts_with("WSYNC_"));
+            assert!(a.name.starts_with("WSYNC_") || a.name == VLLM_NCCL_SO_PATH);
             assert!(VARIABLES[i + 1..].iter().all(|b| a.name != b.name));
         }
     }

@@ -3,7 +3,6 @@
 
 use std::mem::{align_of, offset_of, size_of};
 use weightsync::capi::env::*;
-use weightsync::capi::layout::*;
 use weightsync::capi::log::*;
 use weightsync::capi::mapping::*;
 use weightsync::capi::plan::*;
@@ -12,6 +11,7 @@ use weightsync::capi::session::*;
 use weightsync::capi::transport::*;
 use weightsync::capi::types::*;
 use weightsync::capi::version::*;
+use weightsync::capi::views::*;
 
 /// Size, alignment and the offset of every field of a struct.
 macro_rules! layout {

@@ -20,9 +20,9 @@ use capi_support::{
 use std::ffi::c_void;
 use std::path::PathBuf;
 use std::ptr::null_mut;
-use weightsync::capi::layout::*;
 use weightsync::capi::types::wsync_status::*;
 use weightsync::capi::types::*;
+use weightsync::capi::views::*;
 
 /// Makes one thing wrong in a fresh call and expects `wanted`.
 fn expect(

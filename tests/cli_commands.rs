@@ -154,7 +154,7 @@ fn variables_and_versions_are_listed() {
 fn layouts_are_checked_alone_and_as_a_pair() {
     assert!(succeed(&["check", TRAINER]).contains("0 errors"));
     let report = json(&["check", TRAINER, INFERENCE, "--json"]);
-    assert_eq!(report["is_ok"], true);
+    assert_eq!(report["errors"], 0);
     assert_eq!(
         report["pair"]["source"]["matched_bytes"],
         report["pair"]["source"]["bytes"]
@@ -399,4 +399,31 @@ fn ranks_end_with_the_command() {
         stat.is_ok_and(|s| s.contains(") Z ")) || !Path::new(&format!("/proc/{rank}")).exists()
     };
     until("no rank", || ranks.iter().all(has_ended));
+}
+
+/// Whatever a shell completes and a manual explains, the parser knows.
+#[test]
+fn completions_and_manual_pages_are_made_from_the_arguments() {
+    for shell in ["bash", "zsh", "fish"] {
+        let text = succeed(&["completions", shell]);
+        for word in ["explain", "destination", "checkpoint"] {
+            assert!(text.contains(word), "{shell} does not complete {word}");
+        }
+        assert!(
+            !text.contains("One rank of"),
+            "{shell} completes what is hidden"
+        );
+    }
+    let folder = folder("manual");
+    succeed(&["manual", "--out", folder.to_str().unwrap()]);
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    let first = succeed(&["manual"]);
+    assert_eq!(first, read("weightsync.1"));
+    assert!(first.contains(r"weightsync\-explain(1)"), "{first}");
+    assert!(read("weightsync-sync.1").contains(r"\-\-checkpoint"));
+    assert!(
+        !folder.join("weightsync-rank.1").exists(),
+        "hidden, and has a page"
+    );
+    assert!(fail(&["manual", "--out", "/nowhere"]).contains("/nowhere/weightsync.1"));
 }

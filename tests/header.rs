@@ -10,6 +10,7 @@ const SOURCES: &[&str] = &[
     "version",
     "log",
     "env",
+    "views",
     "layout",
     "mapping",
     "plan",

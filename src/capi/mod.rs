@@ -28,6 +28,7 @@
 )]
 
 mod args;
+mod buffers;
 pub mod env;
 mod handle;
 pub mod layout;
@@ -40,6 +41,7 @@ pub mod session;
 pub mod transport;
 pub mod types;
 pub mod version;
+pub mod views;
 
 use crate::error::{Error, Status};
 use crate::log::{Level, line};

@@ -1,6 +1,6 @@
 //! What goes back to C: written last, and only on success.
 
-use super::args::{Sized0, struct_size};
+use super::args::{Sized0, plain_struct, struct_size};
 use super::handle::{self, Handle};
 use super::types::{WSYNC_RANK_NONE, wsync_error};
 use crate::error::{Error, Result, Status};
@@ -174,6 +174,8 @@ impl TextBuffer {
         self.write(text)
     }
 }
+
+plain_struct!(wsync_error, 520, "wsync_error");
 
 /// The caller's error record, if there is one.
 pub(super) struct ErrorRecord(Option<StructOut<wsync_error>>);

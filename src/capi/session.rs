@@ -1,9 +1,9 @@
 //! Sessions: the memory of one rank, by name, and the plans it has loaded.
 
 use super::args::{self, plain_element, plain_struct};
+use super::buffers::memory;
 use super::guard;
 use super::handle::{self, Handle, exclusive, shared};
-use super::layout::memory;
 use super::out::Out;
 use super::plan::wsync_plan;
 use super::transport::wsync_transport;

@@ -4,10 +4,9 @@
 
 use super::table::{Table, grouped, print, print_json, read_file};
 use clap::Args;
-use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use weightsync::layout::check::{Finding, PairReport, check, check_pair};
-use weightsync::layout::{Layout, LayoutSpec};
+use weightsync::layout::LayoutSpec;
+use weightsync::layout::check::{Finding, Inspection, PairReport};
 use weightsync::{Error, Result};
 
 /// Say everything that is wrong with a layout, or between two
@@ -22,92 +21,25 @@ pub struct CheckArgs {
     json: bool,
 }
 
-/// What was found in one file, or between two.
-struct Found {
-    title: String,
-    findings: Vec<Finding>,
-    omitted: u64,
-}
-
-impl Found {
-    fn errors(&self) -> u64 {
-        let errors = self.findings.iter().filter(|f| f.kind.is_error());
-        errors.count() as u64 + self.omitted
-    }
-
-    fn json(&self) -> Value {
-        json!({
-            "of": self.title,
-            "findings": self.findings,
-            "omitted": self.omitted,
-            "errors": self.errors(),
-        })
-    }
-
-    fn text(&self, out: &mut String) {
-        let (errors, all) = (self.errors(), self.findings.len() as u64 + self.omitted);
-        out.push_str(&format!(
-            "{}: {errors} errors, {} remarks\n",
-            self.title,
-            all - errors
-        ));
-        for f in &self.findings {
-            let weight = if f.kind.is_error() { "error" } else { "remark" };
-            let side = f.side.map_or(String::new(), |s| format!(" ({s})"));
-            out.push_str(&format!("  {weight}{side}: {}\n", f.message));
-        }
-        if self.omitted > 0 {
-            out.push_str(&format!("  and {} more of these kinds\n", self.omitted));
-        }
-    }
-}
-
 /// Runs `weightsync check`.
 pub fn run(args: &CheckArgs) -> Result<()> {
-    let mut all = Vec::new();
-    let source = look_at(&args.source, &mut all)?;
-    let mut pair = None;
-    if let Some(path) = &args.destination {
-        let destination = look_at(path, &mut all)?;
-        if all.iter().all(|f| f.errors() == 0) {
-            let (source, destination) = (Layout::new(source)?, Layout::new(destination)?);
-            let report = check_pair(&source, &destination);
-            all.push(Found {
-                title: "source to destination".into(),
-                findings: report.findings.clone(),
-                omitted: report.omitted,
-            });
-            pair = Some(report);
-        }
-    }
-    let errors: u64 = all.iter().map(Found::errors).sum();
+    let source = read_spec(&args.source)?;
+    let destination = args.destination.as_deref().map(read_spec).transpose()?;
+    let found = Inspection::of(&source, destination.as_ref())?;
     if args.json {
-        let looked_at: Vec<Value> = all.iter().map(Found::json).collect();
-        print_json(&json!({
-            "is_ok": errors == 0,
-            "errors": errors,
-            "looked_at": looked_at,
-            "pair": pair,
-        }))?;
+        print_json(&found)?;
     } else {
-        print(text(&all, pair.as_ref()))?;
+        print(text(args, &found))?;
     }
-    match errors {
+    match found.errors {
         0 => Ok(()),
         1 => Err(Error::layout("1 error was found")),
         n => Err(Error::layout(format!("{n} errors were found"))),
     }
 }
 
-fn look_at(path: &Path, all: &mut Vec<Found>) -> Result<LayoutSpec> {
-    let spec = LayoutSpec::from_json(&read_file(path)?).map_err(|e| of_file(path, e))?;
-    let report = check(&spec);
-    all.push(Found {
-        title: path.display().to_string(),
-        findings: report.findings,
-        omitted: report.omitted,
-    });
-    Ok(spec)
+fn read_spec(path: &Path) -> Result<LayoutSpec> {
+    LayoutSpec::from_json(&read_file(path)?).map_err(|e| of_file(path, e))
 }
 
 /// `e`, with the file it is about.
@@ -118,12 +50,49 @@ pub fn of_file(path: &Path, e: Error) -> Error {
     }
 }
 
-fn text(all: &[Found], pair: Option<&PairReport>) -> String {
+fn text(args: &CheckArgs, found: &Inspection) -> String {
     let mut out = String::new();
-    for found in all {
-        found.text(&mut out);
+    let source = &found.source;
+    let title = args.source.display().to_string();
+    list(
+        &mut out,
+        &title,
+        &source.findings,
+        source.errors,
+        source.omitted,
+    );
+    if let (Some(path), Some(report)) = (&args.destination, &found.destination) {
+        let title = path.display().to_string();
+        list(
+            &mut out,
+            &title,
+            &report.findings,
+            report.errors,
+            report.omitted,
+        );
     }
-    let Some(pair) = pair else { return out };
+    if let Some(pair) = &found.pair {
+        let title = "source to destination";
+        list(&mut out, title, &pair.findings, pair.errors, pair.omitted);
+        out.push_str(&coverage(pair));
+    }
+    out
+}
+
+fn list(out: &mut String, title: &str, findings: &[Finding], errors: u64, omitted: u64) {
+    let remarks = findings.len() as u64 + omitted - errors;
+    out.push_str(&format!("{title}: {errors} errors, {remarks} remarks\n"));
+    for f in findings {
+        let weight = if f.kind.is_error() { "error" } else { "remark" };
+        let side = f.side.map_or(String::new(), |s| format!(" ({s})"));
+        out.push_str(&format!("  {weight}{side}: {}\n", f.message));
+    }
+    if omitted > 0 {
+        out.push_str(&format!("  and {omitted} more of these kinds\n"));
+    }
+}
+
+fn coverage(pair: &PairReport) -> String {
     let mut table = Table::default();
     table.row(["", "TENSORS", "BYTES", "BYTES ON BOTH SIDES"]);
     for (name, side) in [("source", pair.source), ("destination", pair.destination)] {
@@ -134,6 +103,5 @@ fn text(all: &[Found], pair: Option<&PairReport>) -> String {
             &grouped(side.matched_bytes),
         ]);
     }
-    out.push_str(&table.to_string());
-    out
+    table.to_string()
 }

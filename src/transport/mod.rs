@@ -14,10 +14,12 @@ pub mod bootstrap;
 pub mod control;
 pub mod greeting;
 pub mod loopback;
+pub mod nccl;
 pub mod rendezvous;
 pub mod shm;
 
 mod mac;
+pub(crate) mod patience;
 mod queue;
 
 use crate::device::Binding;

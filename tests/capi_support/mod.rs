@@ -4,11 +4,11 @@ pub mod entries;
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_void};
-use weightsync::capi::layout::*;
 use weightsync::capi::mapping::*;
 use weightsync::capi::request::*;
 use weightsync::capi::transport::*;
 use weightsync::capi::types::*;
+use weightsync::capi::views::*;
 
 /// The most arguments that a function of the header has.
 pub const WORDS: usize = 9;

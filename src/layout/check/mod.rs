@@ -11,10 +11,12 @@
 
 mod cover;
 mod cuts;
+mod inspection;
 mod memory;
 mod pair;
 mod storage;
 
+pub use inspection::Inspection;
 pub use pair::{Coverage, PairReport, check_pair};
 
 use super::LayoutSpec;
@@ -119,12 +121,14 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// Findings beyond [`FINDINGS_PER_KIND_MAX`] of their kind.
     pub omitted: u64,
+    /// Findings that hinder, listed or omitted.
+    pub errors: u64,
 }
 
 impl Report {
     /// True if nothing hinders the use of the layout.
     pub fn is_ok(&self) -> bool {
-        self.first_error().is_none()
+        self.errors == 0
     }
 
     fn first_error(&self) -> Option<&Finding> {
@@ -136,8 +140,7 @@ impl Report {
         let Some(first) = self.first_error() else {
             return Ok(());
         };
-        let errors = self.findings.iter().filter(|f| f.kind.is_error()).count() as u64;
-        let message = match errors - 1 + self.omitted {
+        let message = match self.errors.saturating_sub(1) {
             0 => first.message.clone(),
             more => format!("{}; and {more} more", first.message),
         };
@@ -188,6 +191,7 @@ struct Findings {
     list: Vec<Finding>,
     counts: BTreeMap<FindingKind, usize>,
     omitted: u64,
+    errors: u64,
 }
 
 impl Findings {
@@ -201,6 +205,7 @@ impl Findings {
     fn has_room(&mut self, kind: FindingKind) -> bool {
         let count = self.counts.entry(kind).or_default();
         *count += 1;
+        self.errors += u64::from(kind.is_error());
         let has_room = *count <= FINDINGS_PER_KIND_MAX;
         self.omitted += u64::from(!has_room);
         has_room
@@ -210,6 +215,7 @@ impl Findings {
         Report {
             findings: self.list,
             omitted: self.omitted,
+            errors: self.errors,
         }
     }
 }

@@ -16,7 +16,12 @@
 //! the line, the path of the field and what is accepted there.
 
 mod doc;
+mod explicit;
+mod fault;
+mod fused;
+mod layers;
 mod locate;
+mod names;
 mod pretty;
 mod read;
 mod write;
@@ -25,6 +30,7 @@ use super::{Layout, LayoutSpec};
 use crate::error::{Error, Result, Status};
 use crate::limits::FILE_BYTES_MAX;
 use doc::FileDoc;
+pub(in crate::layout) use doc::Pairs;
 use serde::Deserialize;
 
 /// The version of the layout file that this library reads and writes.

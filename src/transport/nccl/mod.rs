@@ -1,0 +1,5 @@
+//! Ranks on GPUs, through NCCL.
+
+pub mod library;
+
+pub use library::Nccl;
