@@ -2842,11 +2842,16 @@ wsync_status wsync_request_wait_ready(const struct wsync_request *request,
 
 /**
  * Starts a READY request: enqueues all its work and returns, waiting neither
- * for peers nor for a device. `stream` is the caller's stream, after whose
- * work the first byte is read or written; NULL for host memory.
+ * for peers nor for a device. `stream` is a cudaStream_t of the caller's: the
+ * first byte is read or written after the work that is in it now, and work
+ * that it is given later comes after the transfer, which may have failed: ask
+ * wsync_request_outcome before serving. NULL is the default stream where
+ * buffers are on a GPU, and nothing where all are on the host.
  *
- * Errors: INVALID_STATE unless READY; UNSUPPORTED for a stream that no device
- * of this session has; what ended the request meanwhile.
+ * Errors: INVALID_STATE unless READY, and for a stream that is being captured
+ * into a graph; UNSUPPORTED for a stream where all buffers are on the host;
+ * INVALID_ARGUMENT for one that CUDA does not know; what ended the request
+ * meanwhile.
  * Thread safety: one call at a time per request. Since: 0.1
  */
 wsync_status wsync_request_start(struct wsync_request *request,

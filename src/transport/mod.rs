@@ -138,6 +138,12 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
     /// session then neither packs nor unpacks, and no staging is allocated.
     fn gathers(&self) -> bool;
 
+    /// The GPU that the transport moves bytes of, if it needs one: buffers on
+    /// the host are then staged through it.
+    fn gpu(&self) -> Option<u32> {
+        None
+    }
+
     /// Gets ready to exchange the messages of `binding` with its peers. Called
     /// once per loaded plan, before its first request; may wait until
     /// `deadline` for peers to be reachable, but not for them to load it.
