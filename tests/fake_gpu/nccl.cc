@@ -157,8 +157,13 @@ void *add(std::shared_ptr<Comm> comm) {
 }
 
 void forget(void *handle) {
-  std::lock_guard guard(lock);
-  comms.erase(handle);
+  // Its threads end when it goes, and they may want the lock.
+  std::shared_ptr<Comm> last;
+  {
+    std::lock_guard guard(lock);
+    last = std::move(comms[handle]);
+    comms.erase(handle);
+  }
 }
 
 // The head of every ncclConfig_t, then its integers and pointers.
@@ -241,26 +246,20 @@ Card card_of(const Comm &comm) {
 }
 
 /// Has `work` make the communicator: here, or beside the caller.
-template <typename Work> Result build(const std::shared_ptr<Comm> &comm, bool blocking, Work work) {
-  auto body = [comm, work] {
-    std::this_thread::sleep_for(std::chrono::milliseconds(number("FAKE_NCCL_SLOW_INIT_MS", 0)));
-    return work();
-  };
-  if (blocking) {
-    Result result = body();
-    comm->state = result;
-    return result;
-  }
-  comm->state = IN_PROGRESS;
-  comm->is_building = true;
+template <typename Work> Result build(Comm &comm, bool blocking, Work work) {
   // The thread must not keep alive what joins it.
-  Comm *raw = comm.get();
-  auto weak = [raw, work] {
+  auto body = [&comm, work] {
     std::this_thread::sleep_for(std::chrono::milliseconds(number("FAKE_NCCL_SLOW_INIT_MS", 0)));
-    raw->state = work();
-    raw->is_building = false;
+    Result result = work();
+    comm.state = result;
+    comm.is_building = false;
+    return result;
   };
-  comm->builder = std::thread(weak);
+  if (blocking)
+    return body();
+  comm.state = IN_PROGRESS;
+  comm.is_building = true;
+  comm.builder = std::thread(body);
   return IN_PROGRESS;
 }
 
@@ -333,11 +332,6 @@ int width(int type) {
   return type >= 0 && type < 12 ? widths[type] : 0;
 }
 
-struct Child {
-  std::shared_ptr<Comm> comm;
-  void *handle;
-};
-
 /// A communicator out of another one.
 Result branch(Comm &parent, std::vector<int> participants, int color, int key, bool blocking,
               void **out) {
@@ -348,7 +342,7 @@ Result branch(Comm &parent, std::vector<int> participants, int color, int key, b
   card.key = key;
   auto keep = parent.shared_from_this();
   Comm *raw = child.get();
-  Result result = build(child, parent.blocking && !parent.is_revoked, [keep, raw, participants, card] {
+  Result result = build(*child, parent.blocking && !parent.is_revoked, [keep, raw, participants, card] {
     return keep->make_child(*raw, participants, card);
   });
   *out = color < 0 || (result != SUCCESS && result != IN_PROGRESS) ? nullptr : add(child);
@@ -474,7 +468,7 @@ EXPORT int ncclCommInitRankConfig(void **out, int count, UniqueId id, int rank, 
   Card card = card_of(*comm);
   std::string root = id.internal;
   Comm *raw = comm.get();
-  Result result = build(comm, blocking, [raw, root, card] { return raw->meet(root, card); });
+  Result result = build(*comm, blocking, [raw, root, card] { return raw->meet(root, card); });
   if (result == SUCCESS || result == IN_PROGRESS)
     *out = add(comm);
   return result;
