@@ -79,18 +79,18 @@ impl Rank {
             memory,
         };
         match blocking {
-            0 => assert_eq!(result, ncclInProgress),
-            _ => assert_eq!(result, ncclSuccess),
+            0 => assert_eq!(result, ncclResult_t::IN_PROGRESS),
+            _ => assert_eq!(result, ncclResult_t::SUCCESS),
         }
-        assert_eq!(mine.settle(), ncclSuccess);
+        assert_eq!(mine.settle(), ncclResult_t::SUCCESS);
         mine
     }
 
     fn state(&self) -> ncclResult_t {
-        let mut state = ncclSuccess;
+        let mut state = ncclResult_t::SUCCESS;
         // SAFETY: a live communicator.
         let result = unsafe { (nccl().ncclCommGetAsyncError)(self.comm, &mut state) };
-        assert_eq!(result, ncclSuccess);
+        assert_eq!(result, ncclResult_t::SUCCESS);
         state
     }
 
@@ -98,7 +98,7 @@ impl Rank {
     fn settle(&self) -> ncclResult_t {
         loop {
             match self.state() {
-                ncclInProgress => std::thread::yield_now(),
+                ncclResult_t::IN_PROGRESS => std::thread::yield_now(),
                 state => return state,
             }
         }
@@ -118,9 +118,7 @@ impl Rank {
 
     fn fill(&self, byte: u8) {
         // SAFETY: our memory.
-        ok(unsafe {
-            (cuda().runtime.memset_async)(self.memory, byte.into(), BYTES, self.stream)
-        });
+        ok(unsafe { (cuda().runtime.memset_async)(self.memory, byte.into(), BYTES, self.stream) });
     }
 
     fn first_byte(&self) -> u8 {
@@ -142,14 +140,20 @@ impl Rank {
 
     fn abort(&self) {
         // SAFETY: a live communicator, which is not used after.
-        assert_eq!(unsafe { (nccl().ncclCommAbort)(self.comm) }, ncclSuccess);
+        assert_eq!(
+            unsafe { (nccl().ncclCommAbort)(self.comm) },
+            ncclResult_t::SUCCESS
+        );
     }
 }
 
 fn id() -> [u8; 128] {
     let mut id = ncclUniqueId::from_bytes([0; 128]);
     // SAFETY: a place for an id.
-    assert_eq!(unsafe { (nccl().ncclGetUniqueId)(&mut id) }, ncclSuccess);
+    assert_eq!(
+        unsafe { (nccl().ncclGetUniqueId)(&mut id) },
+        ncclResult_t::SUCCESS
+    );
     id.to_bytes()
 }
 
@@ -163,7 +167,7 @@ fn pair(blocking: c_int) -> [Rank; 2] {
 
 fn group_start() {
     // SAFETY: takes nothing.
-    assert_eq!(unsafe { (nccl().ncclGroupStart)() }, ncclSuccess);
+    assert_eq!(unsafe { (nccl().ncclGroupStart)() }, ncclResult_t::SUCCESS);
 }
 
 fn group_end() -> ncclResult_t {
@@ -188,8 +192,8 @@ fn bytes_arrive_and_a_group_is_on_the_stream_only_when_polled() {
     let [a, b] = pair(0);
     a.fill(7);
     group_start();
-    assert_eq!(a.send(BYTES, 1), ncclSuccess);
-    assert_eq!(group_end(), ncclInProgress);
+    assert_eq!(a.send(BYTES, 1), ncclResult_t::SUCCESS);
+    assert_eq!(group_end(), ncclResult_t::IN_PROGRESS);
     // An event that is recorded now guards nothing.
     let mut event = Event(null_mut());
     // SAFETY: places and handles of the test.
@@ -200,12 +204,12 @@ fn bytes_arrive_and_a_group_is_on_the_stream_only_when_polled() {
         assert!(soon(|| (r.event_query)(event) == CudaError::SUCCESS));
     }
     // Nothing else is done with it meanwhile.
-    assert_eq!(a.send(BYTES, 1), ncclInvalidArgument);
-    assert_eq!(a.settle(), ncclSuccess);
+    assert_eq!(a.send(BYTES, 1), ncclResult_t::INVALID_ARGUMENT);
+    assert_eq!(a.settle(), ncclResult_t::SUCCESS);
     std::thread::sleep(Duration::from_millis(10));
     assert!(!a.is_idle(), "a send waits for its receive");
-    assert_eq!(b.receive(BYTES, 0), ncclInProgress);
-    assert_eq!(b.settle(), ncclSuccess);
+    assert_eq!(b.receive(BYTES, 0), ncclResult_t::IN_PROGRESS);
+    assert_eq!(b.settle(), ncclResult_t::SUCCESS);
     assert_eq!(b.first_byte(), 7);
     assert!(soon(|| a.is_idle()));
     a.abort();
@@ -216,8 +220,8 @@ fn bytes_arrive_and_a_group_is_on_the_stream_only_when_polled() {
 fn sends_outside_a_group_wait_for_each_other_until_aborted() {
     let [a, b] = pair(1);
     for (me, peer) in [(&a, 1), (&b, 0)] {
-        assert_eq!(me.send(BYTES, peer), ncclSuccess);
-        assert_eq!(me.receive(BYTES, peer), ncclSuccess);
+        assert_eq!(me.send(BYTES, peer), ncclResult_t::SUCCESS);
+        assert_eq!(me.receive(BYTES, peer), ncclResult_t::SUCCESS);
     }
     std::thread::sleep(Duration::from_millis(30));
     assert!(!a.is_idle() && !b.is_idle());
@@ -255,19 +259,19 @@ fn configs_are_read_as_the_real_one_reads_them() {
         }
         result
     };
-    assert_eq!(init(ncclConfig_t::default()), ncclSuccess);
+    assert_eq!(init(ncclConfig_t::default()), ncclResult_t::SUCCESS);
     let only_min = ncclConfig_t {
         minCTAs: 2,
         ..Default::default()
     };
-    assert_eq!(init(only_min), ncclInvalidArgument);
+    assert_eq!(init(only_min), ncclResult_t::INVALID_ARGUMENT);
     let both = ncclConfig_t {
         minCTAs: 2,
         maxCTAs: 4,
         maxP2pPeers: 3,
         ..Default::default()
     };
-    assert_eq!(init(both), ncclSuccess);
+    assert_eq!(init(both), ncclResult_t::SUCCESS);
 }
 
 #[test]
@@ -286,7 +290,7 @@ fn a_split_and_a_shrunk_communicator_work_and_a_revoked_one_does_not() {
         config.blocking = 0;
         // SAFETY: a live parent, places for what is written.
         let result = unsafe { (nccl().ncclCommSplit)(rank.comm, 0, key, &mut comm, &mut config) };
-        assert_eq!(result, ncclInProgress);
+        assert_eq!(result, ncclResult_t::IN_PROGRESS);
         Rank {
             comm,
             stream: rank.stream,
@@ -295,36 +299,49 @@ fn a_split_and_a_shrunk_communicator_work_and_a_revoked_one_does_not() {
     };
     // Keys turn the order round.
     let (c, d) = (split(&a, 1), split(&b, 0));
-    assert_eq!((c.settle(), d.settle()), (ncclSuccess, ncclSuccess));
+    assert_eq!(
+        (c.settle(), d.settle()),
+        (ncclResult_t::SUCCESS, ncclResult_t::SUCCESS)
+    );
     c.fill(9);
     c.send(BYTES, 0);
     d.receive(BYTES, 1);
-    assert_eq!((c.settle(), d.settle()), (ncclSuccess, ncclSuccess));
+    assert_eq!(
+        (c.settle(), d.settle()),
+        (ncclResult_t::SUCCESS, ncclResult_t::SUCCESS)
+    );
     assert_eq!(d.first_byte(), 9);
 
     // The peer never sends: revoking ends the wait, and nothing else.
     d.receive(BYTES, 1);
-    assert_eq!(d.settle(), ncclSuccess);
+    assert_eq!(d.settle(), ncclResult_t::SUCCESS);
     // SAFETY: a live communicator.
     let revoked = unsafe { nccl().ncclCommRevoke.unwrap()(d.comm, 0) };
-    assert_eq!(revoked, ncclSuccess);
+    assert_eq!(revoked, ncclResult_t::SUCCESS);
     assert!(soon(|| d.is_idle()));
-    assert_eq!(d.send(BYTES, 1), ncclInvalidUsage);
+    assert_eq!(d.send(BYTES, 1), ncclResult_t::INVALID_USAGE);
     let (mut comm, mut config) = (ncclComm_t::NULL, ncclConfig_t::default());
     let mut excluded = [1];
     // SAFETY: as above.
     let result = unsafe {
         let shrink = nccl().ncclCommShrink.unwrap();
-        shrink(d.comm, excluded.as_mut_ptr(), 1, &mut comm, &mut config, NCCL_SHRINK_ABORT)
+        shrink(
+            d.comm,
+            excluded.as_mut_ptr(),
+            1,
+            &mut comm,
+            &mut config,
+            NCCL_SHRINK_ABORT,
+        )
     };
-    assert!(result == ncclSuccess || result == ncclInProgress);
+    assert!(result == ncclResult_t::SUCCESS || result == ncclResult_t::IN_PROGRESS);
     let alone = Rank {
         comm,
         stream: d.stream,
         memory: d.memory,
     };
-    assert_eq!(alone.settle(), ncclSuccess);
-    [&a, &b, &c, &d, &alone].map(Rank::abort);
+    assert_eq!(alone.settle(), ncclResult_t::SUCCESS);
+    [&a, &b, &c, &d, &alone].into_iter().for_each(Rank::abort);
 }
 
 /// What ends the process when it is done; run as a process of its own.
@@ -368,7 +385,8 @@ fn as_child() {
         }
         "twice" => {
             let [a, _b] = pair(1);
-            let ask = |rank: &Rank| (0..20_000).for_each(|_| drop(rank.state()));
+            let ask =
+                |rank: &Rank| assert!((0..20_000).all(|_| rank.state() == ncclResult_t::SUCCESS));
             let twin = Rank { ..a };
             let other = std::thread::spawn(move || ask(&twin));
             ask(&a);
@@ -376,9 +394,8 @@ fn as_child() {
         }
         "gpu" => {
             let id = id();
-            let mut config = ncclConfig_t::default();
             let join = move |rank| {
-                let mut comm = ncclComm_t::NULL;
+                let (mut comm, mut config) = (ncclComm_t::NULL, ncclConfig_t::default());
                 // SAFETY: places for what is written.
                 unsafe {
                     ok((cuda().runtime.set_device)(0));
@@ -402,7 +419,7 @@ fn two_ranks_share_a_gpu_only_if_told_and_able_to() {
             .find_map(|l| l.split_once("results ").map(|(_, r)| r.to_string()))
             .unwrap_or_else(|| panic!("{output:?}"))
     };
-    let refused = format!("{0} {0}", ncclInvalidUsage.0);
+    let refused = format!("{0} {0}", ncclResult_t::INVALID_USAGE.0);
     assert_eq!(results(&[]), refused);
     let share = ("NCCL_MULTI_RANK_GPU_ENABLE", "1");
     assert_eq!(results(&[share]), "0 0");

@@ -278,7 +278,11 @@ mod tests {
         assert!(e.message.contains("ranks 0 and 2") && e.message.contains("0000:00:00.0"));
 
         assert!(broken(|a| a.mode = Mode::Split).message.contains("splits"));
-        assert!(broken(|a| a.id = Some([1; 128])).message.contains("unique id"));
+        assert!(
+            broken(|a| a.id = Some([1; 128]))
+                .message
+                .contains("unique id")
+        );
     }
 
     #[test]

@@ -2,11 +2,13 @@
 
 use super::address::{Address, Mode, check};
 use super::comm::{Comm, CommLimits};
+use super::identity::{current_device, gpu_id, host_id};
 use super::library::{MULTI_RANK_GPU, NCCL_UNIQUE_ID_BYTES, Nccl};
 use super::patience::Patience;
+use super::peers::Peers;
 use super::turn::turn_of;
-use super::{NcclTransport, OnAbort, Peers, warm_up};
-use crate::device::cuda::gpu::{self, Gpu};
+use super::{NcclTransport, OnAbort, Remains, warm_up};
+use crate::device::cuda::gpu::Gpu;
 use crate::device::fence::AbortCell;
 use crate::error::{Error, Result, Status};
 use crate::rank::Rank;
@@ -34,7 +36,7 @@ pub enum CommSource {
     Direct { comm: usize, on_abort: OnAbort },
     /// One of its own, made from what is left of a transport that has failed:
     /// by ncclCommShrink if that can be on all ranks, else from a unique id.
-    Rebuilt { from: Arc<NcclTransport> },
+    Rebuilt { from: Remains },
 }
 
 /// What a transport is made with.
@@ -154,25 +156,9 @@ fn locate(nccl: &'static Nccl, options: &NcclOptions) -> Result<(u32, (i32, i32)
             )));
         }
         (Some(device), _) | (None, Some(device)) => device,
-        (None, None) => gpu::current_device()?,
+        (None, None) => current_device()?,
     };
     Ok((device, place))
-}
-
-/// The boot id: the same for all processes of a host. Zeroes where unknown.
-fn host_id() -> [u8; 16] {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let hash = xxhash_rust::xxh3::xxh3_128(text.trim().as_bytes());
-    hash.to_le_bytes()
-}
-
-fn gpu_id(gpu: &Gpu) -> Result<[u8; 16]> {
-    let text = gpu.pci_bus_id()?;
-    let mut id = [0; 16];
-    for (to, from) in id.iter_mut().zip(text.bytes()) {
-        *to = from;
-    }
-    Ok(id)
 }
 
 /// NCCL's own switch, which it reads itself.
@@ -227,7 +213,6 @@ impl Bootstrap for NcclBootstrap {
             place: (place, count),
             group,
             is_rebuildable: self.is_rebuildable,
-            limits: self.limits,
             on_abort,
             abort: self.abort,
         })?;

@@ -14,7 +14,7 @@ use super::patience::Patience;
 use crate::error::{Error, Result, Status};
 use nccl_sys::{
     NCCL_REVOKE_DEFAULT, NCCL_SHRINK_ABORT, NCCL_UNIQUE_ID_BYTES, ncclComm_t, ncclConfig_t,
-    ncclInProgress, ncclResult_t, ncclSuccess, ncclUint8, ncclUniqueId,
+    ncclResult_t, ncclUint8, ncclUniqueId,
 };
 use std::ffi::{c_int, c_void};
 use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
@@ -129,10 +129,9 @@ impl Comm {
         let mut handle = ncclComm_t::NULL;
         let from = ncclComm_t(with_exposed_provenance_mut(parent));
         // SAFETY: the caller lends a live communicator; places as above.
-        let result = unsafe {
-            (nccl.api().ncclCommSplit)(from, 0, key, &raw mut handle, &raw mut config)
-        };
-        if result == ncclInProgress {
+        let result =
+            unsafe { (nccl.api().ncclCommSplit)(from, 0, key, &raw mut handle, &raw mut config) };
+        if result == ncclResult_t::IN_PROGRESS {
             let mut parent = Comm::borrow(nccl, parent);
             patience.wait("ncclCommSplit", || parent.is_ready())?;
         }
@@ -165,7 +164,7 @@ impl Comm {
                 NCCL_SHRINK_ABORT,
             )
         };
-        if result == ncclInProgress {
+        if result == ncclResult_t::IN_PROGRESS {
             patience.wait("ncclCommShrink", || self.is_ready())?;
         }
         Comm::made(self.nccl, "ncclCommShrink", handle, result, patience)
@@ -219,13 +218,14 @@ impl Comm {
     /// Asks how the last call has gone on; true if it is over. This may be
     /// what carries it out.
     pub(super) fn is_ready(&mut self) -> Result<bool> {
-        let mut state = ncclSuccess;
+        let mut state = ncclResult_t::SUCCESS;
         // SAFETY: a live communicator, and a place for a result.
-        let result = unsafe { (self.nccl.api().ncclCommGetAsyncError)(self.handle, &raw mut state) };
+        let result =
+            unsafe { (self.nccl.api().ncclCommGetAsyncError)(self.handle, &raw mut state) };
         self.nccl.check("ncclCommGetAsyncError", result)?;
         match state {
-            ncclSuccess => Ok(true),
-            ncclInProgress => Ok(false),
+            ncclResult_t::SUCCESS => Ok(true),
+            ncclResult_t::IN_PROGRESS => Ok(false),
             failed => Err(self.nccl.failure("NCCL", failed)),
         }
     }
@@ -247,8 +247,12 @@ impl Comm {
             // SAFETY: the session promises that the memory is there, on this
             // communicator's device, until the stream has come by.
             let result = unsafe { self.add(&transfer, stream) };
-            if result != ncclSuccess && result != ncclInProgress {
-                let call = if transfer.is_send { "ncclSend" } else { "ncclRecv" };
+            if result != ncclResult_t::SUCCESS && result != ncclResult_t::IN_PROGRESS {
+                let call = if transfer.is_send {
+                    "ncclSend"
+                } else {
+                    "ncclRecv"
+                };
                 failed = Some(self.nccl.failure(call, result));
                 break;
             }
@@ -260,7 +264,7 @@ impl Comm {
             return Err(e);
         }
         self.nccl.check("ncclGroupEnd", result)?;
-        if result == ncclInProgress {
+        if result == ncclResult_t::IN_PROGRESS {
             patience.wait("ncclGroupEnd", || self.is_ready())?;
         }
         Ok(())
@@ -314,7 +318,7 @@ impl Comm {
         };
         // SAFETY: a live communicator; nobody else is inside.
         let result = unsafe { revoke(self.handle, NCCL_REVOKE_DEFAULT) };
-        let is_done = result == ncclSuccess || result == ncclInProgress;
+        let is_done = result == ncclResult_t::SUCCESS || result == ncclResult_t::IN_PROGRESS;
         if is_done {
             self.state = State::Revoked;
         }

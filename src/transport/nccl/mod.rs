@@ -30,6 +30,7 @@
 mod address;
 mod bootstrap;
 mod comm;
+mod identity;
 pub mod library;
 mod patience;
 mod peers;
@@ -54,9 +55,10 @@ use comm::{Comm, Stopped, Transfer};
 use cuda_runtime_sys::Stream;
 use patience::Patience;
 use peers::Peers;
+use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 use turn::turn_of;
@@ -98,6 +100,57 @@ impl std::fmt::Debug for NcclTransport {
     }
 }
 
+/// What is left of a transport: whatever a new one of the survivors can be
+/// made of.
+#[derive(Clone)]
+pub struct Remains(Arc<Shared>);
+
+impl Remains {
+    /// `None` if it is no NCCL transport.
+    pub fn of(transport: &dyn Transport) -> Option<Remains> {
+        let shared = transport.remains()?.downcast().ok()?;
+        Some(Remains(shared))
+    }
+
+    fn nccl(&self) -> &'static Nccl {
+        self.0.nccl
+    }
+
+    fn gpu(&self) -> &Arc<Gpu> {
+        &self.0.gpu
+    }
+
+    fn place(&self) -> (i32, i32) {
+        self.0.place
+    }
+
+    /// What the transport is known by if its communicator was kept after a
+    /// failure, to be shrunk.
+    fn kept_as(&self) -> Option<u128> {
+        let line = lock(&self.0.line);
+        line.comm.is_kept().then_some(self.0.group)
+    }
+
+    /// A communicator of the survivors.
+    fn shrink(
+        &self,
+        excluded: &[i32],
+        limits: &CommLimits,
+        patience: Patience<'_>,
+    ) -> Result<Comm> {
+        let mut line = lock(&self.0.line);
+        let _turn = lock(self.0.turn);
+        let _current = self.0.gpu.enter()?;
+        line.comm.shrink(excluded, limits, patience)
+    }
+}
+
+impl std::fmt::Debug for Remains {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Remains(rank {})", self.0.rank)
+    }
+}
+
 /// What a transport is made of.
 struct Parts {
     rank: Rank,
@@ -108,7 +161,6 @@ struct Parts {
     place: (i32, i32),
     group: u128,
     is_rebuildable: bool,
-    limits: CommLimits,
     on_abort: Option<OnAbort>,
     abort: Arc<AbortCell>,
 }
@@ -161,7 +213,6 @@ struct Beside<B, A> {
 impl NcclTransport {
     /// Takes over a communicator whose ranks have all come.
     fn start(parts: Parts) -> Result<Arc<NcclTransport>> {
-        let _ = parts.limits;
         let shared = Arc::new(Shared {
             queue: std::mem::ManuallyDrop::new(CudaQueue::new(&parts.gpu)?),
             turn: turn_of(parts.gpu.index),
@@ -202,7 +253,7 @@ impl NcclTransport {
     }
 
     /// The GPU it works on.
-    pub fn gpu(&self) -> &Arc<Gpu> {
+    pub fn device(&self) -> &Arc<Gpu> {
         &self.shared.gpu
     }
 
@@ -212,26 +263,6 @@ impl NcclTransport {
 
     fn place(&self) -> (i32, i32) {
         self.shared.place
-    }
-
-    /// What this transport is known by if its communicator was kept after a
-    /// failure, to be shrunk.
-    fn kept_as(&self) -> Option<u128> {
-        let line = lock(&self.shared.line);
-        line.comm.is_kept().then_some(self.shared.group)
-    }
-
-    /// A communicator of the survivors.
-    fn shrink(
-        &self,
-        excluded: &[i32],
-        limits: &CommLimits,
-        patience: Patience<'_>,
-    ) -> Result<Comm> {
-        let mut line = lock(&self.shared.line);
-        let _turn = lock(self.shared.turn);
-        let _current = self.shared.gpu.enter()?;
-        line.comm.shrink(excluded, limits, patience)
     }
 
     /// Puts a group on the stream, after `after`.
@@ -306,14 +337,20 @@ impl Shared {
 
     /// Has the communicator's kernels end. Whoever calls is not inside NCCL.
     fn stop(&self, line: &mut Line) {
+        let turn = lock(self.turn);
+        self.stop_in_turn(line, turn);
+    }
+
+    /// The same, and the device's turn is given back.
+    fn stop_in_turn(&self, line: &mut Line, turn: MutexGuard<'_, ()>) {
         if !line.comm.is_usable() {
             return;
         }
-        let _turn = lock(self.turn);
         let stopped = match self.gpu.enter() {
             Ok(_current) => line.comm.stop(self.is_rebuildable),
             Err(_) => line.comm.stop(self.is_rebuildable),
         };
+        drop(turn);
         if stopped == Stopped::Kernels {
             self.has_ended.store(true, Ordering::Release);
         } else if let Some(OnAbort(Some(call))) = &self.on_abort
@@ -337,7 +374,7 @@ impl Shared {
         }
     }
 
-    fn try_line(&self) -> Option<std::sync::MutexGuard<'_, Line>> {
+    fn try_line(&self) -> Option<MutexGuard<'_, Line>> {
         match self.line.try_lock() {
             Ok(line) => Some(line),
             Err(TryLockError::Poisoned(line)) => Some(line.into_inner()),
@@ -388,7 +425,9 @@ impl Transport for NcclTransport {
         messages
             .iter()
             .try_for_each(|m| self.transfer(binding, m).map(drop))?;
-        let transfers = messages.iter().filter_map(|m| self.transfer(binding, m).ok());
+        let transfers = messages
+            .iter()
+            .filter_map(|m| self.transfer(binding, m).ok());
         let nothing = Beside {
             before: |_| Ok(()),
             behind: |_| Ok(()),
@@ -424,6 +463,14 @@ impl Transport for NcclTransport {
         if let Some(thread) = &*lock(&self.watchdog) {
             thread.thread().unpark();
         }
+    }
+
+    fn gpu(&self) -> Option<u32> {
+        Some(self.shared.gpu.index)
+    }
+
+    fn remains(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        Some(self.shared.clone())
     }
 
     fn progress(&self) -> Progress {

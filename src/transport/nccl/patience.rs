@@ -22,11 +22,7 @@ pub(super) struct Patience<'a> {
 impl Patience<'_> {
     /// Asks `is_done` until it says so. Fails with the abort's reason, or with
     /// MEET_TIMEOUT that says what was waited for.
-    pub(super) fn wait(
-        &self,
-        what: &str,
-        mut is_done: impl FnMut() -> Result<bool>,
-    ) -> Result<()> {
+    pub(super) fn wait(&self, what: &str, mut is_done: impl FnMut() -> Result<bool>) -> Result<()> {
         let mut looks = 0;
         let mut nap = NAP_MIN;
         while !is_done()? {

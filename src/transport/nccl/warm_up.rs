@@ -28,7 +28,7 @@ pub(super) fn warm_up(transport: &Arc<NcclTransport>, deadline: Instant) -> Resu
     let me = transport.place().0;
     let partners = partners(transport.peers().places(), me);
     let bytes = partners.len() * TOKEN_BYTES;
-    let gpu = transport.gpu();
+    let gpu = transport.device();
     // Outgoing tokens, then incoming ones.
     let room = Scratch::new(gpu, 2 * bytes)?;
     for (i, partner) in partners.iter().enumerate() {

@@ -64,7 +64,10 @@ impl Watchdog {
         };
         self.waits_since = None;
         if is_aborted {
-            shared.stop(&mut held);
+            let Ok(turn) = shared.turn.try_lock() else {
+                return true;
+            };
+            shared.stop_in_turn(&mut held, turn);
             shared.settle(&mut held);
             return false;
         }

@@ -64,10 +64,7 @@ impl Cuda {
 }
 
 /// Newest first.
-const RUNTIME_NAMES: &[&std::ffi::CStr] = &[
-    c"libcudart.so.13",
-    c"libcudart.so.12",
-    c"libcudart.so",
-];
+const RUNTIME_NAMES: &[&std::ffi::CStr] =
+    &[c"libcudart.so.13", c"libcudart.so.12", c"libcudart.so"];
 
 const DRIVER_NAMES: &[&std::ffi::CStr] = &[c"libcuda.so.1", c"libcuda.so"];

@@ -39,11 +39,7 @@ pub struct Library {
 /// Finds a library that has the symbol `marker`: `path` and nothing else where
 /// it is given, else the first of `names` that is in the process already, else
 /// the program's own symbols, else the first of `names` that can be loaded.
-pub fn find(
-    path: Option<&Path>,
-    names: &[&CStr],
-    marker: &CStr,
-) -> Result<Library, LoadError> {
+pub fn find(path: Option<&Path>, names: &[&CStr], marker: &CStr) -> Result<Library, LoadError> {
     if let Some(path) = path {
         let name = CString::new(path.as_os_str().as_bytes())
             .map_err(|_| LoadError(format!("{} holds a NUL byte", path.display())))?;
