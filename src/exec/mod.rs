@@ -22,6 +22,7 @@
 
 mod agreement;
 mod coordinator;
+mod devices;
 pub mod endpoint;
 mod flight;
 mod landscape;

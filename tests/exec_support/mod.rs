@@ -12,10 +12,15 @@
 
 #![allow(dead_code)]
 
+#[path = "../fake_gpu/mod.rs"]
+pub mod fake_gpu;
+
+use fake_gpu::GpuMemory;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
+use weightsync::device::cuda::CudaDevice;
 use weightsync::device::deferred::DeferredDevice;
 use weightsync::device::host::HostDevice;
 use weightsync::device::{Device, MemoryRange};
@@ -45,9 +50,29 @@ pub enum Carrier {
     Staged,
     /// Rings in shared memory; here between threads.
     Shm,
+    /// Loopback over GPU memory: kernels copy from region to region.
+    Gpu,
+    /// Packed through staging on the GPU.
+    GpuStaged,
 }
 
-pub const CARRIERS: [Carrier; 3] = [Carrier::Loopback, Carrier::Staged, Carrier::Shm];
+pub const CARRIERS: [Carrier; 5] = [
+    Carrier::Loopback,
+    Carrier::Staged,
+    Carrier::Shm,
+    Carrier::Gpu,
+    Carrier::GpuStaged,
+];
+
+impl Carrier {
+    /// Where buffers are.
+    pub fn memory(self) -> Memory {
+        match self {
+            Carrier::Loopback | Carrier::Staged | Carrier::Shm => Memory::Host,
+            Carrier::Gpu | Carrier::GpuStaged => Memory::Device(0),
+        }
+    }
+}
 
 /// Who holds what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +92,7 @@ const ROWS: u64 = 8;
 const TENSORS: [(&str, u64); 2] = [("a.weight", 6), ("b.weight", 10)];
 
 /// One side of one rank: row or column half of every tensor, one buffer each.
-fn views(rank: u32, copy: u32, by_rows: bool, half: u64) -> RankViews {
+fn views(rank: u32, copy: u32, by_rows: bool, half: u64, memory: Memory) -> RankViews {
     let mut buffers = Vec::new();
     let mut all = Vec::new();
     for (i, (name, cols)) in TENSORS.iter().enumerate() {
@@ -86,7 +111,7 @@ fn views(rank: u32, copy: u32, by_rows: bool, half: u64) -> RankViews {
         buffers.push(NamedBuffer {
             name: name.to_string(),
             bytes: rows.len() * row_bytes,
-            memory: Memory::Host,
+            memory,
         });
         all.push(View {
             tensor: TensorIndex(i as u32),
@@ -131,23 +156,27 @@ impl Shape {
             .position(|&c| rank == c || rank == c + 1)
     }
 
-    fn sides(self, rank: u32) -> Vec<(Side, RankViews)> {
+    fn sides(self, rank: u32, memory: &dyn Fn(Side) -> Memory) -> Vec<(Side, RankViews)> {
         let mut sides = Vec::new();
         if rank < 2 {
-            sides.push((Side::Source, views(rank, 0, true, u64::from(rank))));
+            let memory = memory(Side::Source);
+            let views = views(rank, 0, true, u64::from(rank), memory);
+            sides.push((Side::Source, views));
         }
         if let Some(copy) = self.copy_of(rank) {
             let half = u64::from(rank - self.copies()[copy]);
-            sides.push((Side::Destination, views(rank, copy as u32, false, half)));
+            let memory = memory(Side::Destination);
+            let views = views(rank, copy as u32, false, half, memory);
+            sides.push((Side::Destination, views));
         }
         sides
     }
 
-    fn layout(self, side: Side) -> Arc<Layout> {
+    fn layout(self, side: Side, memory: &dyn Fn(Side) -> Memory) -> Arc<Layout> {
         let tensors = TENSORS
             .iter()
             .map(|(name, cols)| Tensor::new(*name, &[ROWS, *cols], Dtype::F32).unwrap());
-        let ranks = (0..self.rank_count()).flat_map(|r| self.sides(r));
+        let ranks = (0..self.rank_count()).flat_map(|r| self.sides(r, memory));
         Arc::new(
             Layout::new(LayoutSpec {
                 tensors: tensors.collect(),
@@ -159,42 +188,74 @@ impl Shape {
         )
     }
 
-    /// The plan, in `steps` steps.
+    /// The plan, in `steps` steps, for host memory.
     pub fn plan(self, steps: u32) -> Arc<Plan> {
+        self.plan_in(steps, Memory::Host)
+    }
+
+    /// The plan for buffers in `memory`.
+    pub fn plan_in(self, steps: u32, memory: Memory) -> Arc<Plan> {
+        self.plan_of(steps, &|_| memory)
+    }
+
+    fn plan_of(self, steps: u32, memory: &dyn Fn(Side) -> Memory) -> Arc<Plan> {
         let options = PlanOptions {
             bucket_count: steps,
             direct_bytes_min: 16,
             ..PlanOptions::default()
         };
-        let (source, destination) = (self.layout(Side::Source), self.layout(Side::Destination));
+        let source = self.layout(Side::Source, memory);
+        let destination = self.layout(Side::Destination, memory);
         Arc::new(Plan::create(source, destination, &options).unwrap())
     }
 }
 
-/// Memory that other threads write while we look at it.
+/// Memory that other threads, or a GPU, write while we look at it.
 #[derive(Debug)]
-pub struct Bytes(Vec<AtomicU8>);
+pub enum Bytes {
+    Host(Vec<AtomicU8>),
+    Gpu(GpuMemory),
+}
 
 pub const OLD: u8 = 0x5a;
 
 impl Bytes {
-    fn new(bytes: u64) -> Bytes {
-        Bytes((0..bytes).map(|_| AtomicU8::new(OLD)).collect())
+    fn new(bytes: u64, gpu: Option<&Arc<CudaDevice>>) -> Bytes {
+        match gpu {
+            Some(gpu) => Bytes::Gpu(GpuMemory::new(gpu, bytes, OLD)),
+            None => Bytes::Host((0..bytes).map(|_| AtomicU8::new(OLD)).collect()),
+        }
     }
 
     pub fn range(&self) -> MemoryRange {
-        MemoryRange {
-            address: self.0.as_ptr().expose_provenance(),
-            bytes: self.0.len() as u64,
+        match self {
+            Bytes::Host(bytes) => MemoryRange {
+                address: bytes.as_ptr().expose_provenance(),
+                bytes: bytes.len() as u64,
+            },
+            Bytes::Gpu(memory) => memory.range(),
         }
     }
 
     pub fn set(&self, i: usize, value: u8) {
-        self.0[i].store(value, Ordering::Relaxed);
+        match self {
+            Bytes::Host(bytes) => bytes[i].store(value, Ordering::Relaxed),
+            Bytes::Gpu(memory) => memory.write(i, &[value]),
+        }
+    }
+
+    pub fn put(&self, all: &[u8]) {
+        match self {
+            Bytes::Host(_) => all.iter().enumerate().for_each(|(i, b)| self.set(i, *b)),
+            Bytes::Gpu(memory) => memory.write(0, all),
+        }
     }
 
     pub fn get(&self) -> Vec<u8> {
-        self.0.iter().map(|b| b.load(Ordering::Relaxed)).collect()
+        match self {
+            Bytes::Host(bytes) => bytes.iter().map(|b| b.load(Ordering::Relaxed)).collect(),
+            Bytes::Gpu(memory) => memory.read(),
+        }
     }
 }
 
@@ -213,8 +274,9 @@ pub struct Held {
 }
 
 impl Held {
-    fn new(side: Side, views: RankViews) -> Held {
-        let buffers = views.buffers.iter().map(|b| Bytes::new(b.bytes)).collect();
+    fn new(side: Side, views: RankViews, gpu: Option<&Arc<CudaDevice>>) -> Held {
+        let buffers = views.buffers.iter();
+        let buffers = buffers.map(|b| Bytes::new(b.bytes, gpu)).collect();
         Held {
             side,
             views,
@@ -228,7 +290,7 @@ impl Held {
             let [rows, cols] = v.bounds.spans() else {
                 panic!("two axes");
             };
-            let mut all = vec![OLD; bytes.0.len()];
+            let mut all = vec![OLD; bytes.range().bytes as usize];
             for row in rows.lo..rows.hi {
                 for col in cols.lo..cols.hi {
                     let at = (row - rows.lo) as i64 * v.strides[0] + (col - cols.lo) as i64 * 4;
@@ -248,7 +310,7 @@ impl Held {
 
     pub fn store(&self, version: u64) {
         for (to, from) in self.buffers.iter().zip(self.expected(version)) {
-            from.iter().enumerate().for_each(|(i, b)| to.set(i, *b));
+            to.put(&from);
         }
     }
 
@@ -338,6 +400,8 @@ pub struct World {
     shm: Vec<Arc<ShmTransport>>,
     /// Devices of ranks that have one of their own.
     pub devices: BTreeMap<u32, Arc<dyn Device>>,
+    /// Sources in host memory, whatever the carrier.
+    pub host_sources: bool,
 }
 
 impl World {
@@ -348,16 +412,19 @@ impl World {
             shape,
             steps,
             hub: match carrier {
-                Carrier::Loopback | Carrier::Shm => LoopbackHub::new(ranks),
-                Carrier::Staged => LoopbackHub::staged(ranks),
+                Carrier::Loopback | Carrier::Shm | Carrier::Gpu => LoopbackHub::new(ranks),
+                Carrier::Staged | Carrier::GpuStaged => LoopbackHub::staged(ranks),
             },
             shm: match carrier {
-                Carrier::Loopback | Carrier::Staged => Vec::new(),
+                Carrier::Loopback | Carrier::Staged | Carrier::Gpu | Carrier::GpuStaged => {
+                    Vec::new()
+                }
                 Carrier::Shm => (0..ranks)
                     .map(|r| ShmTransport::with(Rank(r), small_rings()).unwrap())
                     .collect(),
             },
             devices: BTreeMap::new(),
+            host_sources: false,
         }
     }
 
@@ -390,13 +457,32 @@ impl World {
         match self.carrier {
             Carrier::Loopback | Carrier::Shm => Arc::new(HostDevice::new().unwrap()),
             Carrier::Staged => Arc::new(DeferredDevice::pumped(u64::from(rank)).unwrap()),
+            Carrier::Gpu | Carrier::GpuStaged => fake_gpu::device(),
+        }
+    }
+
+    /// The GPU that tests put buffers on, if buffers are on one.
+    pub fn gpu(&self) -> Option<Arc<CudaDevice>> {
+        (self.carrier.memory() != Memory::Host).then(fake_gpu::device)
+    }
+
+    /// The plan, in `steps` steps, for buffers where this carrier has them.
+    pub fn plan(&self, steps: u32) -> Arc<Plan> {
+        let memory = |side| self.memory(side);
+        self.shape.plan_of(steps, &memory)
+    }
+
+    fn memory(&self, side: Side) -> Memory {
+        match side {
+            Side::Source if self.host_sources => Memory::Host,
+            Side::Source | Side::Destination => self.carrier.memory(),
         }
     }
 
     /// Runs `script` on a thread per rank, after all have met and loaded the
     /// plan, and returns what it returns, by rank.
     pub fn run<T: Send>(&self, script: impl Fn(&mut Rig) -> T + Sync) -> Vec<T> {
-        self.run_with(|_| self.shape.plan(self.steps), script)
+        self.run_with(|_| self.plan(self.steps), script)
     }
 
     /// The same with a plan per rank.
@@ -429,12 +515,16 @@ impl World {
         let rank = endpoint.rank().0;
         let session =
             Session::new(&endpoint, self.device(rank), SessionOptions::default()).unwrap();
-        let sides = self.shape.sides(rank).into_iter();
-        let held: Vec<Held> = sides.map(|(side, v)| Held::new(side, v)).collect();
+        let memory = |side| self.memory(side);
+        let gpu = self.gpu();
+        let gpu_of = |side| gpu.as_ref().filter(|_| memory(side) != Memory::Host);
+        let sides = self.shape.sides(rank, &memory).into_iter();
+        let held = sides.map(|(side, v)| Held::new(side, v, gpu_of(side)));
+        let held: Vec<Held> = held.collect();
         for h in &held {
             for (named, bytes) in h.views.buffers.iter().zip(&h.buffers) {
                 session
-                    .bind(h.side, &named.name, bytes.range(), Memory::Host)
+                    .bind(h.side, &named.name, bytes.range(), memory(h.side))
                     .unwrap();
             }
         }
