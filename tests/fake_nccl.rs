@@ -26,7 +26,7 @@ fn load(file: &Path) -> Library {
 
 fn nccl() -> &'static Api {
     static NCCL: OnceLock<Library> = OnceLock::new();
-    &NCCL.get_or_init(|| load(&fake_gpu::nccl())).api
+    &NCCL.get_or_init(|| load(&fake_gpu::nccl::nccl())).api
 }
 
 fn cuda() -> &'static Cuda {
@@ -276,7 +276,7 @@ fn configs_are_read_as_the_real_one_reads_them() {
 
 #[test]
 fn the_old_one_has_what_2_18_has() {
-    let old = load(&fake_gpu::nccl_old());
+    let old = load(&fake_gpu::nccl::nccl_old());
     assert_eq!(old.version, 21805);
     assert!(OPTIONAL.iter().all(|s| !old.api.has(s.name)));
     assert!(nccl().has("ncclCommShrink") && nccl().has("ncclCommRevoke"));
