@@ -95,8 +95,11 @@ pub struct CudaDevice {
 struct Core {
     options: CudaOptions,
     kernels: Kernels,
-    // Drops, and so empties its stream, before the memory that is in use there.
+    // Drop, and so empty their streams, before the memory that is in use there.
     queue: CudaQueue,
+    /// What peers send us, where a transport has our GPU copy it. Not the same
+    /// stream: there an unpack may be waiting for just these bytes.
+    arrivals: CudaQueue,
     device_pool: Arc<Pool>,
     pinned_pool: Arc<Pool>,
     gpu: Arc<Gpu>,
@@ -111,6 +114,7 @@ impl CudaDevice {
                 options,
                 kernels: Kernels::load(&gpu)?,
                 queue: CudaQueue::new(&gpu)?,
+                arrivals: CudaQueue::new(&gpu)?,
                 device_pool: Pool::new(&gpu, PoolKind::Device),
                 pinned_pool: Pool::new(&gpu, PoolKind::Pinned),
                 gpu,
@@ -154,6 +158,7 @@ impl Drop for CudaDevice {
     /// Aborts what is not done. Bindings may live on; their work is refused.
     fn drop(&mut self) {
         self.core.queue.close();
+        self.core.arrivals.close();
     }
 }
 

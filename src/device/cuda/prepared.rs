@@ -101,7 +101,7 @@ impl Prepared {
             sums: device_sums.address(),
             uses_engines: core.options.copy_path == CopyPath::Engines,
         })?;
-        let jobs = upload(core, &table.jobs)?;
+        let jobs = upload(core, &core.queue, &table.jobs)?;
         let words = Arc::new(Words {
             abort: Word::new(&core.gpu)?,
             mark: Word::new(&core.gpu)?,
@@ -291,7 +291,7 @@ impl Prepared {
         }
         let tiles = number_tiles(&mut jobs);
         let table = Arc::new(MessageTable {
-            jobs: upload(&self.core, &jobs)?,
+            jobs: upload(&self.core, &self.core.arrivals, &jobs)?,
             job_count: jobs.len() as u64,
             tiles,
         });
@@ -337,7 +337,7 @@ impl Mover for Prepared {
         let table = (!is_pageable)
             .then(|| self.message_table(&from, &to))
             .transpose()?;
-        let queue = self.queue().begin(&Fence::default(), &self.abort)?;
+        let queue = self.core.arrivals.begin(&Fence::default(), &self.abort)?;
         if self.abort.is_set() {
             return queue.end(self.ending(NOTHING));
         }
@@ -452,8 +452,8 @@ fn classify(gpu: &Gpu, binding: &Binding) -> Result<Vec<bool>> {
     Ok(is_pageable)
 }
 
-/// Puts jobs where the GPU reads them.
-fn upload(core: &Core, jobs: &[Job]) -> Result<Block> {
+/// Puts jobs where the GPU reads them, before what is put on `queue` next.
+fn upload(core: &Core, queue: &CudaQueue, jobs: &[Job]) -> Result<Block> {
     let bytes = size_of_val(jobs) as u64;
     let block = Pool::take(&core.device_pool, bytes)?;
     if bytes == 0 {
@@ -461,7 +461,7 @@ fn upload(core: &Core, jobs: &[Job]) -> Result<Block> {
     }
     // Pageable memory is read before the call returns; the stream is where it
     // is needed first.
-    let queue = core.queue.begin(&Fence::default(), &Arc::default())?;
+    let queue = queue.begin(&Fence::default(), &Arc::default())?;
     let from = jobs.as_ptr().expose_provenance();
     copy_bytes(&core.gpu, queue.stream(), block.address(), from, bytes)?;
     queue.end(None)?;
