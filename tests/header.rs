@@ -14,6 +14,7 @@ const SOURCES: &[&str] = &[
     "layout",
     "mapping",
     "plan",
+    "nccl",
     "transport",
     "session",
     "request",

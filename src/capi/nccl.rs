@@ -127,10 +127,12 @@ pub unsafe extern "C" fn wsync_transport_nccl_id(
         let out = unsafe { super::out::bytes(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for NULL or a NUL-terminated path.
         let library = unsafe { path(library, "the library's path")? };
-        if capacity == 0 {
-            return out.write(&[0; WSYNC_NCCL_ID_BYTES]);
+        let nccl = Nccl::find(library.as_deref())?;
+        // An id opens a socket: none is made just to say how long it is.
+        match capacity {
+            0 => out.write(&[0; WSYNC_NCCL_ID_BYTES]),
+            _ => out.write(&nccl.unique_id()?),
         }
-        out.write(&Nccl::find(library.as_deref())?.unique_id()?)
     })
 }
 

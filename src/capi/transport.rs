@@ -103,7 +103,7 @@ pub struct wsync_transport_options {
     pub nccl: *const wsync_nccl_options,
 }
 
-plain_struct!(wsync_transport_options, 40, "wsync_transport_options");
+plain_struct!(wsync_transport_options, 48, "wsync_transport_options");
 
 /// Makes a transport that has met nobody yet. Next is wsync_transport_greeting
 /// and wsync_transport_meet, or wsync_transport_rendezvous.
