@@ -5,16 +5,24 @@ mod exec_support;
 
 use exec_support::fake_gpu::nccl::{self as fake, Wrong, alone, calls, inject};
 use exec_support::*;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use weightsync::exec::*;
-use weightsync::transport::nccl::{CommSource, NcclBootstrap, NcclOptions};
+use weightsync::transport::Bootstrap;
+use weightsync::transport::nccl::{CommSource, NcclBootstrap, NcclOptions, Remains};
 use weightsync::{Error, Status};
 
-fn short(version: u64) -> RequestOptions {
+/// How long a step may take where it is the deadline that ends it; else it is
+/// something else that does, long before.
+const SOON: u64 = 300 * MS;
+const LATE: u64 = 20 * SECOND;
+
+fn within(stall_deadline_ns: u64, version: u64) -> RequestOptions {
     RequestOptions {
-        stall_deadline_ns: 300 * MS,
+        stall_deadline_ns,
         ..options(version)
     }
 }
@@ -81,7 +89,7 @@ fn is_old() -> bool {
 fn meeting(count: u32, options: impl Fn(u32) -> NcclOptions) -> Error {
     let bootstrap = |rank: u32| {
         let made = NcclBootstrap::new(rank == 0, options(rank)).unwrap();
-        Box::new(made) as Box<dyn weightsync::transport::Bootstrap>
+        Box::new(made) as Box<dyn Bootstrap>
     };
     meet(count, bootstrap).unwrap_err()
 }
@@ -142,12 +150,12 @@ fn no_library_and_no_gpu_are_said() {
 
 /// Runs a version that goes wrong on `victim`; every rank ends soon, tells the
 /// truth about its memory, and refuses to go on.
-fn fails(world: &World, what: &str, strike: impl Fn(&mut Rig) + Sync) -> Vec<Error> {
+fn fails(world: &World, stall_ns: u64, what: &str, strike: impl Fn(&mut Rig) + Sync) -> Vec<Error> {
     let begun = Instant::now();
     let ended: Vec<(Verdict, Error)> = world.run(|rig| {
         let before = rig.snapshot();
         rig.store(1);
-        let submitted = rig.request.submit(&short(1));
+        let submitted = rig.request.submit(&within(stall_ns, 1));
         strike(rig);
         let e = submitted
             .and_then(|()| rig.request.wait(20 * SECOND).map(drop))
@@ -173,7 +181,7 @@ fn a_kernel_that_hangs_is_stopped_at_any_step() {
             let world = World::new(Carrier::Nccl, Shape::Half, 3);
             inject(victim, step + 1, Wrong::Hang, 0);
             let what = format!("rank {victim} hangs at step {step}");
-            for e in fails(&world, &what, |_| ()) {
+            for e in fails(&world, SOON, &what, |_| ()) {
                 assert_eq!(e.status, Status::Stalled, "{what}: {e}");
             }
         }
@@ -186,7 +194,7 @@ fn an_error_of_nccl_reaches_every_rank() {
     let _alone = alone();
     let world = World::new(Carrier::Nccl, Shape::Apart, 2);
     inject(3, 1, Wrong::Error, 6);
-    for e in fails(&world, "rank 3 fails", |_| ()) {
+    for e in fails(&world, LATE, "rank 3 fails", |_| ()) {
         assert_eq!(e.status, Status::PeerLost, "{e}");
         assert!(e.message.contains("ncclRemoteError"), "{e}");
     }
@@ -197,7 +205,7 @@ fn an_abort_from_another_thread_ends_the_transfer() {
     let _alone = alone();
     let world = World::new(Carrier::Nccl, Shape::Apart, 2);
     inject(0, 1, Wrong::Hang, 0);
-    let errors = fails(&world, "abort", |rig| {
+    let errors = fails(&world, LATE, "abort", |rig| {
         if rig.rank == 4 {
             let endpoint = rig.endpoint.clone();
             std::thread::spawn(move || {
@@ -343,7 +351,7 @@ fn a_direct_communicator_is_revoked_or_its_owner_told() {
         }
     });
     inject(1, 1, Wrong::Hang, 0);
-    fails(&world, "a direct communicator", |_| ());
+    fails(&world, SOON, "a direct communicator", |_| ());
     let told = told.load(std::sync::atomic::Ordering::Relaxed);
     if is_old() {
         assert_eq!(told, 4);
@@ -353,4 +361,118 @@ fn a_direct_communicator_is_revoked_or_its_owner_told() {
         assert_eq!(calls("ncclCommAbort"), before_aborts);
         lent.free();
     }
+}
+
+/// A transport that keeps what its survivors need.
+fn rebuildable(rank: u32) -> Box<dyn Bootstrap> {
+    let options = NcclOptions {
+        is_rebuildable: true,
+        ..fake::options(rank, CommSource::Own { id: None })
+    };
+    Box::new(NcclBootstrap::new(rank == 0, options).unwrap())
+}
+
+#[test]
+fn survivors_rebuild_their_transport() {
+    let _alone = alone();
+    let mut world = World::new(Carrier::Nccl, Shape::Apart, 2);
+    world.bootstraps = Some(Box::new(rebuildable));
+    inject(4, 1, Wrong::Hang, 0);
+    let remains = Mutex::new(BTreeMap::new());
+    fails(&world, SOON, "rank 4 is lost", |rig| {
+        let transport = rig.endpoint.transport().unwrap();
+        let mine = Remains::of(&*transport).unwrap();
+        remains.lock().unwrap().insert(rig.rank, mine);
+    });
+    fake::heal();
+
+    // Ranks 4 and 5 do not come back.
+    let remains = remains.into_inner().unwrap();
+    let (shrunk, made) = (calls("ncclCommShrink"), calls("ncclCommInitRankConfig"));
+    let world = borrowing(Shape::Half, move |rank| CommSource::Rebuilt {
+        from: remains[&rank].clone(),
+    });
+    sync_all(&world, 2);
+    let shrunk = calls("ncclCommShrink") - shrunk;
+    let made = calls("ncclCommInitRankConfig") - made;
+    match is_old() {
+        // From a unique id.
+        true => assert_eq!((shrunk, made), (0, 4)),
+        false => assert_eq!((shrunk, made), (4, 0)),
+    }
+    drop(world);
+    assert!(eventually(|| fake::comms() == 0));
+}
+
+/// One rank of its own process, for tests in which a process dies.
+#[test]
+#[ignore = "a process of the tests below"]
+fn as_process() {
+    let Ok(rank) = std::env::var("NCCL_TEST_RANK") else {
+        return;
+    };
+    let rank: u32 = rank.parse().unwrap();
+    let address = std::env::var("NCCL_TEST_ADDRESS").unwrap();
+    let _alone = alone();
+    let world = World::new(Carrier::Nccl, Shape::Half, 3);
+    let ranks = RankSet::count(4).unwrap();
+    let endpoint = Endpoint::new(weightsync::Rank(rank), ranks, world.bootstrap(rank)).unwrap();
+    endpoint
+        .rendezvous(&address, b"a token of the test", 20 * SECOND)
+        .unwrap();
+    let rig = world.rig(endpoint, &|_| world.plan(3));
+    let before = rig.snapshot();
+    rig.store(1);
+    let done = rig
+        .request
+        .submit(&options(1))
+        .and_then(|()| rig.request.wait(20 * SECOND).map(drop));
+    let verdict = rig.verdict(&world, 1, &before);
+    check_verdicts(&[verdict], "a process died");
+    match done {
+        Ok(()) => println!("rank {rank}: complete"),
+        Err(e) => println!("rank {rank}: {:?} blames {:?}", e.status, e.rank),
+    }
+}
+
+#[test]
+fn a_process_that_dies_is_named_and_the_others_end() {
+    for (group, is_in) in [(1, "in the first step"), (3, "in the last")] {
+        for notices in ["hang", "error"] {
+            let what = format!("dies {is_in}, noticed by {notices}");
+            let address = free_address();
+            let spawn = |rank: u32| {
+                Command::new(std::env::current_exe().unwrap())
+                    .args(["--exact", "as_process", "--ignored", "--nocapture"])
+                    .env("NCCL_TEST_RANK", rank.to_string())
+                    .env("NCCL_TEST_ADDRESS", &address)
+                    .env("FAKE_NCCL_FAULT", format!("2:{group}:die"))
+                    .env("FAKE_NCCL_PEER_DEATH", notices)
+                    .stdout(Stdio::piped())
+                    .spawn()
+                    .unwrap()
+            };
+            let begun = Instant::now();
+            let processes: Vec<_> = (0..4).map(spawn).collect();
+            for (rank, process) in processes.into_iter().enumerate() {
+                let output = process.wait_with_output().unwrap();
+                let said = String::from_utf8_lossy(&output.stdout);
+                if rank == 2 {
+                    assert!(!output.status.success(), "{what}: it lives");
+                    continue;
+                }
+                assert!(output.status.success(), "{what}: rank {rank}: {said}");
+                // NCCL may notice first; it does not say who it was.
+                let is_named = said.contains("PeerLost blames Some(Rank(2))");
+                let is_noticed = notices == "error" && said.contains("PeerLost");
+                assert!(is_named || is_noticed, "{what}: {said}");
+            }
+            assert!(begun.elapsed() < Duration::from_secs(15), "{what}");
+        }
+    }
+}
+
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
 }

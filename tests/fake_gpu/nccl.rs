@@ -39,7 +39,10 @@ pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     choose_gpus();
-    heal();
+    // A process of a test has its faults from the environment.
+    if std::env::var_os("FAKE_NCCL_FAULT").is_none() {
+        heal();
+    }
     guard
 }
 
