@@ -846,7 +846,7 @@ typedef struct wsync_mapping wsync_mapping;
  * wsync_plan_rank_count, wsync_plan_ranks, wsync_plan_tensor_count,
  * wsync_plan_step_count, wsync_plan_program_info, wsync_plan_buffer_count,
  * wsync_plan_buffer_at, wsync_plan_tensor_last_step, wsync_plan_rank_ops,
- * wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
+ * wsync_plan_origin, wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
  *
  * Since: 0.1
  */
@@ -2130,6 +2130,28 @@ wsync_status wsync_plan_rank_ops(const struct wsync_plan *plan,
                                  struct wsync_error *err);
 
 /**
+ * Writes where an element of `tensor` on destination rank `rank` comes from
+ * as JSON, NUL-terminated: its hops in order, each with step, stage, bucket
+ * and, at both ends, rank, buffer and byte offset. `index` has one number per
+ * axis of the tensor. With a `capacity` of 0 only `out_needed` is written: the
+ * number of bytes, the NUL included.
+ *
+ * Errors: NOT_FOUND if the plan does not move the tensor or the rank does not
+ * receive the element; INVALID_ARGUMENT if it is outside the tensor;
+ * BUFFER_TOO_SMALL.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_plan_origin(const struct wsync_plan *plan,
+                               uint32_t rank,
+                               const char *tensor,
+                               const uint64_t *index,
+                               size_t index_count,
+                               char *buffer,
+                               size_t capacity,
+                               size_t *out_needed,
+                               struct wsync_error *err);
+
+/**
  * Writes totals over all ranks as JSON, NUL-terminated: bytes, pairs,
  * messages, staging, the busiest ranks. With a `capacity` of 0 only
  * `out_needed` is written: the number of bytes, the NUL included.
@@ -2286,7 +2308,7 @@ wsync_status wsync_transport_status(const struct wsync_transport *transport,
 /**
  * Stops everything that uses this transport, here and on all peers. The first
  * reason wins; aborting again changes nothing. Never waits. A meeting that is
- * under way fails with the reason when it ends, and then the peers hear of it.
+ * under way fails with the reason at once, and its peers see this rank go.
  *
  * Thread safety: any thread, at any time, during other calls on the transport
  * too. Since: 0.1

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! The rooms of the house, imports running down only:
-//! `cli, capi -> exec -> plan -> layout`, with transports and devices behind
+//! `cli, capi -> sim -> plan -> layout` and `cli, capi -> exec -> plan`, with transports and devices behind
 //! traits that take work and return fences.
 
 pub mod capi;
@@ -24,6 +24,7 @@ pub mod limits;
 pub mod log;
 pub mod plan;
 pub mod rank;
+pub mod sim;
 pub mod transport;
 
 pub use error::{Error, Result, Status};

@@ -400,3 +400,30 @@ fn ranks_end_with_the_command() {
     };
     until("no rank", || ranks.iter().all(has_ended));
 }
+
+/// Whatever a shell completes and a manual explains, the parser knows.
+#[test]
+fn completions_and_manual_pages_are_made_from_the_arguments() {
+    for shell in ["bash", "zsh", "fish"] {
+        let text = succeed(&["completions", shell]);
+        for word in ["explain", "destination", "checkpoint"] {
+            assert!(text.contains(word), "{shell} does not complete {word}");
+        }
+        assert!(
+            !text.contains("One rank of"),
+            "{shell} completes what is hidden"
+        );
+    }
+    let folder = folder("manual");
+    succeed(&["manual", "--out", folder.to_str().unwrap()]);
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    let first = succeed(&["manual"]);
+    assert_eq!(first, read("weightsync.1"));
+    assert!(first.contains(r"weightsync\-explain(1)"), "{first}");
+    assert!(read("weightsync-sync.1").contains(r"\-\-checkpoint"));
+    assert!(
+        !folder.join("weightsync-rank.1").exists(),
+        "hidden, and has a page"
+    );
+    assert!(fail(&["manual", "--out", "/nowhere"]).contains("/nowhere/weightsync.1"));
+}

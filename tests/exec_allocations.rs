@@ -57,8 +57,9 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn the_third_request_allocates_nothing() {
     for carrier in CARRIERS {
-        for flags in [0, FLAG_VERIFY] {
-            let world = World::new(carrier, Shape::Apart, 5);
+        let shapes = [Shape::Apart, Shape::Forwarded];
+        for (shape, flags) in shapes.into_iter().flat_map(|s| [(s, 0), (s, FLAG_VERIFY)]) {
+            let world = World::new(carrier, shape, 5);
             let gate = Gate::new(world.shape.rank_count() as usize);
             world.run(|rig| {
                 for version in 1..=6 {

@@ -333,6 +333,51 @@ fn ranks_of_a_colocated_copy_fail_alike() {
     }
 }
 
+/// A source, a rank that forwards to its copy, and one of the other copy.
+const FORWARDED_VICTIMS: [u32; 3] = [1, 2, 5];
+
+/// Sources have nothing to do in the last step, in which bytes are forwarded.
+fn forwarded_faults(carrier: Carrier, kind: FaultKind, status: Status) {
+    for victim in FORWARDED_VICTIMS {
+        for step in 0..STEPS - u32::from(victim < 2) {
+            let what = format!("{carrier:?}, two stages: {kind:?} of rank {victim} at step {step}");
+            let world = World::new(carrier, Shape::Forwarded, STEPS);
+            world.inject(victim, step, kind);
+            let endings = world.run(|rig| {
+                ending(&world, rig, 1, |rig| {
+                    rig.request.submit(&RequestOptions {
+                        agree_deadline_ns: 20 * SECOND,
+                        ..short(1)
+                    })?;
+                    if rig.rank == victim && kind == FaultKind::Die {
+                        std::thread::sleep(Duration::from_millis(30));
+                        rig.endpoint.inject(ControlFault::Die);
+                    }
+                    rig.request.wait(60 * SECOND)
+                })
+            });
+            check(endings, victim, status, Duration::from_nanos(STALL), &what);
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_stalls_while_others_forward_is_named() {
+    forwarded_faults(Carrier::Loopback, FaultKind::Stall, Status::Stalled);
+}
+
+#[test]
+fn a_rank_that_stalls_while_others_forward_is_named_when_staged() {
+    forwarded_faults(Carrier::Staged, FaultKind::Stall, Status::Stalled);
+}
+
+#[test]
+fn a_rank_that_dies_while_others_forward_is_named() {
+    for carrier in CARRIERS {
+        forwarded_faults(carrier, FaultKind::Die, Status::PeerLost);
+    }
+}
+
 // --- before bytes move -----------------------------------------------------
 
 #[test]

@@ -164,6 +164,24 @@ fn meeting_is_tried_once_and_comes_before_sessions() {
 }
 
 #[test]
+fn an_abort_ends_a_meeting_at_once() {
+    let endpoints = endpoints(2);
+    let greetings = greetings(&endpoints);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        // Rank 1 never meets.
+        let meeting = scope.spawn(|| endpoints[0].meet(&greetings, 60 * SECOND));
+        std::thread::sleep(Duration::from_millis(100));
+        endpoints[0].abort("enough");
+        let e = meeting.join().unwrap().unwrap_err();
+        assert_eq!((e.status, &*e.message), (Status::Aborted, "enough"));
+    });
+    assert!(start.elapsed() < Duration::from_secs(5));
+    let e = endpoints[1].meet(&greetings, SECOND).unwrap_err();
+    assert_eq!((e.status, e.rank), (Status::PeerLost, Some(Rank(0))), "{e}");
+}
+
+#[test]
 fn rank_sets_are_checked() {
     let status = |r: Result<RankSet>| r.unwrap_err().status;
     assert_eq!(status(RankSet::count(0)), Status::InvalidArgument);

@@ -226,4 +226,39 @@ fn bad_arguments_are_refused_at_once() {
     assert_eq!(e("127.0.0.1:1", &[7; 300]), Status::LimitExceeded);
     assert_eq!(e("no port", TOKEN), Status::InvalidArgument);
     assert_eq!(e("127.0.0.1:99999", TOKEN), Status::InvalidArgument);
+    assert_eq!(e(":29400", TOKEN), Status::InvalidArgument);
+}
+
+#[test]
+fn a_name_that_does_not_resolve_is_given_up_at_the_deadline() {
+    let ranks = RankSet::count(2).unwrap();
+    let start = Instant::now();
+    let e = endpoint(1, &ranks)
+        .rendezvous("nobody.invalid:29400", TOKEN, 300 * MS)
+        .unwrap_err();
+    assert_eq!(e.status, Status::MeetTimeout, "{e}");
+    assert!(e.message.contains("nobody.invalid:29400"), "{e}");
+    assert!(start.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn an_abort_ends_a_rendezvous_at_once_on_the_host_and_on_a_guest() {
+    let address = address();
+    let ranks = RankSet::count(3).unwrap();
+    let endpoints = [endpoint(0, &ranks), endpoint(1, &ranks)];
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let meet = |e: &Endpoint| e.rendezvous(&address, TOKEN, 60 * SECOND).unwrap_err();
+        let threads = endpoints.each_ref().map(|e| scope.spawn(move || meet(e)));
+        // Rank 2 never comes.
+        std::thread::sleep(Duration::from_millis(200));
+        endpoints.iter().for_each(|e| e.abort("enough"));
+        for (thread, endpoint) in threads.into_iter().zip(&endpoints) {
+            let e = thread.join().unwrap();
+            assert_eq!(e.status, Status::Aborted, "{e}");
+            assert_eq!(e.message, "enough");
+            assert_eq!(e.rank, Some(endpoint.rank()));
+        }
+    });
+    assert!(start.elapsed() < Duration::from_secs(5));
 }

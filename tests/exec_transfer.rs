@@ -15,7 +15,7 @@ use weightsync::{Result, Status};
 #[test]
 fn three_versions_in_a_row_arrive() {
     for carrier in CARRIERS {
-        for shape in [Shape::Apart, Shape::Colocated] {
+        for shape in [Shape::Apart, Shape::Colocated, Shape::Forwarded] {
             let world = World::new(carrier, shape, 4);
             world.run(|rig| {
                 for version in 1..=3 {
@@ -35,7 +35,7 @@ fn three_versions_in_a_row_arrive() {
 #[test]
 fn verified_versions_publish_digests_and_tell_when_nothing_changed() {
     for carrier in CARRIERS {
-        for shape in [Shape::Apart, Shape::Colocated] {
+        for shape in [Shape::Apart, Shape::Colocated, Shape::Forwarded] {
             let world = World::new(carrier, shape, 3);
             let reports = world.run(|rig| {
                 let mut reports = Vec::new();
@@ -171,6 +171,9 @@ fn many_versions_in_a_row_arrive() {
         (Carrier::Loopback, Shape::Apart),
         (Carrier::Staged, Shape::Colocated),
         (Carrier::Loopback, Shape::Wide),
+        (Carrier::Loopback, Shape::Forwarded),
+        (Carrier::Staged, Shape::Forwarded),
+        (Carrier::Shm, Shape::Forwarded),
     ] {
         let world = World::new(carrier, shape, 3);
         world.run(|rig| {

@@ -11,7 +11,7 @@ use super::types::{
 use super::{count_u32, guard, guard_value};
 use crate::env;
 use crate::error::Result;
-use crate::limits::{FILE_BYTES_MAX, TENSOR_COUNT_MAX};
+use crate::limits::{DIM_COUNT_MAX, FILE_BYTES_MAX, TENSOR_COUNT_MAX};
 use crate::log::{Level, line};
 use crate::plan::decision::{
     DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Strategy,
@@ -31,7 +31,7 @@ use std::sync::Arc;
 /// wsync_plan_rank_count, wsync_plan_ranks, wsync_plan_tensor_count,
 /// wsync_plan_step_count, wsync_plan_program_info, wsync_plan_buffer_count,
 /// wsync_plan_buffer_at, wsync_plan_tensor_last_step, wsync_plan_rank_ops,
-/// wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
+/// wsync_plan_origin, wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
 ///
 /// Since: 0.1
 pub struct wsync_plan {
@@ -465,6 +465,41 @@ pub unsafe extern "C" fn wsync_plan_rank_ops(
         // SAFETY: the header asks for a live plan.
         let plan = unsafe { shared(plan)? };
         out.write_json(&plan.plan.ops(Rank(rank))?)
+    })
+}
+
+/// Writes where an element of `tensor` on destination rank `rank` comes from
+/// as JSON, NUL-terminated: its hops in order, each with step, stage, bucket
+/// and, at both ends, rank, buffer and byte offset. `index` has one number per
+/// axis of the tensor. With a `capacity` of 0 only `out_needed` is written: the
+/// number of bytes, the NUL included.
+///
+/// Errors: NOT_FOUND if the plan does not move the tensor or the rank does not
+/// receive the element; INVALID_ARGUMENT if it is outside the tensor;
+/// BUFFER_TOO_SMALL.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_origin(
+    plan: *const wsync_plan,
+    rank: u32,
+    tensor: *const c_char,
+    index: *const u64,
+    index_count: usize,
+    buffer: *mut c_char,
+    capacity: usize,
+    out_needed: *mut usize,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a buffer of `capacity` bytes.
+        let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
+        // SAFETY: the header asks for a live plan.
+        let plan = unsafe { shared(plan)? };
+        // SAFETY: the header asks for a NUL-terminated name.
+        let tensor = unsafe { args::name(tensor, "the tensor name")? };
+        // SAFETY: the header asks for an array of `index_count` numbers.
+        let index = unsafe { args::slice(index, index_count, "index", DIM_COUNT_MAX)? };
+        out.write_json(&plan.plan.origin(Rank(rank), tensor, index)?)
     })
 }
 

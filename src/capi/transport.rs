@@ -271,7 +271,7 @@ pub unsafe extern "C" fn wsync_transport_status(
 
 /// Stops everything that uses this transport, here and on all peers. The first
 /// reason wins; aborting again changes nothing. Never waits. A meeting that is
-/// under way fails with the reason when it ends, and then the peers hear of it.
+/// under way fails with the reason at once, and its peers see this rank go.
 ///
 /// Thread safety: any thread, at any time, during other calls on the transport
 /// too. Since: 0.1

@@ -4,28 +4,34 @@
 //!   demo, sync ─► drive ─► fleet ─► one worker per rank
 //!                   │                 └─ shard, reference, checkpoint
 //!                   └────► summary ─► table, or JSON
-//!   plan, check, explain, map, doctor, env, version     need no ranks
+//!   plan, check, explain, diff, map, doctor, env, version     need no ranks
+//!   completions, manual                       made from the arguments below
 //! ```
 //!
 //! Data goes to standard output and everything else to standard error. The
 //! exit status is 0 only on success, 2 if the arguments cannot be understood,
 //! and 1 if anything else is wrong.
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
 mod check;
 mod checkpoint;
+mod completions;
 mod demo;
+mod diff;
 mod doctor;
 mod drive;
 mod env;
+mod explain;
 mod fleet;
+mod manual;
 mod map;
 mod message;
 mod plan;
 mod reference;
 mod shard;
+mod simulate;
 mod summary;
 mod sync;
 mod table;
@@ -49,7 +55,11 @@ enum Command {
     /// Plan the way from one layout to another
     Plan(plan::PlanArgs),
     /// Say what a saved plan amounts to
-    Explain(plan::ExplainArgs),
+    Explain(explain::ExplainArgs),
+    /// Run a saved plan in virtual time
+    Simulate(simulate::SimulateArgs),
+    /// Say what a second plan does otherwise than a first
+    Diff(diff::DiffArgs),
     /// Say everything that is wrong with a layout, or between two
     Check(check::CheckArgs),
     /// Map trainer ranks to inference ranks
@@ -60,6 +70,10 @@ enum Command {
     Env(env::EnvArgs),
     /// Say which version this is
     Version(env::VersionArgs),
+    /// Print what lets a shell complete this command
+    Completions(completions::CompletionsArgs),
+    /// Write the manual pages of this command
+    Manual(manual::ManualArgs),
     /// One rank of `demo` or `sync`
     #[command(hide = true)]
     Rank(worker::RankArgs),
@@ -71,12 +85,16 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Sync(args) => sync::run(&args),
         Command::Plan(args) => plan::run(&args),
-        Command::Explain(args) => plan::explain(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Map(args) => map::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Env(args) => env::run(&args),
         Command::Version(args) => env::version(&args),
+        Command::Completions(args) => completions::run(&args, &Cli::command()),
+        Command::Manual(args) => manual::run(&args, Cli::command()),
         Command::Rank(args) => return worker::run(&args),
     };
     match result {

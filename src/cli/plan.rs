@@ -1,8 +1,10 @@
-//! `weightsync plan` and `weightsync explain`: what will move, before it does.
+//! `weightsync plan`: what will move, before it does.
 
 use super::check::of_file;
+use super::simulate::certificate_rows;
 use super::table::{Table, bytes, grouped, print, print_json, read_file};
 use clap::Args;
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weightsync::layout::Layout;
@@ -12,6 +14,7 @@ use weightsync::plan::decision::{
 use weightsync::plan::report::{Op, PlanReport};
 use weightsync::plan::topology::TopologySpec;
 use weightsync::plan::{Plan, Selector};
+use weightsync::sim::Certificate;
 use weightsync::{Error, Rank, Result, env};
 
 /// Plan the way from one layout to another
@@ -60,19 +63,6 @@ pub struct OptionArgs {
     allow_unused: Vec<String>,
 }
 
-/// Say what a saved plan amounts to
-#[derive(Args, Debug)]
-pub struct ExplainArgs {
-    /// File that `plan -o` wrote
-    plan: PathBuf,
-    /// Print the operations of one rank instead, one JSON object a line
-    #[arg(long, value_name = "RANK")]
-    ops: Option<u32>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
 impl OptionArgs {
     /// Options over environment variables over defaults.
     pub fn to_options(&self) -> Result<PlanOptions> {
@@ -114,13 +104,6 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     show(&plan, args.ops, args.json)
 }
 
-/// Runs `weightsync explain`.
-pub fn explain(args: &ExplainArgs) -> Result<()> {
-    let bytes = read_file(&args.plan)?;
-    let plan = Plan::from_bytes(&bytes).map_err(|e| of_file(&args.plan, e))?;
-    show(&plan, args.ops, args.json)
-}
-
 /// The layout in a file; the error names the file.
 pub fn read_layout(path: &Path) -> Result<Layout> {
     Layout::from_json(&read_file(path)?).map_err(|e| of_file(path, e))
@@ -134,13 +117,37 @@ pub fn read_topology(path: &Path) -> Result<TopologySpec> {
 
 fn show(plan: &Plan, ops: Option<u32>, json: bool) -> Result<()> {
     if let Some(rank) = ops {
-        return print(lines(&ops_of(plan, Rank(rank))?)?);
+        return print(ops_text(plan, Rank(rank))?);
     }
     let report = plan.report()?;
+    let certificate = match Certificate::is_possible(plan) {
+        true => Some(Certificate::of(plan, plan.topology())?),
+        false => None,
+    };
     if json {
-        return print_json(&report);
+        return print_json(&PlanJson {
+            report: &report,
+            certificate: certificate.as_ref(),
+        });
     }
-    print(report_text(&report))
+    let mut rows = Table::default();
+    if let Some(c) = &certificate {
+        certificate_rows(c, &mut rows);
+    }
+    print(format_args!("{}{rows}", report_text(&report)))
+}
+
+/// What is printed as JSON.
+#[derive(Serialize)]
+struct PlanJson<'a> {
+    #[serde(flatten)]
+    report: &'a PlanReport,
+    certificate: Option<&'a Certificate>,
+}
+
+/// The operations of one rank, one JSON object a line.
+pub fn ops_text(plan: &Plan, rank: Rank) -> Result<String> {
+    lines(&ops_of(plan, rank)?)
 }
 
 fn ops_of(plan: &Plan, rank: Rank) -> Result<Vec<Op>> {

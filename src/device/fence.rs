@@ -13,12 +13,28 @@ pub trait Watch: Send + Sync {
 }
 
 /// How far one queue has come. Only ever grows.
-#[derive(Default)]
 pub struct Timeline {
     reached: AtomicU64,
     order: Option<Arc<dyn Any + Send + Sync>>,
     watchers: Mutex<Vec<Weak<dyn Watch>>>,
     moved: Condvar,
+}
+
+/// Watchers that a timeline has room for from the start: a device and a
+/// transport watch each other, a transport whose steps follow one another
+/// watches itself. Which of them comes first to wait is chance, and a warm
+/// request allocates nothing.
+const WATCHER_COUNT: usize = 8;
+
+impl Default for Timeline {
+    fn default() -> Timeline {
+        Timeline {
+            reached: AtomicU64::new(0),
+            order: None,
+            watchers: Mutex::new(Vec::with_capacity(WATCHER_COUNT)),
+            moved: Condvar::new(),
+        }
+    }
 }
 
 impl std::fmt::Debug for Timeline {

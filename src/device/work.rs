@@ -84,7 +84,9 @@ fn unpack(work: &Work, step: &Step, stop: Stop<'_>) -> Result<(), Halt> {
     let binding = &*work.binding;
     for m in packed(binding, step, Direction::Receive) {
         stop.check()?;
-        binding.marks.write_begins(work.sequence);
+        if binding.program.keeps(m) {
+            binding.marks.write_begins(work.sequence);
+        }
         let slot = with_exposed_provenance(staged(binding, m).address);
         // SAFETY: as for `pack`.
         unsafe { MessageCursor::new(m).scatter(binding, m, slot, m.bytes, stop)? };

@@ -21,6 +21,7 @@ use crate::error::{Error, Result, Status};
 use crate::rank::Rank;
 use crate::transport::control::{Control, Listener, random_u128};
 use crate::transport::greeting::{self, Greeting};
+use crate::transport::patience::Patience;
 use crate::transport::{Bootstrap, Kind, Transport, rendezvous};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -125,7 +126,8 @@ impl Endpoint {
         }
         let deadline = meet_deadline(deadline_ns);
         let (bootstrap, listener) = self.take_alone()?;
-        let control = self.connect(&met, &listener, deadline)?;
+        let patience = Patience::new(deadline, &self.inner.early);
+        let control = self.connect(&met, &listener, patience)?;
         drop(listener);
         let peers: Vec<(Rank, Vec<u8>)> = met
             .greetings
@@ -156,15 +158,16 @@ impl Endpoint {
         let deadline = meet_deadline(deadline_ns);
         let ranks = self.inner.ranks.as_slice();
         let own = (self.inner.rank, self.inner.greeting.as_slice());
-        let greetings = rendezvous::gather(own, ranks, address, token, deadline)?;
+        let patience = Patience::new(deadline, &self.inner.early);
+        let greetings = rendezvous::gather(own, ranks, address, token, patience)?;
         let left = deadline.saturating_duration_since(Instant::now());
         self.meet(&greetings, left.as_nanos() as u64)
     }
 
     /// Stops this rank's transport and everything that uses it, here and on
     /// all peers. Any thread, any time; never waits. The first reason wins. A
-    /// meeting that is under way fails with it when it ends, and then tells
-    /// the peers.
+    /// meeting that is under way fails with it at once; its peers see that
+    /// this rank is gone.
     pub fn abort(&self, reason: &str) {
         let error = Error::new(Status::Aborted, reason).by(self.inner.rank);
         match &*self.inner.lock() {
@@ -241,7 +244,7 @@ impl Endpoint {
         &self,
         met: &greeting::Gathered,
         listener: &Listener,
-        deadline: Instant,
+        patience: Patience<'_>,
     ) -> Result<crate::transport::control::Tree> {
         let addresses = |i: usize| met.greetings[i].control.clone();
         let ranks = self.inner.ranks.as_slice();
@@ -251,7 +254,7 @@ impl Endpoint {
             addresses,
             met.group,
             listener,
-            deadline,
+            patience,
         )
     }
 }

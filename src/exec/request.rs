@@ -500,7 +500,7 @@ impl Queue<'_> {
             let filled = self.work(Task::Fill, after)?;
             self.flight.lock().last = filled;
         }
-        if self.packs() && !self.flight.slot.is_relayed() {
+        if self.packs() && !self.flight.slot.forwards {
             self.overlapped(after)?;
         } else {
             self.one_by_one(after)?;
@@ -574,7 +574,7 @@ impl Queue<'_> {
             }
             let exchanged = self.exchange(step, &ready)?;
             let landed = self.land(step, &exchanged, after)?;
-            if slot.is_relayed() {
+            if slot.forwards {
                 ready = landed;
             }
         }

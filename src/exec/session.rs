@@ -133,6 +133,9 @@ pub(crate) struct Slot {
     pub takes_part: bool,
     /// True if the program writes destination memory.
     pub writes: bool,
+    /// True if the rank sends what it has received: then a step may read what
+    /// the one before has brought.
+    pub forwards: bool,
     /// Numbers the executions of this plan on this transport.
     pub sequence: Arc<AtomicU64>,
     /// Digests of the last verified version.
@@ -429,11 +432,13 @@ impl Slot {
         } else {
             program.staging_bytes
         };
-        if staging > plan.staging_bytes_max() {
+        let own_bytes = staging.saturating_add(program.relay_bytes);
+        if own_bytes > plan.staging_bytes_max() {
             return Err(Error::new(
                 Status::StagingTooSmall,
                 format!(
-                    "the program stages {staging} bytes; the plan allows {}",
+                    "the program stages {staging} bytes and relays {}; the plan allows {}",
+                    program.relay_bytes,
                     plan.staging_bytes_max()
                 ),
             ));
@@ -460,6 +465,7 @@ impl Slot {
             shapes: program.steps.iter().map(|s| shape(&program, s)).collect(),
             takes_part: participants.binary_search(&shared.rank).is_ok(),
             writes: receives(&program) || !program.fills.is_empty(),
+            forwards: program.forwards(),
             sequence: shared.counter(plan.fingerprint()),
             history: Mutex::new(None),
             is_unloaded: AtomicBool::new(false),
@@ -483,11 +489,6 @@ impl Slot {
 
     pub fn lock_history(&self) -> MutexGuard<'_, Option<Vec<u64>>> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// True if forwarded bytes make a step depend on the one before.
-    pub fn is_relayed(&self) -> bool {
-        self.program.relay_bytes > 0
     }
 }
 
@@ -525,10 +526,11 @@ fn shape(program: &Program, step: &crate::plan::program::Step) -> StepShape {
     }
 }
 
-/// True if anything arrives on this rank.
+/// True if anything arrives on this rank to stay.
 fn receives(program: &Program) -> bool {
-    let is_incoming = |m: &crate::plan::program::Message| m.direction == Direction::Receive;
-    program.messages.iter().any(is_incoming) || !program.locals.is_empty()
+    let mut messages = program.messages.iter();
+    messages.any(|m| m.direction == Direction::Receive && program.keeps(m))
+        || !program.locals.is_empty()
 }
 
 fn make_card(

@@ -22,14 +22,17 @@ mod json;
 pub mod mesh;
 pub mod models;
 pub mod placement;
+mod recast;
 mod restrict;
 pub mod tensor;
+mod torch;
 pub mod view;
 pub mod views;
 mod wire;
 
 pub use json::LAYOUT_FILE_VERSION;
 pub(crate) use json::place_in_json;
+pub use torch::DTENSOR_FILE_VERSION;
 pub use wire::{LAYOUT_BLOB_MAGIC, LAYOUT_BLOB_VERSION};
 
 /// The JSON Schema (draft 2020-12) of the layout file.

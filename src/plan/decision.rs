@@ -1,6 +1,7 @@
 //! The small record that fixes a plan beyond its inputs.
 
 use super::topology::TopologySpec;
+use super::two_stage::TwoStageOptions;
 use crate::error::{Error, Result};
 use crate::limits::BUCKET_COUNT_MAX;
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,25 @@ pub enum Strategy {
     /// From a holder straight to the needer.
     #[default]
     Direct,
+    /// As the two-stage rank mapping says: to one member of each weight-mapping
+    /// group, which forwards to the others.
+    TwoStage,
+}
+
+impl Strategy {
+    pub const ALL: [Strategy; 2] = [Strategy::Direct, Strategy::TwoStage];
+
+    /// As the command line and the bindings spell it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Strategy::Direct => "direct",
+            Strategy::TwoStage => "two_stage",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Strategy> {
+        Strategy::ALL.into_iter().find(|s| s.name() == name)
+    }
 }
 
 /// Which of several holders sends.
@@ -39,6 +59,8 @@ pub struct PlanOptions {
     pub bucket_count: u32,
     /// Globs of source tensors that the destination may leave unused.
     pub unused_allowed: Vec<String>,
+    /// What the mapping of strategy `two_stage` is made with.
+    pub two_stage: TwoStageOptions,
     /// What stands between the ranks; `None` is the default.
     pub topology: Option<TopologySpec>,
 }
@@ -57,6 +79,7 @@ impl Default for PlanOptions {
             direct_bytes_min: DIRECT_BYTES_MIN_DEFAULT,
             bucket_count: 0,
             unused_allowed: Vec::new(),
+            two_stage: TwoStageOptions::default(),
             topology: None,
         }
     }
@@ -88,4 +111,6 @@ pub struct Decision {
     pub bucket_count: u32,
     pub staging_bytes_max: u64,
     pub direct_bytes_min: u64,
+    /// There with strategy `two_stage` and with no other.
+    pub two_stage: Option<TwoStageOptions>,
 }

@@ -15,11 +15,15 @@
 //! Nothing in here has a pointer, a clock, an environment or I/O, and no
 //! decision depends on a float or on the order of a hash map.
 
+pub mod bounds;
 pub mod decision;
 pub mod mapping;
+pub mod origin;
 pub mod program;
 pub mod report;
 pub mod topology;
+pub mod traffic;
+pub mod two_stage;
 pub mod verify;
 
 mod cells;
@@ -44,6 +48,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use tables::{PlacementRef, Tables, placement};
 use topology::{Topology, TopologySpec};
+use two_stage::TwoStage;
 use wildmatch::WildMatch;
 pub use wire::PlanDiff;
 
@@ -83,6 +88,7 @@ pub struct Plan {
     /// With every rank placed.
     topology: Arc<Topology>,
     tables: Tables,
+    two_stage: Option<Arc<TwoStage>>,
     tensors: Arc<[Tensor]>,
     fingerprint: u128,
     participants: OnceLock<Participants>,
@@ -151,6 +157,10 @@ impl Plan {
             bucket_count: options.bucket_count.max(1),
             staging_bytes_max: options.staging_bytes_max,
             direct_bytes_min: options.direct_bytes_min,
+            two_stage: match options.strategy {
+                Strategy::TwoStage => Some(options.two_stage.clone()),
+                Strategy::Direct => None,
+            },
         };
         let ground = Ground::new(options.topology.clone(), &source, &destination)?;
         let mut plan = Plan::assemble(source, destination, decision, ground, Vec::new())?;
@@ -207,6 +217,15 @@ impl Plan {
             .iter()
             .map(|t| destination.tensors()[t.destination.index()].clone())
             .collect();
+        let two_stage = match &decision.two_stage {
+            None => None,
+            Some(options) => Some(Arc::new(TwoStage::between(
+                &source,
+                &destination,
+                options,
+                |rank| device_of(&ground.placed, rank),
+            )?)),
+        };
         Ok(Plan {
             source,
             destination,
@@ -215,6 +234,7 @@ impl Plan {
             topology_spec: ground.spec,
             topology: ground.placed,
             tables,
+            two_stage,
             tensors,
             fingerprint: 0,
             participants: OnceLock::new(),
@@ -301,7 +321,7 @@ impl Plan {
     fn staging_peak(&self, ranks: &[Rank]) -> Result<(Rank, u64)> {
         let mut peak = (Rank(0), 0);
         for &rank in ranks {
-            let need = self.derive(rank)?.staging_bytes;
+            let need = self.derive(rank)?.memory_bytes();
             if need > peak.1 {
                 peak = (rank, need);
             }
@@ -340,6 +360,11 @@ impl Plan {
     fn topology_decides(&self) -> bool {
         match self.decision.strategy {
             Strategy::Direct => !self.topology.spec().speeds.is_empty(),
+            // Which ranks share a device.
+            Strategy::TwoStage => {
+                let options = self.decision.two_stage.as_ref();
+                options.is_some_and(|o| o.avoid_same_device)
+            }
         }
     }
 
@@ -363,6 +388,7 @@ impl Plan {
             tables: &self.tables,
             tensors: &self.tensors,
             decision: &self.decision,
+            two_stage: self.two_stage.as_deref(),
             topology: &self.topology,
         }
     }
@@ -425,8 +451,9 @@ impl Plan {
         &self.tensors
     }
 
+    /// Buckets, and one more for each further stage of the routes.
     pub fn step_count(&self) -> u32 {
-        self.decision.bucket_count
+        self.inputs().step_count()
     }
 
     pub fn staging_bytes_max(&self) -> u64 {
@@ -487,6 +514,13 @@ impl Plan {
         self.participants.get_or_init(|| {
             let source = self.involved(&self.source, |t| &t.holders, |t| &t.explicit_holders);
             let needing = self.involved(&self.destination, |t| &t.needers, |t| &t.explicit_needers);
+            // A receiver may pass on what it does not need.
+            let mut needing = needing;
+            if let Some(mapped) = &self.two_stage
+                && !needing.is_empty()
+            {
+                needing.extend(mapped.receivers());
+            }
             let mut copy_ranks = vec![0; self.destination.copy_count() as usize];
             for &r in &needing {
                 if let Some(c) = self.destination.copy_of(r) {
@@ -560,6 +594,11 @@ impl Plan {
         }
         Ok(last)
     }
+}
+
+/// The device of a rank of a placed topology.
+fn device_of(topology: &Topology, rank: Rank) -> u32 {
+    topology.site(rank).map_or(u32::MAX, |s| s.gpu)
 }
 
 /// True if a rank is part of a layout.

@@ -208,6 +208,23 @@ impl Program {
                 .product::<u64>()
     }
 
+    /// Memory to allocate beside the bound buffers, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.staging_bytes + self.relay_bytes
+    }
+
+    /// True if a message is written to anything but relay memory.
+    pub fn keeps(&self, message: &Message) -> bool {
+        let mut pieces = self.pieces_of(message).iter();
+        pieces.any(|p| p.region.slot != BufferSlot::RELAY)
+    }
+
+    /// True if the rank sends what it has received before.
+    pub fn forwards(&self) -> bool {
+        let mut messages = self.messages.iter();
+        messages.any(|m| m.direction == Direction::Send && m.stage > 0)
+    }
+
     /// Every rank this one sends to or receives from, ascending.
     pub fn peers(&self) -> Vec<Rank> {
         let mut peers: Vec<Rank> = self.messages.iter().map(|m| m.peer).collect();

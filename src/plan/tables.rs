@@ -236,7 +236,7 @@ impl Signatures {
             for b in &part.buffers {
                 let mut key = vec![u64::from(b.shared_dims)];
                 for &m in &b.members {
-                    let p: &Placement = &part.placements[m as usize];
+                    let p: &Placement = part.member(m);
                     key.push(u64::from(p.rule));
                     key.push(layout.tensors()[p.tensor.index()].dtype.bytes());
                     key.extend(&layout.tensors()[p.tensor.index()].shape);

@@ -1,11 +1,12 @@
 //! The proof that a plan is right, by other means than it was made with.
 //!
 //! Derives every program and checks from the outside: what a rank receives and
-//! copies tiles each box it needs, nothing twice, nothing missing; and what
-//! one end sends is what the other end expects, message by message.
+//! copies tiles each box it needs, nothing twice, nothing missing; what one end
+//! sends is what the other end expects, message by message; and what is
+//! forwarded has come in an earlier step.
 
 use super::Plan;
-use super::program::{Direction, Program, Side};
+use super::program::{BufferSlot, Direction, Piece, Program, Region, Side};
 use crate::error::{Error, Result};
 use crate::layout::tensor::{IndexBox, TensorIndex};
 use crate::rank::Rank;
@@ -24,6 +25,7 @@ impl Plan {
             let p = self.program(rank)?;
             balance = balance.wrapping_add(p.pair_balance);
             self.verify_coverage(rank, &p)?;
+            verify_forwards(&p)?;
             for m in &p.messages {
                 let (pair, end) = match m.direction {
                     Direction::Send => ((rank, m.peer), 0),
@@ -117,6 +119,60 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// Every byte of a forward was received with its bucket, a stage and a step
+/// before.
+fn verify_forwards(p: &Program) -> Result<()> {
+    let mut received: BTreeMap<(u32, u32), Vec<&Piece>> = BTreeMap::new();
+    for m in &p.messages {
+        if m.step != m.bucket + m.stage {
+            return Err(Error::internal(format!(
+                "bucket {} of stage {} travels in step {}",
+                m.bucket, m.stage, m.step
+            )));
+        }
+        if m.direction == Direction::Receive {
+            let pieces = received.entry((m.bucket, m.stage)).or_default();
+            pieces.extend(p.pieces_of(m));
+        }
+    }
+    for m in &p.messages {
+        if m.direction == Direction::Receive || m.stage == 0 {
+            continue;
+        }
+        let fed = received.get(&(m.bucket, m.stage - 1));
+        let fed = fed.map_or(&[][..], Vec::as_slice);
+        for piece in p.pieces_of(m) {
+            let bytes = fed.iter().map(|r| common_bytes(r, piece)).sum::<u64>();
+            let want = piece.region.run.max(piece.bounds.elements()) * piece.region.dtype.bytes();
+            if bytes != want {
+                return Err(Error::internal(format!(
+                    "rank {} forwards {want} bytes of tensor {} {} in step {}, of which it has {bytes}",
+                    p.rank,
+                    p.tensors[piece.tensor.index()].name,
+                    piece.bounds,
+                    m.step
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of a forwarded piece that a received one has brought.
+fn common_bytes(received: &Piece, sent: &Piece) -> u64 {
+    let (from, to) = (&received.region, &sent.region);
+    if received.tensor != sent.tensor || from.slot != to.slot {
+        return 0;
+    }
+    if from.slot != BufferSlot::RELAY {
+        return received.bounds.intersect(&sent.bounds).elements() * to.dtype.bytes();
+    }
+    let end = |r: &Region| r.offset + r.run * r.dtype.bytes();
+    end(from)
+        .min(end(to))
+        .saturating_sub(from.offset.max(to.offset))
 }
 
 /// Messages as `(step, bytes, elements per tensor)`, whatever their pieces.

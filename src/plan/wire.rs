@@ -68,6 +68,8 @@ pub struct PlanDiff {
     pub source_differs: bool,
     pub destination_differs: bool,
     pub decision_differs: bool,
+    /// True if they select other tensors.
+    pub selection_differs: bool,
     /// Tensors that only one of the plans moves.
     pub tensors_removed: Vec<String>,
     pub tensors_added: Vec<String>,
@@ -92,6 +94,7 @@ impl Plan {
             source_differs: self.source.spec() != other.source.spec(),
             destination_differs: self.destination.spec() != other.destination.spec(),
             decision_differs: self.decision != other.decision,
+            selection_differs: self.selectors != other.selectors,
             tensors_removed: without(&a, &b),
             tensors_added: without(&b, &a),
             ranks_removed: without(&r, &s),

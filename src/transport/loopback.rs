@@ -24,6 +24,7 @@
 
 mod hub;
 mod member;
+mod moving;
 mod runner;
 
 pub use hub::LoopbackHub;

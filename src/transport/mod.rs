@@ -19,6 +19,7 @@ pub mod rendezvous;
 pub mod shm;
 
 mod mac;
+pub(crate) mod patience;
 mod queue;
 
 use crate::device::Binding;

@@ -21,6 +21,7 @@ use super::control::fill_random;
 use super::control::sys;
 use super::greeting::list_ranks;
 use super::mac::{MAC_BYTES, are_equal, mac};
+use super::patience::Patience;
 use crate::error::{Error, Result, Status};
 use crate::limits::{GREETING_BYTES_MAX, TOKEN_BYTES_MAX};
 use crate::rank::Rank;
@@ -62,7 +63,7 @@ pub fn gather(
     ranks: &[Rank],
     address: &str,
     token: &[u8],
-    deadline: Instant,
+    patience: Patience<'_>,
 ) -> Result<Vec<Vec<u8>>> {
     if token.is_empty() || token.len() > TOKEN_BYTES_MAX {
         return Err(Error::limit(format!(
@@ -70,9 +71,10 @@ pub fn gather(
             token.len()
         )));
     }
-    let addresses = resolve(address)?;
+    check_address(address)?;
+    let addresses = resolve(address, patience)?;
     if ranks.first() == Some(&own.0) {
-        Host::listen(own, ranks, &addresses, address, token)?.serve(deadline)
+        Host::listen(own, ranks, &addresses, address, token)?.serve(patience)
     } else {
         Guest {
             own,
@@ -81,24 +83,48 @@ pub fn gather(
             address,
             token,
         }
-        .visit(deadline)
+        .visit(patience)
     }
 }
 
-fn resolve(address: &str) -> Result<Vec<SocketAddr>> {
-    let refuse = |why: String| {
-        Error::invalid(format!(
-            "rendezvous address \"{address}\" is not host:port: {why}"
-        ))
-    };
-    let found = address
-        .to_socket_addrs()
-        .map_err(|e| refuse(e.to_string()))?;
-    let found: Vec<SocketAddr> = found.collect();
-    if found.is_empty() {
-        return Err(refuse("the name has no address".to_string()));
+/// Refuses what can never be an address, before any wait.
+fn check_address(address: &str) -> Result<()> {
+    let host_and_port = address.rsplit_once(':');
+    if host_and_port.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
+        return Ok(());
     }
-    Ok(found)
+    Err(Error::invalid(format!(
+        "rendezvous address \"{address}\" is not host:port, such as 10.0.0.1:29400 or trainer-0:29400"
+    )))
+}
+
+/// Looks the name up until it is known: where pods start together, names come
+/// to be known a little after the pods.
+fn resolve(address: &str, patience: Patience<'_>) -> Result<Vec<SocketAddr>> {
+    let mut why = String::from("no answer came");
+    loop {
+        let name = address.to_string();
+        let look_up = move || name.to_socket_addrs().map(Iterator::collect);
+        match patience.within("wsync-resolve", look_up)? {
+            Some(Ok(found)) => {
+                let found: Vec<SocketAddr> = found;
+                if !found.is_empty() {
+                    return Ok(found);
+                }
+                why = String::from("the name has no address");
+            }
+            Some(Err(e)) => why = e.to_string(),
+            None => {}
+        }
+        let nap = patience.nap()?;
+        if nap.is_zero() {
+            return Err(Error::new(
+                Status::MeetTimeout,
+                format!("rendezvous address \"{address}\" was not found in time: {why}"),
+            ));
+        }
+        std::thread::sleep(nap);
+    }
 }
 
 /// What a guest proves with.
@@ -173,34 +199,26 @@ impl<'a> Host<'a> {
         })
     }
 
-    fn serve(mut self, deadline: Instant) -> Result<Vec<Vec<u8>>> {
+    fn serve(mut self, patience: Patience<'_>) -> Result<Vec<Vec<u8>>> {
         while self.greetings.iter().any(Option::is_none) {
-            let now = Instant::now();
-            if now >= deadline {
+            if patience.left()?.is_zero() {
                 return Err(self.give_up());
             }
-            self.sleep(deadline)?;
+            self.sleep(patience.nap()?)?;
             self.admit();
             self.listen_to_all();
         }
         let greetings: Vec<Vec<u8>> = self.greetings.iter_mut().filter_map(Option::take).collect();
-        self.tell_all(&greetings, deadline)?;
+        self.tell_all(&greetings, patience)?;
         Ok(greetings)
     }
 
-    /// Waits until somebody comes or says something, or a stranger's time is
-    /// over.
-    fn sleep(&self, deadline: Instant) -> Result<()> {
+    /// Waits until somebody comes or says something, at most for a `nap`.
+    fn sleep(&self, nap: Duration) -> Result<()> {
         let mut items = vec![sys::poll_item(self.listener.as_raw_fd(), false)];
-        let mut until = deadline;
-        for visitor in &self.visitors {
-            items.push(sys::poll_item(visitor.stream.as_raw_fd(), false));
-            if visitor.index.is_none() {
-                until = until.min(visitor.expires);
-            }
-        }
-        let left = until.saturating_duration_since(Instant::now());
-        sys::poll(&mut items, Some(left)).map_err(|e| Error::os("cannot wait for ranks", &e))
+        let visitors = self.visitors.iter();
+        items.extend(visitors.map(|v| sys::poll_item(v.stream.as_raw_fd(), false)));
+        sys::poll(&mut items, Some(nap)).map_err(|e| Error::os("cannot wait for ranks", &e))
     }
 
     /// Takes in whoever has come.
@@ -273,7 +291,7 @@ impl<'a> Host<'a> {
     }
 
     /// Sends the greetings to everybody who has proven itself.
-    fn tell_all(&mut self, greetings: &[Vec<u8>], deadline: Instant) -> Result<()> {
+    fn tell_all(&mut self, greetings: &[Vec<u8>], patience: Patience<'_>) -> Result<()> {
         let mut table = Vec::new();
         for greeting in greetings {
             table.extend_from_slice(&(greeting.len() as u16).to_le_bytes());
@@ -288,11 +306,11 @@ impl<'a> Host<'a> {
         loop {
             let tell = |v: &mut Visitor| v.tell(&head, &table).is_ok_and(|is_told| !is_told);
             self.visitors.retain_mut(tell);
-            let left = deadline.saturating_duration_since(Instant::now());
             if self.visitors.is_empty() {
                 return Ok(());
             }
-            if left.is_zero() {
+            let nap = patience.nap()?;
+            if nap.is_zero() {
                 return Err(self.deaf());
             }
             let visitors = self.visitors.iter();
@@ -303,8 +321,7 @@ impl<'a> Host<'a> {
                     item
                 })
                 .collect();
-            sys::poll(&mut items, Some(left))
-                .map_err(|e| Error::os("cannot send greetings", &e))?;
+            sys::poll(&mut items, Some(nap)).map_err(|e| Error::os("cannot send greetings", &e))?;
         }
     }
 
@@ -481,20 +498,19 @@ enum Attempt {
 }
 
 impl Guest<'_> {
-    fn visit(&self, deadline: Instant) -> Result<Vec<Vec<u8>>> {
+    fn visit(&self, patience: Patience<'_>) -> Result<Vec<Vec<u8>>> {
         let mut last = String::from("there was no time to try");
         let host = self.ranks.first().copied().unwrap_or_default();
         for address in self.addresses.iter().cycle() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if patience.left()?.is_zero() {
                 break;
             }
-            match self.attempt(address, deadline) {
+            match self.attempt(*address, patience)? {
                 Attempt::All(greetings) => return Ok(greetings),
                 Attempt::Never(error) => return Err(error.by(host)),
                 Attempt::Again(why) => last = why,
             }
-            std::thread::sleep(PAUSE.min(left));
+            std::thread::sleep(PAUSE.min(patience.left()?));
         }
         let text = format!(
             "rank {host} did not gather all ranks at \"{}\" in time: {last}",
@@ -503,20 +519,21 @@ impl Guest<'_> {
         Err(Error::new(Status::MeetTimeout, text).by(host))
     }
 
-    fn attempt(&self, address: &SocketAddr, deadline: Instant) -> Attempt {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = left.clamp(Duration::from_millis(1), CONNECT_TIME);
-        let result = TcpStream::connect_timeout(address, timeout)
-            .and_then(|stream| self.converse(&stream, deadline));
-        match result {
-            Ok(attempt) => attempt,
-            Err(e) => Attempt::Again(format!("{address}: {e}")),
-        }
+    /// One visit from the first word to the last. Fails if the meeting is
+    /// called off.
+    fn attempt(&self, address: SocketAddr, patience: Patience<'_>) -> Result<Attempt> {
+        let connect = move || TcpStream::connect_timeout(&address, CONNECT_TIME);
+        let result = match patience.within("wsync-connect", connect)? {
+            Some(stream) => stream.and_then(|stream| self.converse(&stream, patience)),
+            None => Err(io::ErrorKind::TimedOut.into()),
+        };
+        patience.left()?;
+        Ok(result.unwrap_or_else(|e| Attempt::Again(format!("{address}: {e}"))))
     }
 
-    fn converse(&self, stream: &TcpStream, deadline: Instant) -> io::Result<Attempt> {
+    fn converse(&self, stream: &TcpStream, patience: Patience<'_>) -> io::Result<Attempt> {
         stream.set_nodelay(true)?;
-        let soon = deadline.min(Instant::now() + STRANGER_TIME);
+        let soon = patience.until(Instant::now() + STRANGER_TIME);
         let mut challenge = [0; CHALLENGE_BYTES];
         read_exact(stream, &mut challenge, soon)?;
         if &challenge[..8] != MAGIC {
@@ -536,7 +553,7 @@ impl Guest<'_> {
         hello.extend_from_slice(greeting);
         stream.set_write_timeout(Some(STRANGER_TIME))?;
         (&mut &*stream).write_all(&hello)?;
-        self.hear(stream, host_nonce, &nonce, deadline)
+        self.hear(stream, host_nonce, &nonce, patience)
     }
 
     /// Waits for the answer, which comes when all ranks are there.
@@ -545,14 +562,14 @@ impl Guest<'_> {
         stream: &TcpStream,
         host_nonce: &[u8],
         nonce: &[u8],
-        deadline: Instant,
+        patience: Patience<'_>,
     ) -> io::Result<Attempt> {
         let never = |status, text: &str| {
             let text = format!("the rendezvous at \"{}\" {text}", self.address);
             Ok(Attempt::Never(Error::new(status, text)))
         };
         let mut word = [0];
-        read_exact(stream, &mut word, deadline)?;
+        read_exact(stream, &mut word, patience)?;
         match word[0] {
             answer::ALL => {}
             answer::REFUSED => {
@@ -572,15 +589,15 @@ impl Guest<'_> {
             _ => return Ok(Attempt::Again("an answer that makes no sense".to_string())),
         }
         let mut length = [0; 4];
-        read_exact(stream, &mut length, deadline)?;
+        read_exact(stream, &mut length, patience)?;
         let length = u32::from_le_bytes(length) as usize;
         if length > self.ranks.len() * (2 + GREETING_BYTES_MAX) {
             return Ok(Attempt::Again(format!("an answer of {length} bytes")));
         }
         let mut table = vec![0; length];
-        read_exact(stream, &mut table, deadline)?;
+        read_exact(stream, &mut table, patience)?;
         let mut proof = [0; MAC_BYTES];
-        read_exact(stream, &mut proof, deadline)?;
+        read_exact(stream, &mut proof, patience)?;
         if !are_equal(&proof, &host_proof(self.token, host_nonce, nonce, &table)) {
             return never(Status::Refused, "does not know the token");
         }
@@ -602,15 +619,15 @@ fn parse_table(mut table: &[u8], count: usize) -> Option<Vec<Vec<u8>>> {
 }
 
 /// Fills `to`, by the deadline or not at all.
-fn read_exact(stream: &TcpStream, to: &mut [u8], deadline: Instant) -> io::Result<()> {
+fn read_exact(stream: &TcpStream, to: &mut [u8], patience: Patience<'_>) -> io::Result<()> {
     let mut filled = 0;
     while filled < to.len() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        let nap = patience.nap().map_err(io::Error::other)?;
+        if nap.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
         // Zero would mean for ever, and so may very short times.
-        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        stream.set_read_timeout(Some(nap.max(Duration::from_millis(1))))?;
         match (&mut &*stream).read(&mut to[filled..]) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(n) => filled += n,

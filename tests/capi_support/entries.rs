@@ -260,6 +260,9 @@ fn plans(e: &mut Entries, w: &World<'_>) {
     add(e, "wsync_plan_tensor_last_step", Alone, ok(args));
     let args = vec![Handle(Plan), Number(0), Buffer(1), Err];
     add(e, "wsync_plan_rank_ops", Alone, ok(args));
+    let index = Items(vec![0; 2 * 8], 8);
+    let args = vec![Handle(Plan), Number(0), Name("w"), index, Buffer(1), Err];
+    add(e, "wsync_plan_origin", Alone, ok(args));
     let args = vec![Handle(Plan), Handle(Plan), Buffer(1), Err];
     add(e, "wsync_plan_diff", Alone, ok(args));
     add(e, "wsync_plan_destroy", Alone, Destroy(Plan));

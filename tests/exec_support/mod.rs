@@ -30,8 +30,10 @@ use weightsync::layout::tensor::{IndexBox, Span, Tensor, TensorIndex};
 use weightsync::layout::view::{Memory, NamedBuffer, RankViews, View};
 use weightsync::layout::{Layout, LayoutSpec};
 use weightsync::plan::Plan;
-use weightsync::plan::decision::PlanOptions;
+use weightsync::plan::decision::{PlanOptions, Strategy};
+use weightsync::plan::mapping::{DestinationSizes, SourceSizes};
 use weightsync::plan::program::Side;
+use weightsync::plan::two_stage::TwoStageOptions;
 use weightsync::transport::bootstrap::{Loopback, Ready, Shm};
 use weightsync::transport::loopback::LoopbackHub;
 use weightsync::transport::shm::{ShmOptions, ShmTransport};
@@ -76,6 +78,9 @@ pub const CARRIERS: [Carrier; 5] = [
     Carrier::GpuStaged,
 ];
 
+/// Those whose buffers are on the host.
+pub const HOST_CARRIERS: [Carrier; 3] = [Carrier::Loopback, Carrier::Staged, Carrier::Shm];
+
 impl Carrier {
     /// Where buffers are.
     pub fn memory(self) -> Memory {
@@ -92,6 +97,9 @@ impl Carrier {
 pub enum Shape {
     /// Sources 0 and 1; copy 0 on 2 and 3, copy 1 on 4 and 5.
     Apart,
+    /// The same in two stages: source 0 sends to the first rank of each copy
+    /// what both need, source 1 to the second, and these forward.
+    Forwarded,
     /// Sources 0 and 1; copy 0 on 0 and 1, copy 1 on 2 and 3.
     Colocated,
     /// Sources 0 and 1; one copy on 2 and 3.
@@ -147,7 +155,7 @@ fn views(rank: u32, copy: u32, by_rows: bool, half: u64, memory: Memory) -> Rank
 impl Shape {
     pub fn rank_count(self) -> u32 {
         match self {
-            Shape::Apart => 6,
+            Shape::Apart | Shape::Forwarded => 6,
             Shape::Colocated | Shape::Half => 4,
             Shape::Wide => 18,
         }
@@ -156,7 +164,7 @@ impl Shape {
     /// First rank of each copy.
     fn copies(self) -> &'static [u32] {
         match self {
-            Shape::Apart => &[2, 4],
+            Shape::Apart | Shape::Forwarded => &[2, 4],
             Shape::Colocated => &[0, 2],
             Shape::Half => &[2],
             Shape::Wide => &[2, 4, 6, 8, 10, 12, 14, 16],
@@ -212,11 +220,28 @@ impl Shape {
     }
 
     fn plan_of(self, steps: u32, memory: &dyn Fn(Side) -> Memory) -> Arc<Plan> {
-        let options = PlanOptions {
+        let mut options = PlanOptions {
             bucket_count: steps,
             direct_bytes_min: 16,
             ..PlanOptions::default()
         };
+        if self == Shape::Forwarded {
+            // The last bucket is forwarded in a step of its own.
+            options.bucket_count = steps - 1;
+            options.strategy = Strategy::TwoStage;
+            options.two_stage = TwoStageOptions {
+                source: Some(SourceSizes {
+                    pp: 2,
+                    ..SourceSizes::ONE
+                }),
+                destination: Some(DestinationSizes {
+                    tp: 2,
+                    replicas: 2,
+                    ..DestinationSizes::ONE
+                }),
+                ..TwoStageOptions::default()
+            };
+        }
         let source = self.layout(Side::Source, memory);
         let destination = self.layout(Side::Destination, memory);
         Arc::new(Plan::create(source, destination, &options).unwrap())
@@ -233,7 +258,7 @@ pub enum Bytes {
 pub const OLD: u8 = 0x5a;
 
 impl Bytes {
-    fn new(bytes: u64, gpu: Option<&Arc<CudaDevice>>) -> Bytes {
+    pub fn new(bytes: u64, gpu: Option<&Arc<CudaDevice>>) -> Bytes {
         match gpu {
             Some(gpu) => Bytes::Gpu(GpuMemory::new(gpu, bytes, OLD)),
             None => Bytes::Host((0..bytes).map(|_| AtomicU8::new(OLD)).collect()),
@@ -261,6 +286,13 @@ impl Bytes {
         match self {
             Bytes::Host(_) => all.iter().enumerate().for_each(|(i, b)| self.set(i, *b)),
             Bytes::Gpu(memory) => memory.write(0, all),
+        }
+    }
+
+    pub fn at(&self, i: usize) -> u8 {
+        match self {
+            Bytes::Host(bytes) => bytes[i].load(Ordering::Relaxed),
+            Bytes::Gpu(memory) => memory.read()[i],
         }
     }
 

@@ -103,6 +103,28 @@ fn kind(k: usize, size: u64, n: u64) -> CutKind {
 }
 
 impl Side {
+    /// Sizes of the axes: copies, stages, tensor parallel.
+    pub fn sizes(&self) -> [u32; 3] {
+        self.sizes
+    }
+
+    /// The ranks in mesh order.
+    fn ranks(&self) -> Vec<weightsync::Rank> {
+        let n = self.sizes.iter().product::<u32>();
+        let rank = |i: u32| match self.shuffle {
+            true => self.first + 2 * (n - 1 - i),
+            false => self.first + i,
+        };
+        (0..n).map(|i| weightsync::Rank(rank(i))).collect()
+    }
+
+    /// One list per copy, laid out `[stage][tensor]`.
+    pub fn copies(&self) -> Vec<Vec<weightsync::Rank>> {
+        let ranks = self.ranks();
+        let n = (self.sizes[1] * self.sizes[2]) as usize;
+        ranks.chunks(n).map(<[_]>::to_vec).collect()
+    }
+
     /// The layout these choices make of `tensors`.
     pub fn layout(&self, tensors: &[Tensor]) -> Layout {
         let mesh = Mesh::new(
@@ -110,7 +132,7 @@ impl Side {
             &[
                 ("a", self.sizes[0]),
                 ("pp", self.sizes[1]),
-                ("c", self.sizes[2]),
+                ("tp", self.sizes[2]),
             ],
         );
         let mut part = Part {
@@ -130,13 +152,7 @@ impl Side {
             buffers: Vec::new(),
         };
         if self.shuffle {
-            let n = self.sizes.iter().product::<u32>();
-            part.ranks = RankList::List(
-                (0..n)
-                    .rev()
-                    .map(|i| weightsync::Rank(self.first + 2 * i))
-                    .collect(),
-            );
+            part.ranks = RankList::List(self.ranks());
         }
         for (i, t) in tensors.iter().enumerate() {
             self.place(i, t, &mesh, &mut part);

@@ -114,6 +114,11 @@ def test_plan() -> None:
         assert plan.tensor_last_step(2, "w") is not None
         with pytest.raises(ws.CallerError, match="nope"):
             plan.tensor_last_step(0, "nope")
+        hops = plan.origin(2, "w", (0, 1))["hops"]
+        assert hops[0]["from"]["rank"] == 0 and hops[-1]["to"]["rank"] == 2
+        assert hops[0]["from"]["buffer"] == "w"
+        with pytest.raises(ws.CallerError, match="outside"):
+            plan.origin(2, "w", (0,))
         assert isinstance(plan.report(), dict)
         ops = plan.ops(0)
         assert ops and all(op["tensor"] == "w" for op in ops)

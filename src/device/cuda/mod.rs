@@ -22,8 +22,9 @@
 //! | `table`, `prepared` | the jobs of a binding, and how they are enqueued |
 //! | `host` | source memory that the GPU does not reach |
 //! | `pool` | device and pinned memory of ours |
-//! | `ipc` | memory of another process on the same host |
+//! | `ipc`, `channel` | memory of another process on the same host, and a ring in it |
 
+pub mod channel;
 pub mod gpu;
 pub mod ipc;
 pub mod place;

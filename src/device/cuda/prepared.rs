@@ -329,9 +329,8 @@ impl Mover for Prepared {
         sequence: u64,
         is_staged: bool,
     ) -> Result<Fence> {
-        let pieces = to.binding.program.pieces_of(to.message);
         let lands = to.message.is_direct || !is_staged;
-        let writes = lands && pieces.iter().any(|p| p.region.slot != BufferSlot::RELAY);
+        let writes = lands && to.binding.program.keeps(to.message);
         let writes = writes.then_some(sequence);
         let is_pageable = is_staged || reads_pageable(&from);
         let table = (!is_pageable)

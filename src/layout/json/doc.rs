@@ -424,7 +424,7 @@ impl<'de> Visitor<'de> for ChoiceVisitor {
 
 /// A JSON object as a list of named values; a name given twice is refused.
 #[derive(Debug)]
-pub(super) struct Pairs<T>(pub Vec<(String, T)>);
+pub(in crate::layout) struct Pairs<T>(pub Vec<(String, T)>);
 
 impl<T> Default for Pairs<T> {
     fn default() -> Pairs<T> {

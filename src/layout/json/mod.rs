@@ -30,6 +30,7 @@ use super::{Layout, LayoutSpec};
 use crate::error::{Error, Result, Status};
 use crate::limits::FILE_BYTES_MAX;
 use doc::FileDoc;
+pub(in crate::layout) use doc::Pairs;
 use serde::Deserialize;
 
 /// The version of the layout file that this library reads and writes.

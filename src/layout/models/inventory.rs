@@ -219,6 +219,31 @@ impl Inventory {
         self.templates.iter().find(|t| t.role == role && !t.is_mtp)
     }
 
+    /// The name of the tensor that has the values of an alias, however many
+    /// aliases lie between.
+    pub fn root(&self, tensor: &InventoryTensor<'_>) -> Option<String> {
+        let mut name = tensor.template.alias_of.as_ref()?;
+        let next = |name: &String| {
+            let own = self.templates.iter().find(|t| t.name == *name)?;
+            own.alias_of.as_ref()
+        };
+        // No chain is longer than there are templates.
+        for _ in &self.templates {
+            match next(name) {
+                Some(n) => name = n,
+                None => break,
+            }
+        }
+        Some(name.clone())
+    }
+
+    /// True if a checkpoint, and what is loaded from it, has the rows of an
+    /// expert's gate and up projections in turn.
+    pub fn alternates_gate_and_up(&self) -> bool {
+        let is_pair = |s: &StoredGroup| s.members == [Role::ExpertGate, Role::ExpertUp];
+        self.stored.iter().any(|s| is_pair(s) && s.shared_dims > 1)
+    }
+
     /// Elements of the model, without aliases and multi-token prediction.
     pub fn params(&self) -> u64 {
         self.count(false)

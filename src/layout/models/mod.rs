@@ -14,11 +14,20 @@
 //! A new dense or mixture-of-experts family is one more table.
 
 mod config;
+mod engine;
 mod family;
 mod formula;
+mod hazard;
 mod inventory;
 mod role;
+mod sglang;
+mod sizes;
+mod vllm;
 
+pub use engine::VOCAB_PADDING;
 pub use family::family_names;
+pub use hazard::{Hazard, HazardKind};
 pub use inventory::{Axis, Inventory, InventoryTensor, Quantization, StoredGroup, TensorTemplate};
 pub use role::Role;
+pub use sglang::SglangSizes;
+pub use vllm::VllmSizes;

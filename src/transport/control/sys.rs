@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-/// Wakes a thread that sleeps in [`poll`]. Any thread, never waits.
+/// Wakes a thread that sleeps in `poll`. Any thread, never waits.
 #[derive(Debug)]
 pub struct Waker {
     event: File,
@@ -132,8 +132,10 @@ pub fn fill_random(bytes: &mut [u8]) -> Result<()> {
     let mut at = 0;
     while at < bytes.len() {
         let rest = &mut bytes[at..];
-        // SAFETY: the pointer is valid and exclusive for the length given.
-        let n = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        let start: *mut libc::c_void = rest.as_mut_ptr().cast();
+        // SAFETY: the pointer is valid and exclusive for the length given. Not
+        // by its C function, which glibc 2.17 does not have.
+        let n = unsafe { libc::syscall(libc::SYS_getrandom, start, rest.len(), 0) };
         match usize::try_from(n) {
             Ok(n) => at += n,
             Err(_) => {

@@ -20,14 +20,17 @@ use super::sys;
 use crate::error::{Error, Result, Status};
 use crate::rank::Rank;
 use crate::transport::mac::{MAC_BYTES, are_equal, mac};
+use crate::transport::patience::Patience;
 use std::io;
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Children of one rank.
 pub const ARITY: usize = 8;
 /// Connections that have not said who they are; more are dropped.
 const STRANGER_COUNT_MAX: usize = 64;
+/// One attempt to connect.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
 const HELLO_MAGIC: &[u8; 8] = b"WSHELLO1";
 const HELLO_BYTES: usize = 8 + 4 + 4 + MAC_BYTES;
 const WELCOME_MAGIC: &[u8; 8] = b"WSWELCM1";
@@ -74,11 +77,11 @@ impl Tree {
         address: impl Fn(usize) -> Address,
         group: u128,
         listener: &Listener,
-        deadline: Instant,
+        patience: Patience<'_>,
     ) -> Result<Tree> {
         let key = group.to_le_bytes();
         let parent = match parent_of(index) {
-            Some(p) => Some(Parent::call(ranks, index, p, &address(p), &key, deadline)?),
+            Some(p) => Some(Parent::call(ranks, index, p, &address(p), &key, patience)?),
             None => None,
         };
         let mut meeting = Meeting {
@@ -90,10 +93,11 @@ impl Tree {
             strangers: Vec::new(),
         };
         while !meeting.is_complete() {
-            if Instant::now() >= deadline {
+            let nap = patience.nap()?;
+            if nap.is_zero() {
                 return Err(meeting.timeout());
             }
-            meeting.step(listener, deadline)?;
+            meeting.step(listener, nap)?;
         }
         meeting.children.sort_by_key(|l| l.rank);
         Ok(Tree {
@@ -137,10 +141,10 @@ impl Parent {
         parent: usize,
         address: &Address,
         key: &[u8],
-        deadline: Instant,
+        patience: Patience<'_>,
     ) -> Result<Parent> {
         let (own, rank) = (ranks[index], ranks[parent]);
-        let stream = dial(address, deadline).map_err(|e| {
+        let stream = dial(address, patience)?.map_err(|e| {
             let what = format!("cannot reach the control channel of rank {rank}");
             Error {
                 status: Status::PeerLost,
@@ -196,24 +200,37 @@ fn closed_early(rank: Rank) -> Error {
 }
 
 /// Connects; tries again until the deadline where that makes sense: a Unix
-/// socket that refuses is gone for good, a TCP one may have been too busy.
-fn dial(address: &Address, deadline: Instant) -> io::Result<Stream> {
+/// socket that refuses is gone for good, a TCP one may have been too busy. The
+/// outer error is that of a meeting which was called off.
+fn dial(address: &Address, patience: Patience<'_>) -> Result<io::Result<Stream>> {
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = left.clamp(Duration::from_millis(1), Duration::from_secs(5));
-        let error = match Stream::connect(address, timeout) {
-            Ok(stream) => return Ok(stream),
+        let error = match connect(address, patience)? {
+            Ok(stream) => return Ok(Ok(stream)),
             Err(e) => e,
         };
         let may_work = match address {
             Address::Unix(_) => error.kind() == io::ErrorKind::WouldBlock,
             Address::Tcp(_) => true,
         };
+        let left = patience.left()?;
         if !may_work || left.is_zero() {
-            return Err(error);
+            return Ok(Err(error));
         }
         std::thread::sleep(Duration::from_millis(20).min(left));
     }
+}
+
+fn connect(address: &Address, patience: Patience<'_>) -> Result<io::Result<Stream>> {
+    let to = address.clone();
+    let stream = match to {
+        // Never waits.
+        Address::Unix(_) => Some(Stream::connect(&to, CONNECT_TIME)),
+        Address::Tcp(_) => {
+            let call = move || Stream::connect(&to, CONNECT_TIME);
+            patience.within("wsync-connect", call)?
+        }
+    };
+    Ok(stream.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into())))
 }
 
 /// Reads towards `want` bytes; true once they are there. An error at the end
@@ -262,15 +279,13 @@ impl Meeting<'_> {
     }
 
     /// Waits for something to happen and deals with it.
-    fn step(&mut self, listener: &Listener, deadline: Instant) -> Result<()> {
+    fn step(&mut self, listener: &Listener, nap: Duration) -> Result<()> {
         let mut items = vec![sys::poll_item(listener.raw_fd(), false)];
         let parent = self.parent.as_ref().filter(|p| !p.is_welcome);
         items.extend(parent.map(|p| sys::poll_item(p.stream.raw_fd(), false)));
         let strangers = self.strangers.iter();
         items.extend(strangers.map(|(s, _)| sys::poll_item(s.raw_fd(), false)));
-        let left = deadline.saturating_duration_since(Instant::now());
-        sys::poll(&mut items, Some(left.min(Duration::from_millis(100))))
-            .map_err(|e| Error::os("cannot wait for peers", &e))?;
+        sys::poll(&mut items, Some(nap)).map_err(|e| Error::os("cannot wait for peers", &e))?;
         if let Some(parent) = self.parent.as_mut().filter(|p| !p.is_welcome) {
             parent.listen(self.own, self.key)?;
         }

@@ -17,7 +17,7 @@ use super::stream::Stream;
 use super::{Link, NOBODY, Shared, sys};
 use crate::device::copy::{Halt, Stop};
 use crate::error::{Error, Result, Status};
-use crate::plan::program::{BufferSlot, Direction};
+use crate::plan::program::Direction;
 use crate::rank::Rank;
 use crate::transport::FaultKind;
 use crate::transport::queue::{Queued, lock};
@@ -175,11 +175,7 @@ impl Runner {
             // Messages are ordered by peer: it is one of the last two lanes.
             let is_mine =
                 |l: &&mut Lane| l.stream.peer == m.peer && l.stream.direction == m.direction;
-            let writes = m.direction == Direction::Receive
-                && program
-                    .pieces_of(m)
-                    .iter()
-                    .any(|p| p.region.slot != BufferSlot::RELAY);
+            let writes = m.direction == Direction::Receive && program.keeps(m);
             if let Some(lane) = self.lanes.iter_mut().rev().take(2).find(is_mine) {
                 lane.stream.add(i, m);
                 lane.writes_destination |= writes;

@@ -27,9 +27,11 @@ fn check(doing: &str, result: i32) -> Result<i32> {
 /// 128 random bits.
 pub(super) fn random() -> Result<[u8; 16]> {
     let mut bytes = [0u8; 16];
-    // SAFETY: the buffer is ours and has the length that is given.
-    let n = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    if n != bytes.len() as isize {
+    let at: *mut libc::c_void = bytes.as_mut_ptr().cast();
+    // SAFETY: the buffer is ours and has the length that is given. Not by its
+    // C function, which glibc 2.17 does not have.
+    let n = unsafe { libc::syscall(libc::SYS_getrandom, at, bytes.len(), 0) };
+    if usize::try_from(n) != Ok(bytes.len()) {
         return Err(Error::os("reading randomness", &io::Error::last_os_error()));
     }
     Ok(bytes)
@@ -40,9 +42,11 @@ pub(super) fn random() -> Result<[u8; 16]> {
 pub(super) fn memfd(bytes: u64) -> Result<OwnedFd> {
     check_available("shared memory", bytes)?;
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
-    // SAFETY: the name is a C string; nothing else is passed.
-    let fd = unsafe { libc::memfd_create(c"wsync".as_ptr(), flags) };
-    let fd = check("creating shared memory", fd)?;
+    // SAFETY: the name is a C string; nothing else is passed. Not by its C
+    // function, which glibc 2.17 does not have.
+    let fd = unsafe { libc::syscall(libc::SYS_memfd_create, c"wsync".as_ptr(), flags) };
+    // A descriptor fits its type.
+    let fd = check("creating shared memory", fd as RawFd)?;
     // SAFETY: the descriptor is new and nobody else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let length = libc::off_t::try_from(bytes).map_err(|_| {

@@ -856,6 +856,16 @@ public:
         });
   }
 
+  /** Where an element on a destination rank comes from, as JSON. */
+  std::string origin(std::uint32_t rank, Name tensor, const std::vector<std::uint64_t> &index,
+                     ErrorRecord &err) const noexcept {
+    return detail::fetch_text(
+        err, [&](char *buffer, std::size_t capacity, std::size_t *needed, wsync_error *e) {
+          return wsync_plan_origin(c_ptr(), rank, tensor.c_str(), index.data(), index.size(), buffer,
+                                   capacity, needed, e);
+        });
+  }
+
   std::string diff(const Plan &other, ErrorRecord &err) const noexcept {
     return detail::fetch_text(
         err, [&](char *buffer, std::size_t capacity, std::size_t *needed, wsync_error *e) {
@@ -902,6 +912,10 @@ public:
   }
   std::string report() const {
     return detail::checked([&](ErrorRecord &e) { return report(e); });
+  }
+  std::string origin(std::uint32_t rank, Name tensor,
+                     const std::vector<std::uint64_t> &index) const {
+    return detail::checked([&](ErrorRecord &e) { return origin(rank, tensor, index, e); });
   }
   std::string diff(const Plan &other) const {
     return detail::checked([&](ErrorRecord &e) { return diff(other, e); });

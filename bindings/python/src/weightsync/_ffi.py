@@ -466,6 +466,21 @@ FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
         c_int32,
         [wsync_plan_p, c_uint32, c_char_p, c_size_t, POINTER(c_size_t), error_p],
     ),
+    (
+        "wsync_plan_origin",
+        c_int32,
+        [
+            wsync_plan_p,
+            c_uint32,
+            c_char_p,
+            POINTER(c_uint64),
+            c_size_t,
+            c_char_p,
+            c_size_t,
+            POINTER(c_size_t),
+            error_p,
+        ],
+    ),
     ("wsync_plan_report", c_int32, [wsync_plan_p, c_char_p, c_size_t, POINTER(c_size_t), error_p]),
     (
         "wsync_plan_diff",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Optional, Union
 
 from . import _ffi
@@ -118,6 +118,21 @@ class Plan(Handle):
         with self._use() as pointer:
             found: list[dict[str, Any]] = json.loads(
                 read_text(lib.wsync_plan_rank_ops, pointer, rank)
+            )
+            return found
+
+    def origin(self, rank: int, tensor: str, index: Sequence[int]) -> dict[str, Any]:
+        """Where element `index` of `tensor` on destination rank `rank` comes from.
+
+        `hops` has its way in order: step, stage and bucket, and at both ends
+        the rank, the name of the buffer and the offset in bytes.
+        """
+        numbers = (ctypes.c_uint64 * max(len(index), 1))(*index)
+        with self._use() as pointer:
+            found: dict[str, Any] = json.loads(
+                read_text(
+                    lib.wsync_plan_origin, pointer, rank, name_bytes(tensor), numbers, len(index)
+                )
             )
             return found
 

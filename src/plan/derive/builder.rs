@@ -1,0 +1,266 @@
+//! Assembles a program: buffers, regions, local copies, steps, staging.
+
+use super::Inputs;
+use super::stream::split_boxes;
+use super::view::{OwnView, holding_view};
+use super::walk::Walk;
+use crate::error::Result;
+use crate::layout::placement::{LocalBuffer, Padding, Part, Seat};
+use crate::layout::tensor::{IndexBox, Span, Tensor, TensorIndex};
+use crate::layout::{BufferKey, Place};
+use crate::plan::piece::loops_of;
+use crate::plan::program::*;
+use crate::rank::Rank;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+/// Alignment of messages in staging.
+const STAGING_ALIGN_BYTES: u64 = 256;
+
+/// Assembles the program.
+pub struct Builder<'a> {
+    pub inputs: Inputs<'a>,
+    pub program: Program,
+    /// Relay memory of one bucket; two are in use at a time.
+    pub relay_half_bytes: u64,
+    slots: FxHashMap<BufferUse, BufferSlot>,
+    loops: SmallVec<[Loop; 8]>,
+}
+
+impl<'a> Builder<'a> {
+    pub fn new(inputs: Inputs<'a>, rank: Rank) -> Builder<'a> {
+        Builder {
+            inputs,
+            relay_half_bytes: 0,
+            program: Program {
+                rank,
+                buffers: Vec::new(),
+                loops: Vec::new(),
+                pieces: Vec::new(),
+                messages: Vec::new(),
+                locals: Vec::new(),
+                fills: Vec::new(),
+                steps: Vec::new(),
+                tensors: inputs.tensors.clone(),
+                digest_source: Vec::new(),
+                digest_destination: Vec::new(),
+                staging_bytes: 0,
+                relay_bytes: 0,
+                bytes_sent: 0,
+                bytes_received: 0,
+                bytes_local: 0,
+                pair_balance: 0,
+            },
+            slots: FxHashMap::default(),
+            loops: SmallVec::new(),
+        }
+    }
+
+    /// Goes on with a finished program.
+    pub fn resume(inputs: Inputs<'a>, program: Program) -> Builder<'a> {
+        let slots = program.buffers.iter().enumerate();
+        Builder {
+            inputs,
+            relay_half_bytes: 0,
+            slots: slots.map(|(i, u)| (*u, BufferSlot(i as u32))).collect(),
+            program,
+            loops: SmallVec::new(),
+        }
+    }
+
+    fn slot(&mut self, side: Side, key: BufferKey) -> BufferSlot {
+        let buffers = &mut self.program.buffers;
+        *self
+            .slots
+            .entry(BufferUse { side, key })
+            .or_insert_with_key(|u| {
+                buffers.push(*u);
+                BufferSlot(buffers.len() as u32 - 1)
+            })
+    }
+
+    /// The region of `bounds` in an own view. `bounds` spans one index of a
+    /// split axis.
+    pub fn region(
+        &mut self,
+        side: Side,
+        part: u16,
+        buffer: u32,
+        own: &OwnView,
+        bounds: &IndexBox,
+    ) -> Region {
+        let key = match own.explicit {
+            Some(buffer) => BufferKey::Explicit { buffer },
+            None => BufferKey::Part {
+                part,
+                buffer: LocalBuffer {
+                    buffer,
+                    split: own.split.map(|local| {
+                        let global = bounds.0[0].lo;
+                        (local + (global - own.lo[0]) as u32, global as u32)
+                    }),
+                },
+            },
+        };
+        let slot = self.slot(side, key);
+        let at: i64 = bounds
+            .spans()
+            .iter()
+            .zip(&own.lo)
+            .zip(&own.strides)
+            .map(|((s, &lo), &stride)| (s.lo - lo) as i64 * stride)
+            .sum();
+        let element = own.dtype.bytes();
+        let run = loops_of(bounds, &own.strides, element, &mut self.loops);
+        let first = self.program.loops.len() as u32;
+        self.program.loops.extend_from_slice(&self.loops);
+        Region {
+            slot,
+            offset: own.offset.wrapping_add_signed(at),
+            dtype: own.dtype,
+            run,
+            loops: (first, self.program.loops.len() as u32),
+        }
+    }
+
+    /// Copies within the rank: all of them belong to the first step.
+    pub fn add_locals(&mut self, walk: &Walk<'a>, local: &[u32]) -> Result<()> {
+        let inputs = self.inputs;
+        for &i in local {
+            let item = &walk.items[i as usize];
+            let cell = walk.cell_of(item);
+            let tensor = &inputs.tables.tensors[item.tensor as usize];
+            let (own, part, buffer) =
+                holding_view(inputs.source, self.program.rank, tensor, &cell.bounds)?;
+            let here = self.part_of(Side::Destination);
+            for b in split_boxes(
+                &cell.bounds,
+                own.split.is_some() || cell.own.split.is_some(),
+            ) {
+                let source = self.region(Side::Source, part, buffer, &own, &b);
+                let destination = self.region(Side::Destination, here, item.buffer, &cell.own, &b);
+                let bytes = b.elements() * cell.own.dtype.bytes();
+                self.program.bytes_local += bytes;
+                self.program.locals.push(LocalCopy {
+                    tensor: TensorIndex(item.tensor),
+                    bounds: b,
+                    source,
+                    destination,
+                    bytes,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    pub fn part_of(&self, side: Side) -> u16 {
+        let layout = match side {
+            Side::Source => self.inputs.source,
+            Side::Destination => self.inputs.destination,
+        };
+        match layout.place(self.program.rank) {
+            Some(Place::Part(_, seat)) => seat.part,
+            _ => 0,
+        }
+    }
+
+    /// Destination padding, where the layout asks for zeros.
+    pub fn add_fills(&mut self) {
+        let inputs = self.inputs;
+        let Some(Place::Part(part, seat)) = inputs.destination.place(self.program.rank) else {
+            return;
+        };
+        if part.padding != Padding::Zero {
+            return;
+        }
+        let tensors = inputs.destination.tensors();
+        for tensor in &inputs.tables.tensors {
+            for r in tensor.needers.iter().filter(|r| r.part == seat.part) {
+                let p = &part.placements[r.placement as usize];
+                if part.rule(p).padded != 0 && part.is_on_stage(p, &seat) {
+                    self.fill_padding(part, p, &seat, tensors);
+                }
+            }
+        }
+    }
+
+    fn fill_padding(
+        &mut self,
+        part: &Part,
+        p: &crate::layout::placement::Placement,
+        seat: &Seat,
+        tensors: &[Tensor],
+    ) {
+        let rule = part.rule(p);
+        let axes = part.local_axes(p, seat, tensors);
+        let (offset, strides) = part.storage(p, seat, tensors);
+        for (d, axis) in axes.iter().enumerate() {
+            if axis.extent <= axis.len() {
+                continue;
+            }
+            // Used on the axes before, padding on this one, all on the rest.
+            let slab = IndexBox(
+                axes.iter()
+                    .enumerate()
+                    .map(|(e, a)| match e.cmp(&d) {
+                        std::cmp::Ordering::Less => Span::new(0, a.len()),
+                        std::cmp::Ordering::Equal => Span::new(a.len(), a.extent),
+                        std::cmp::Ordering::Greater => Span::new(0, a.extent),
+                    })
+                    .collect(),
+            );
+            if slab.is_empty() {
+                continue;
+            }
+            let own = OwnView {
+                lo: axes.iter().map(|_| 0).collect(),
+                offset,
+                strides: strides.clone(),
+                dtype: rule.stored_dtype(&tensors[p.tensor.index()]),
+                split: None,
+                explicit: None,
+            };
+            let region = self.region(Side::Destination, seat.part, p.buffer, &own, &slab);
+            self.program.fills.push(region);
+        }
+    }
+
+    /// Orders messages by step, lays out staging, and closes the program.
+    pub fn finish(mut self) -> Program {
+        let p = &mut self.program;
+        p.messages
+            .sort_by_key(|m| (m.step, m.peer, m.direction, m.stage));
+        let mut half = 0;
+        let mut first = 0u32;
+        let step_count = self.inputs.step_count();
+        for step in 0..step_count {
+            let n = p.messages[first as usize..].partition_point(|m| m.step == step) as u32;
+            let mut at = 0;
+            for m in &mut p.messages[first as usize..(first + n) as usize] {
+                if !m.is_direct {
+                    m.staging = at;
+                    at = (at + m.bytes).next_multiple_of(STAGING_ALIGN_BYTES);
+                }
+            }
+            half = half.max(at);
+            p.steps.push(Step {
+                messages: (first, first + n),
+                locals: match step {
+                    0 => (0, p.locals.len() as u32),
+                    _ => (0, 0),
+                },
+                staging_bytes: at,
+            });
+            first += n;
+        }
+        // Two steps are in flight: odd ones use the second half.
+        for m in &mut p.messages {
+            if !m.is_direct && m.step % 2 == 1 {
+                m.staging += half;
+            }
+        }
+        p.staging_bytes = half * u64::from(step_count.min(2));
+        p.relay_bytes = self.relay_half_bytes * u64::from(self.inputs.decision.bucket_count.min(2));
+        self.program
+    }
+}

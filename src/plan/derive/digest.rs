@@ -1,0 +1,54 @@
+//! Which regions of a rank enter the digests.
+
+use super::builder::Builder;
+use super::cell::Needers;
+use super::stream::split_boxes;
+use super::walk::Walk;
+use crate::layout::tensor::TensorIndex;
+use crate::plan::program::{DigestItem, Side};
+
+impl<'a> Builder<'a> {
+    /// Every element counts at its lowest holder only, so that holders which
+    /// have drifted apart are seen.
+    pub fn add_source_digests(&mut self, walk: &Walk<'a>, alike_copies: u64) {
+        let part = self.part_of(Side::Source);
+        for item in &walk.items {
+            let cell = walk.cell_of(item);
+            let group = &walk.groups[item.group as usize];
+            if group.own != Some(0) {
+                continue;
+            }
+            let is_once = matches!(&cell.needers, Needers::Slice(s) if s.placement == 0)
+                || matches!(cell.needers, Needers::Listed(_));
+            for b in split_boxes(&cell.bounds, cell.own.split.is_some()) {
+                let region = self.region(Side::Source, part, item.buffer, &cell.own, &b);
+                self.program.digest_source.push(DigestItem {
+                    tensor: TensorIndex(item.tensor),
+                    bounds: b,
+                    region,
+                    dtype: cell.peers[0].dtype,
+                    is_once,
+                    weight: group.needer_count / alike_copies,
+                });
+            }
+        }
+    }
+
+    pub fn add_destination_digests(&mut self, walk: &Walk<'a>) {
+        let part = self.part_of(Side::Destination);
+        for item in &walk.items {
+            let cell = walk.cell_of(item);
+            for b in split_boxes(&cell.bounds, cell.own.split.is_some()) {
+                let region = self.region(Side::Destination, part, item.buffer, &cell.own, &b);
+                self.program.digest_destination.push(DigestItem {
+                    tensor: TensorIndex(item.tensor),
+                    bounds: b,
+                    region,
+                    dtype: cell.own.dtype,
+                    is_once: false,
+                    weight: 1,
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! The program of one rank, from layouts and decision alone.
+//!
+//! Nothing is exchanged and no other rank is expanded. The rank walks its own
+//! tensors, twice: as needer over the boxes it wants, as holder over the boxes
+//! it has. Both walks see the same cells in the same order:
+//!
+//! ```text
+//!   own boxes ─► cells ─► items on a line per (holders, needers) ─► routes
+//!             ─► stretches per peer and stage ─► buckets ─► messages of pieces
+//! ```
+//!
+//! A rank that forwards what it does not need itself walks the needs of those
+//! it forwards to as well.
+
+mod builder;
+mod cell;
+mod digest;
+mod direct;
+mod route;
+mod stream;
+mod two_stage;
+mod view;
+mod walk;
+
+use super::decision::{Decision, Strategy};
+use super::program::{Direction, Program};
+use super::tables::Tables;
+use super::topology::Topology;
+use super::two_stage::TwoStage;
+use crate::error::Result;
+use crate::layout::Layout;
+use crate::layout::tensor::Tensor;
+use crate::rank::Rank;
+use builder::Builder;
+use route::Routes;
+use std::sync::Arc;
+use walk::Walk;
+
+/// What a program is derived from.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    pub source: &'a Layout,
+    pub destination: &'a Layout,
+    pub tables: &'a Tables,
+    pub tensors: &'a Arc<[Tensor]>,
+    pub decision: &'a Decision,
+    #[expect(dead_code, reason = "routes will ask which ranks share a domain")]
+    pub topology: &'a Topology,
+    /// Who sends to whom, where the strategy is `two_stage`.
+    pub two_stage: Option<&'a TwoStage>,
+}
+
+impl Inputs<'_> {
+    /// Stages of the longest route: 1 if nothing is forwarded.
+    pub fn stage_count(&self) -> u32 {
+        match (self.decision.strategy, self.two_stage) {
+            (Strategy::Direct, _) => 1,
+            (Strategy::TwoStage, mapped) => 1 + u32::from(mapped.is_some_and(|m| m.forwards())),
+        }
+    }
+
+    /// Bucket `b` of stage `s` travels in step `b + s`.
+    pub fn step_count(&self) -> u32 {
+        self.decision.bucket_count + self.stage_count() - 1
+    }
+}
+
+/// Derives and verifies the program of `rank`.
+pub fn derive(inputs: Inputs<'_>, rank: Rank) -> Result<Program> {
+    let walks = walks(inputs, rank)?;
+    let mut routes = Routes::new(inputs, rank, &walks);
+    match inputs.two_stage {
+        None => routes.direct(),
+        Some(mapped) => routes.two_stage(mapped),
+    }
+    routes.verify()?;
+    let mut builder = Builder::new(inputs, rank);
+    builder.add_locals(&walks[NEEDS], &routes.locals)?;
+    builder.add_streams(&mut routes)?;
+    builder.add_fills();
+    Ok(builder.finish())
+}
+
+/// Index of the walk over what the rank needs, and of the one over what it
+/// holds. More walks are over the needs of ranks it may forward to.
+const NEEDS: usize = 0;
+const HOLDINGS: usize = 1;
+
+fn walks(inputs: Inputs<'_>, rank: Rank) -> Result<Vec<Walk<'_>>> {
+    let mut needs = Walk::new(inputs, rank, Direction::Receive);
+    needs.collect_needs()?;
+    let mut holdings = Walk::new(inputs, rank, Direction::Send);
+    holdings.collect_holdings()?;
+    let mut walks = vec![needs, holdings];
+    if let Some(mapped) = inputs.two_stage {
+        for mate in mapped.forwards_to(rank) {
+            let mut needs = Walk::new(inputs, mate, Direction::Receive);
+            needs.collect_needs()?;
+            walks.push(needs);
+        }
+    }
+    Ok(walks)
+}
+
+/// The digest items of the program's rank, with the program whose buffers and
+/// loops their regions name.
+pub fn digests(inputs: Inputs<'_>, program: &mut Program, alike_copies: u64) -> Result<()> {
+    let rank = program.rank;
+    let mut builder = Builder::resume(inputs, std::mem::take(program));
+    let mut send = Walk::new(inputs, rank, Direction::Send);
+    send.collect_holdings()?;
+    builder.add_source_digests(&send, alike_copies);
+    let mut receive = Walk::new(inputs, rank, Direction::Receive);
+    receive.collect_needs()?;
+    builder.add_destination_digests(&receive);
+    *program = builder.program;
+    Ok(())
+}

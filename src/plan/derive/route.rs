@@ -1,0 +1,293 @@
+//! The way of every byte that a rank sends, receives or copies.
+//!
+//! A route is a list of *hops*: holder to needer, or holder to a first
+//! receiver and from there to others. What travels a route together is a
+//! *share* of one group's stream. A share is cut into buckets before anything
+//! else is done with it, so that whoever forwards bucket `b` has received
+//! exactly bucket `b`:
+//!
+//! ```text
+//!   step      0        1        2        3
+//!   stage 0   bucket 0 bucket 1 bucket 2
+//!   stage 1            bucket 0 bucket 1 bucket 2
+//! ```
+
+use super::walk::{Group, Walk};
+use super::{Inputs, NEEDS};
+use crate::error::{Error, Result};
+use crate::plan::program::Direction;
+use crate::rank::Rank;
+use std::cmp::Ordering;
+
+/// Alignment of what lies in relay memory.
+const RELAY_ALIGN_BYTES: u64 = 16;
+
+/// Where a stretch lies on our side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Here {
+    /// In a buffer of the layout.
+    Buffer,
+    /// In relay memory, so many bytes from the start of its bucket.
+    Relay(u64),
+}
+
+/// Where a stretch lies at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum There {
+    /// In a buffer of the other side's layout.
+    Across,
+    /// In a buffer of our side's layout, stored as we store it.
+    Alike,
+    /// In relay memory.
+    Relay,
+}
+
+/// A range of an item on its way between this rank and a peer.
+#[derive(Clone, Copy, Debug)]
+pub struct Stretch {
+    pub peer: Rank,
+    pub direction: Direction,
+    pub stage: u32,
+    pub bucket: u32,
+    /// Which walk's item.
+    pub walk: u32,
+    pub item: u32,
+    /// Wire bytes of the item, `[from, to)`.
+    pub from: u64,
+    pub to: u64,
+    pub here: Here,
+    pub there: There,
+}
+
+/// A range of an item, in wire bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct ItemRange {
+    pub item: u32,
+    pub from: u64,
+    pub to: u64,
+}
+
+/// One end of a hop: what this rank does with a share.
+#[derive(Clone, Copy, Debug)]
+pub struct Hop {
+    pub peer: Rank,
+    pub direction: Direction,
+    pub stage: u32,
+    /// Our end is relay memory.
+    pub is_relayed: bool,
+    pub there: There,
+}
+
+/// What a rank exchanges, before it is cut into messages.
+pub struct Routes<'w, 'a> {
+    pub inputs: Inputs<'a>,
+    pub rank: Rank,
+    pub walks: &'w [Walk<'a>],
+    pub stretches: Vec<Stretch>,
+    /// Items of our needs that we hold ourselves.
+    pub locals: Vec<u32>,
+    /// Bytes of relay memory in use, by bucket.
+    relayed: Vec<u64>,
+    ranges: Vec<ItemRange>,
+}
+
+impl<'w, 'a> Routes<'w, 'a> {
+    pub fn new(inputs: Inputs<'a>, rank: Rank, walks: &'w [Walk<'a>]) -> Routes<'w, 'a> {
+        let mut locals: Vec<u32> = walks[NEEDS]
+            .groups
+            .iter()
+            .filter(|g| g.own.is_none())
+            .flat_map(|g| g.items.iter().copied())
+            .collect();
+        locals.sort_unstable();
+        Routes {
+            inputs,
+            rank,
+            walks,
+            stretches: Vec::new(),
+            locals,
+            relayed: Vec::new(),
+            ranges: Vec::new(),
+        }
+    }
+
+    /// Relay memory that any one bucket needs, in bytes.
+    pub fn relay_bytes(&self) -> u64 {
+        self.relayed.iter().copied().max().unwrap_or(0)
+    }
+
+    /// Sends bytes `[from, to)` of a group's stream along `hops`, bucket by
+    /// bucket.
+    pub fn add_share(&mut self, walk: usize, group: &Group, from: u64, to: u64, hops: &[Hop]) {
+        let mut ranges = std::mem::take(&mut self.ranges);
+        ranges.clear();
+        self.walks[walk].ranges(group, from, to, |r| ranges.push(r));
+        self.add_ranges(walk, &ranges, hops);
+        self.ranges = ranges;
+    }
+
+    /// Sends ranges that make up one share along `hops`, bucket by bucket.
+    pub fn add_ranges(&mut self, walk: usize, ranges: &[ItemRange], hops: &[Hop]) {
+        let total: u64 = ranges.iter().map(|r| r.to - r.from).sum();
+        let mut before = 0;
+        for r in ranges {
+            self.add_range(walk, r, before, total, hops);
+            before += r.to - r.from;
+        }
+    }
+
+    /// Cuts one range of a share where its buckets end.
+    fn add_range(&mut self, walk: usize, r: &ItemRange, before: u64, total: u64, hops: &[Hop]) {
+        let buckets = u128::from(self.inputs.decision.bucket_count);
+        let walk_of = &self.walks[walk];
+        let item = &walk_of.items[r.item as usize];
+        let cell = walk_of.cell_of(item);
+        // Items too small to be cut would all end in the last bucket: each
+        // begins at a place of its own inside a unit.
+        let shift = phase(item.tensor, &cell.bounds) % cell.unit;
+        let ends = |b: u128| (b + 1) * u128::from(total) / buckets;
+        let cut = |b: u128| {
+            let inside = u128::from(r.from) + ends(b) + u128::from(shift);
+            let inside = inside.saturating_sub(u128::from(before));
+            let whole = inside / u128::from(cell.unit) * u128::from(cell.unit);
+            (whole.min(u128::from(r.to)) as u64).max(r.from)
+        };
+        let mut bucket =
+            u128::from(before.saturating_sub(shift)) * buckets / u128::from(total.max(1));
+        bucket = bucket.saturating_sub(1);
+        let mut from = r.from;
+        while from < r.to {
+            let to = if bucket + 1 == buckets {
+                r.to
+            } else {
+                cut(bucket)
+            };
+            if from < to {
+                self.add_stretch(walk, r.item, (from, to), bucket as u32, hops);
+                from = to;
+            }
+            bucket += 1;
+        }
+    }
+
+    fn add_stretch(
+        &mut self,
+        walk: usize,
+        item: u32,
+        (from, to): (u64, u64),
+        bucket: u32,
+        hops: &[Hop],
+    ) {
+        let relay = match hops.iter().any(|h| h.is_relayed) {
+            true => Here::Relay(self.relay(bucket, to - from)),
+            false => Here::Buffer,
+        };
+        for hop in hops {
+            self.stretches.push(Stretch {
+                peer: hop.peer,
+                direction: hop.direction,
+                stage: hop.stage,
+                bucket,
+                walk: walk as u32,
+                item,
+                from,
+                to,
+                here: if hop.is_relayed { relay } else { Here::Buffer },
+                there: hop.there,
+            });
+        }
+    }
+
+    /// Room in relay memory for a stretch of a bucket.
+    fn relay(&mut self, bucket: u32, bytes: u64) -> u64 {
+        let buckets = self.inputs.decision.bucket_count as usize;
+        self.relayed.resize(buckets, 0);
+        let used = &mut self.relayed[bucket as usize];
+        let at = *used;
+        *used = (at + bytes).next_multiple_of(RELAY_ALIGN_BYTES);
+        at
+    }
+
+    /// Every needed byte comes exactly once: each item is tiled by what we
+    /// receive of it, and the items tile the boxes of this rank.
+    pub fn verify(&self) -> Result<()> {
+        let walk = &self.walks[NEEDS];
+        let mut covered = vec![0u64; walk.items.len()];
+        for s in &self.stretches {
+            if s.direction == Direction::Receive && s.here == Here::Buffer {
+                covered[s.item as usize] += s.to - s.from;
+            }
+        }
+        for &i in &self.locals {
+            covered[i as usize] += walk.cell_of(&walk.items[i as usize]).bytes;
+        }
+        for (item, &bytes) in walk.items.iter().zip(&covered) {
+            let cell = walk.cell_of(item);
+            if bytes != cell.bytes {
+                return Err(Error::internal(format!(
+                    "tensor \"{}\": box {} of rank {} would get {bytes} of {} bytes",
+                    walk.name(&self.inputs.tables.tensors[item.tensor as usize]),
+                    cell.bounds,
+                    self.rank,
+                    cell.bytes
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The order in which both ends put stretches into messages.
+    pub fn order(&self, a: &Stretch, b: &Stretch) -> Ordering {
+        let place = |s: &Stretch| (s.direction, s.peer, s.stage, s.bucket);
+        place(a).cmp(&place(b)).then_with(|| {
+            if a.walk == b.walk {
+                return (a.item, a.from).cmp(&(b.item, b.from));
+            }
+            // Of two ranks' needs: as the one who sends both has them.
+            let item = |s: &Stretch| {
+                let walk = &self.walks[s.walk as usize];
+                let item = &walk.items[s.item as usize];
+                (item.tensor, item.demand, &walk.cell_of(item).bounds, s.from)
+            };
+            item(a).cmp(&item(b))
+        })
+    }
+}
+
+/// A number that differs from cell to cell, the same on all ranks.
+fn phase(tensor: u32, bounds: &crate::layout::tensor::IndexBox) -> u64 {
+    let mut x = u64::from(tensor) + 1;
+    for s in bounds.spans() {
+        x = (x ^ s.lo).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        x ^= x >> 32;
+    }
+    x
+}
+
+impl Walk<'_> {
+    /// The items, whole or cut, of bytes `[from, to)` of a group's stream.
+    pub fn ranges(&self, group: &Group, from: u64, to: u64, mut f: impl FnMut(ItemRange)) {
+        let first = group
+            .items
+            .partition_point(|&i| self.items[i as usize].position <= from)
+            .saturating_sub(1);
+        for &i in &group.items[first..] {
+            let item = &self.items[i as usize];
+            if item.position >= to {
+                break;
+            }
+            let cell = self.cell_of(item);
+            let round = |at: u64| {
+                let inside = at.saturating_sub(item.position).min(cell.bytes);
+                match inside == cell.bytes {
+                    true => inside,
+                    false => inside / cell.unit * cell.unit,
+                }
+            };
+            let (from, to) = (round(from), round(to));
+            if from < to {
+                f(ItemRange { item: i, from, to });
+            }
+        }
+    }
+}

@@ -1,0 +1,501 @@
+//! One walk over the tensors of a rank, as needer or as holder.
+//!
+//! A walk finds the cells of every box and puts them on their lines: all items
+//! that one set of holders has and one set of needers wants are one *group*,
+//! whose items lie end to end as one stream. Every rank that takes part in a
+//! group sees the same items at the same positions.
+
+use super::Inputs;
+use super::cell::{Cell, Needers, cut_unit};
+use super::view::{OwnView, PeerView, explicit_own, own_views, slice_view, view_of};
+use crate::error::{Error, Result};
+use crate::layout::dtype::Dtype;
+use crate::layout::mesh::MeshSlice;
+use crate::layout::placement::{Part, Seat};
+use crate::layout::tensor::IndexBox;
+use crate::layout::{Layout, Place};
+use crate::plan::cells::{HolderSet, Splitter};
+use crate::plan::program::Direction;
+use crate::plan::ranks::RankSet;
+use crate::plan::tables::{ExplicitBox, PlanTensor, placement};
+use crate::rank::Rank;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// One cell of one tensor on its line.
+pub struct Item {
+    pub tensor: u32,
+    /// Which of the tensor's demands: placements, then explicit boxes.
+    pub demand: u32,
+    pub group: u32,
+    template: u32,
+    cell: u32,
+    /// Buffer of the placement on our side.
+    pub buffer: u32,
+    pub position: u64,
+}
+
+/// All items of one (holder set, needer set).
+pub struct Group {
+    pub holders: RankSet,
+    pub needers: RankSet,
+    /// Which holder or needer we are; `None` when receiving: we hold it too.
+    pub own: Option<u64>,
+    /// All needers, those that hold it too included.
+    pub needer_count: u64,
+    pub bytes: u64,
+    pub items: Vec<u32>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum TemplateKey {
+    /// Class, own placement, needing placement (senders).
+    Class(u32, u32, u32),
+    /// Tensor, own view, demand.
+    Tensor(u32, u32, u32),
+}
+
+/// One walk over own tensors, as needer or as holder.
+pub struct Walk<'a> {
+    pub inputs: Inputs<'a>,
+    pub rank: Rank,
+    pub direction: Direction,
+    templates: Vec<Vec<Cell>>,
+    template_of: FxHashMap<TemplateKey, u32>,
+    pub groups: Vec<Group>,
+    group_of: FxHashMap<GroupKey, u32>,
+    /// Groups per cell of a template at given stages.
+    staged: FxHashMap<StagedCell, Arc<[u32]>>,
+    pub items: Vec<Item>,
+}
+
+/// A template's number, and the stages it is looked at for.
+type StagedCell = (u32, SmallVec<[u32; 4]>);
+
+#[derive(PartialEq, Eq, Hash)]
+struct GroupKey {
+    holders: SmallVec<[MeshSlice; 1]>,
+    listed: Vec<Rank>,
+    needers: NeederKey,
+}
+
+#[derive(PartialEq, Eq, Hash)]
+enum NeederKey {
+    Slice(MeshSlice),
+    Listed(Vec<Rank>),
+}
+
+impl<'a> Walk<'a> {
+    pub fn new(inputs: Inputs<'a>, rank: Rank, direction: Direction) -> Walk<'a> {
+        Walk {
+            inputs,
+            rank,
+            direction,
+            templates: Vec::new(),
+            template_of: FxHashMap::default(),
+            groups: Vec::new(),
+            group_of: FxHashMap::default(),
+            staged: FxHashMap::default(),
+            items: Vec::new(),
+        }
+    }
+
+    fn splitter(&self, tensor: &'a PlanTensor) -> Splitter<'a> {
+        Splitter {
+            source: self.inputs.source,
+            destination: self.inputs.destination,
+            tensor,
+        }
+    }
+
+    /// Items for every box this rank needs, in order.
+    pub fn collect_needs(&mut self) -> Result<()> {
+        let inputs = self.inputs;
+        match inputs.destination.place(self.rank) {
+            None => Ok(()),
+            Some(Place::Part(part, seat)) => {
+                for (t, tensor) in inputs.tables.tensors.iter().enumerate() {
+                    for (j, r) in tensor.needers.iter().enumerate() {
+                        let p = &part.placements[r.placement as usize];
+                        if r.part == seat.part && part.is_on_stage(p, &seat) {
+                            self.need_symbolic(t as u32, j as u32, part, &seat)?;
+                        }
+                    }
+                }
+                Ok(())
+            }
+            Some(Place::Explicit(_)) => {
+                for (t, tensor) in inputs.tables.tensors.iter().enumerate() {
+                    for (j, e) in tensor.explicit_needers.iter().enumerate() {
+                        if let Some(view) = view_of(e, self.rank) {
+                            self.need_listed(t as u32, j as u32, e, view)?;
+                        }
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn need_symbolic(&mut self, t: u32, j: u32, part: &Part, seat: &Seat) -> Result<()> {
+        let tensor = &self.inputs.tables.tensors[t as usize];
+        let p = &part.placements[tensor.needers[j as usize].placement as usize];
+        let key = if tensor.explicit_holders.is_empty() {
+            TemplateKey::Class(tensor.class, j, 0)
+        } else {
+            TemplateKey::Tensor(t, j, 0)
+        };
+        let template = match self.template_of.get(&key) {
+            Some(&id) => id,
+            None => {
+                let mut cells = Vec::new();
+                for (bounds, own) in own_views(part, p, seat, self.inputs.destination.tensors())? {
+                    for c in self.splitter(tensor).cells(&bounds, None) {
+                        let needers = self.splitter(tensor).needers(j as usize, &c);
+                        cells.push(self.cell(tensor, c, own.clone(), Needers::Slice(needers))?);
+                    }
+                }
+                self.add_template(key, cells)
+            }
+        };
+        self.add_items(t, j, template, p.buffer)
+    }
+
+    fn need_listed(&mut self, t: u32, j: u32, e: &ExplicitBox, view: u32) -> Result<()> {
+        let tensor = &self.inputs.tables.tensors[t as usize];
+        let own = explicit_own(self.inputs.destination, self.rank, view)?;
+        let mut cells = Vec::new();
+        for c in self.splitter(tensor).cells(&e.bounds, None) {
+            cells.push(self.cell(tensor, c, own.clone(), Needers::Listed(j))?);
+        }
+        let template = self.add_template(TemplateKey::Tensor(t, u32::MAX, j), cells);
+        self.add_items(t, tensor.needers.len() as u32 + j, template, 0)
+    }
+
+    /// Items for every box this rank holds and somebody needs, in order.
+    pub fn collect_holdings(&mut self) -> Result<()> {
+        let inputs = self.inputs;
+        let Some(place) = inputs.source.place(self.rank) else {
+            return Ok(());
+        };
+        for (t, tensor) in inputs.tables.tensors.iter().enumerate() {
+            let demands = tensor.needers.len() + tensor.explicit_needers.len();
+            match &place {
+                Place::Part(part, seat) => {
+                    // Where two placements of one rank hold a cell, the first
+                    // one sends it.
+                    let mut earlier: SmallVec<[u32; 2]> = SmallVec::new();
+                    for (k, r) in tensor.holders.iter().enumerate() {
+                        let p = &part.placements[r.placement as usize];
+                        if r.part != seat.part || !part.is_on_stage(p, seat) {
+                            continue;
+                        }
+                        for j in 0..demands {
+                            self.hold_symbolic(t as u32, k as u32, j, &earlier, part, seat)?;
+                        }
+                        earlier.push(k as u32);
+                    }
+                }
+                Place::Explicit(_) => {
+                    let views: SmallVec<[(usize, u32); 4]> = tensor
+                        .explicit_holders
+                        .iter()
+                        .enumerate()
+                        .filter_map(|(k, e)| view_of(e, self.rank).map(|v| (k, v)))
+                        .collect();
+                    for j in 0..demands {
+                        self.hold_listed(t as u32, j, &views)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn hold_symbolic(
+        &mut self,
+        t: u32,
+        k: u32,
+        j: usize,
+        earlier: &[u32],
+        part: &Part,
+        seat: &Seat,
+    ) -> Result<()> {
+        let tensor = &self.inputs.tables.tensors[t as usize];
+        let p = &part.placements[tensor.holders[k as usize].placement as usize];
+        let is_regular = tensor.explicit_holders.is_empty() && earlier.is_empty();
+        let key = if is_regular && j < tensor.needers.len() {
+            TemplateKey::Class(tensor.class, k, j as u32)
+        } else {
+            TemplateKey::Tensor(t, k, j as u32)
+        };
+        if let Some(&id) = self.template_of.get(&key) {
+            return self.add_items(t, j as u32, id, p.buffer);
+        }
+        let mut covered = Vec::new();
+        for &e in earlier {
+            let q = &part.placements[tensor.holders[e as usize].placement as usize];
+            let views = own_views(part, q, seat, self.inputs.source.tensors())?;
+            covered.extend(views.into_iter().map(|v| v.0));
+        }
+        let mut cells = Vec::new();
+        for (bounds, own) in own_views(part, p, seat, self.inputs.source.tensors())? {
+            self.held_cells(tensor, j, &bounds, &own, &covered, &mut cells)?;
+        }
+        let id = self.add_template(key, cells);
+        self.add_items(t, j as u32, id, p.buffer)
+    }
+
+    fn hold_listed(&mut self, t: u32, j: usize, views: &[(usize, u32)]) -> Result<()> {
+        let tensor = &self.inputs.tables.tensors[t as usize];
+        let mut covered = Vec::new();
+        let mut cells = Vec::new();
+        for &(k, view) in views {
+            let bounds = &tensor.explicit_holders[k].bounds;
+            let own = explicit_own(self.inputs.source, self.rank, view)?;
+            self.held_cells(tensor, j, bounds, &own, &covered, &mut cells)?;
+            covered.push(bounds.clone());
+        }
+        let id = self.add_template(TemplateKey::Tensor(t, u32::MAX, j as u32), cells);
+        self.add_items(t, j as u32, id, 0)
+    }
+
+    /// The cells of demand `j` inside a box we hold, less what is `covered`.
+    fn held_cells(
+        &self,
+        tensor: &'a PlanTensor,
+        j: usize,
+        held: &IndexBox,
+        own: &OwnView,
+        covered: &[IndexBox],
+        out: &mut Vec<Cell>,
+    ) -> Result<()> {
+        let s = self.splitter(tensor);
+        let boxes = if j >= tensor.needers.len() {
+            let e = &tensor.explicit_needers[j - tensor.needers.len()];
+            s.cells(&e.bounds, Some(held))
+        } else if tensor.explicit_holders.is_empty() {
+            s.grid(held, Some(j))
+        } else {
+            let needed = s.needed_boxes(j, held);
+            needed.iter().flat_map(|d| s.cells(d, Some(held))).collect()
+        };
+        for c in boxes {
+            if covered.iter().any(|b| b.contains(&c)) {
+                continue;
+            }
+            let needers = match j.checked_sub(tensor.needers.len()) {
+                None => Needers::Slice(s.needers(j, &c)),
+                Some(listed) => Needers::Listed(listed as u32),
+            };
+            out.push(self.cell(tensor, c, own.clone(), needers)?);
+        }
+        Ok(())
+    }
+
+    fn cell(
+        &self,
+        tensor: &'a PlanTensor,
+        bounds: IndexBox,
+        own: OwnView,
+        needers: Needers,
+    ) -> Result<Cell> {
+        let s = self.splitter(tensor);
+        let holders = s.holders(&bounds);
+        let there = self.needer_view(tensor, &needers)?;
+        let wire = Dtype::wire(tensor.source_dtype, there.dtype);
+        if !tensor.source_dtype.converts_to(there.dtype) {
+            return Err(Error::layout(format!(
+                "tensor \"{}\" is {} on the source and {} on the destination; \
+                 only f32, f16 and bf16 convert into each other",
+                self.name(tensor),
+                tensor.source_dtype,
+                there.dtype
+            )));
+        }
+        let peers = match self.direction {
+            Direction::Send => [there].into_iter().collect(),
+            Direction::Receive => self.holder_views(tensor, &holders)?,
+        };
+        let bytes = bounds.elements() * wire.bytes();
+        Ok(Cell {
+            unit: cut_unit(&bounds, &tensor.granule, wire, bytes),
+            bounds,
+            bytes,
+            wire,
+            own,
+            holders,
+            needers,
+            peers,
+        })
+    }
+
+    pub fn name(&self, tensor: &PlanTensor) -> &str {
+        &self.inputs.destination.tensors()[tensor.destination.index()].name
+    }
+
+    /// How the needers of a demand store it: alike on all of a slice.
+    fn needer_view(&self, tensor: &PlanTensor, needers: &Needers) -> Result<PeerView> {
+        let layout = self.inputs.destination;
+        match needers {
+            Needers::Slice(s) => {
+                let (part, p) = placement(layout, tensor.needers[s.placement as usize]);
+                Ok(slice_view(layout, part, p, &s.slice))
+            }
+            Needers::Listed(j) => {
+                let e = &tensor.explicit_needers[*j as usize];
+                let (rank, view) = e.ranks[0];
+                let own = explicit_own(layout, rank, view)?;
+                Ok(PeerView {
+                    strides: own.strides,
+                    dtype: own.dtype,
+                })
+            }
+        }
+    }
+
+    fn holder_views(
+        &self,
+        tensor: &PlanTensor,
+        holders: &HolderSet,
+    ) -> Result<SmallVec<[PeerView; 1]>> {
+        let layout = self.inputs.source;
+        Ok(holders
+            .slices
+            .iter()
+            .map(|s| {
+                let (part, p) = placement(layout, tensor.holders[s.placement as usize]);
+                slice_view(layout, part, p, &s.slice)
+            })
+            .collect())
+    }
+
+    fn add_template(&mut self, key: TemplateKey, mut cells: Vec<Cell>) -> u32 {
+        cells.sort_by(|a, b| a.bounds.cmp(&b.bounds));
+        let id = self.templates.len() as u32;
+        self.templates.push(cells);
+        self.template_of.insert(key, id);
+        id
+    }
+
+    /// Puts one tensor's cells on their lines.
+    fn add_items(&mut self, t: u32, demand: u32, template: u32, buffer: u32) -> Result<()> {
+        if self.templates[template as usize].is_empty() {
+            return Ok(());
+        }
+        let groups = self.groups_of(t, template)?;
+        for (c, &g) in groups.iter().enumerate() {
+            let bytes = self.templates[template as usize][c].bytes;
+            let group = &mut self.groups[g as usize];
+            group.items.push(self.items.len() as u32);
+            self.items.push(Item {
+                tensor: t,
+                demand,
+                group: g,
+                template,
+                cell: c as u32,
+                buffer,
+                position: group.bytes,
+            });
+            group.bytes = group
+                .bytes
+                .checked_add(bytes)
+                .ok_or_else(|| Error::limit("the bytes on one line exceed 64 bits".to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// The groups of a template's cells at the stages of tensor `t`.
+    fn groups_of(&mut self, t: u32, template: u32) -> Result<Arc<[u32]>> {
+        let tensor = &self.inputs.tables.tensors[t as usize];
+        let stage = |layout: &Layout, r| placement(layout, r).1.stage.unwrap_or(u32::MAX);
+        let mut stages: SmallVec<[u32; 4]> = SmallVec::new();
+        stages.extend(tensor.holders.iter().map(|r| stage(self.inputs.source, *r)));
+        stages.extend(
+            tensor
+                .needers
+                .iter()
+                .map(|r| stage(self.inputs.destination, *r)),
+        );
+        if let Some(g) = self.staged.get(&(template, stages.clone())) {
+            return Ok(g.clone());
+        }
+        let count = self.templates[template as usize].len();
+        let mut groups = Vec::with_capacity(count);
+        for c in 0..count {
+            groups.push(self.group(tensor, template, c)?);
+        }
+        let groups: Arc<[u32]> = groups.into();
+        self.staged.insert((template, stages), groups.clone());
+        Ok(groups)
+    }
+
+    fn group(&mut self, tensor: &PlanTensor, template: u32, c: usize) -> Result<u32> {
+        let (source, destination) = (self.inputs.source, self.inputs.destination);
+        let cell = &self.templates[template as usize][c];
+        let key = GroupKey {
+            holders: cell
+                .holders
+                .slices
+                .iter()
+                .map(|s| {
+                    s.at(placement(source, tensor.holders[s.placement as usize])
+                        .1
+                        .stage)
+                })
+                .collect(),
+            listed: cell.holders.listed.iter().map(|e| e.0).collect(),
+            needers: match &cell.needers {
+                Needers::Slice(s) => NeederKey::Slice(
+                    s.at(placement(destination, tensor.needers[s.placement as usize])
+                        .1
+                        .stage),
+                ),
+                Needers::Listed(j) => NeederKey::Listed(
+                    tensor.explicit_needers[*j as usize]
+                        .ranks
+                        .iter()
+                        .map(|e| e.0)
+                        .collect(),
+                ),
+            },
+        };
+        if let Some(&g) = self.group_of.get(&key) {
+            return Ok(g);
+        }
+        let holders = RankSet::union(source, &key.holders, &key.listed);
+        if holders.is_empty() {
+            return Err(Error::layout(format!(
+                "tensor \"{}\": box {} is needed and held by no source rank",
+                self.name(tensor),
+                cell.bounds
+            )));
+        }
+        let needers = match &key.needers {
+            NeederKey::Slice(s) => RankSet::union(destination, std::slice::from_ref(s), &[]),
+            NeederKey::Listed(v) => RankSet::union(destination, &[], v),
+        };
+        let needer_count = needers.len();
+        let needers = needers.less(destination, &holders, source);
+        let own = match self.direction {
+            Direction::Receive => needers.index_of(destination, self.rank),
+            Direction::Send => holders.index_of(source, self.rank),
+        };
+        let id = self.groups.len() as u32;
+        self.groups.push(Group {
+            holders,
+            needers,
+            own,
+            needer_count,
+            bytes: 0,
+            items: Vec::new(),
+        });
+        self.group_of.insert(key, id);
+        Ok(id)
+    }
+
+    pub fn cell_of(&self, item: &Item) -> &Cell {
+        &self.templates[item.template as usize][item.cell as usize]
+    }
+}

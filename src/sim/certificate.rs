@@ -1,0 +1,164 @@
+//! How near a plan is to what is possible, and what holds it up.
+
+use super::instance::{Instance, SIMULATED_RANK_COUNT_MAX};
+use super::network::{Link, LinkKind};
+use super::{SimulateOptions, Simulated};
+use crate::error::Result;
+use crate::plan::Plan;
+use crate::plan::bounds::{BoundTerm, PlacementHint};
+use crate::plan::topology::Topology;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Instances with more flows are simulated in quanta.
+const EXACT_FLOW_COUNT: usize = 4096;
+/// Quanta that a bound is cut into then.
+const QUANTA: u64 = 4096;
+
+/// Lower bound, prediction, and everything that a person asks next.
+#[derive(Clone, Debug, Serialize)]
+pub struct Certificate {
+    /// No plan is faster.
+    pub lower_bound_s: f64,
+    /// What the simulator says of this one, packing included.
+    pub predicted_s: f64,
+    /// Of the two; 1 where nothing has to move.
+    pub ratio: f64,
+    /// The busiest link: what it carries, and how long that alone takes.
+    pub bottleneck: Option<LinkLoad>,
+    pub lower_bound_ns: u64,
+    pub predicted_ns: u64,
+    /// What the bound is made of, slowest first.
+    pub bounds: Vec<BoundTerm>,
+    /// Totals of the links of each kind.
+    pub links: Vec<LinkTotals>,
+    pub bytes_nic: u64,
+    pub bytes_nvlink: u64,
+    pub bytes_local: u64,
+    pub peers_max: u64,
+    pub messages: u64,
+    pub staging_bytes_peak: u64,
+    /// A placement of ranks that would lower the bound.
+    pub placement_hint: Option<PlacementHint>,
+}
+
+/// One link.
+#[derive(Clone, Debug, Serialize)]
+pub struct LinkLoad {
+    #[serde(flatten)]
+    pub link: Link,
+    pub bytes: u64,
+    pub time_s: f64,
+}
+
+/// All links of one kind.
+#[derive(Clone, Debug, Serialize)]
+pub struct LinkTotals {
+    pub kind: LinkKind,
+    pub count: u64,
+    pub bytes: u64,
+    pub bytes_max: u64,
+    pub time_max_s: f64,
+}
+
+impl Certificate {
+    /// Derives and simulates every rank of the plan.
+    pub fn of(plan: &Plan, topology: &Topology) -> Result<Certificate> {
+        Ok(Certificate::with_instance(plan, topology)?.0)
+    }
+
+    /// The certificate, with the instance and the run it comes from.
+    pub fn with_instance(
+        plan: &Plan,
+        topology: &Topology,
+    ) -> Result<(Certificate, Instance, Simulated)> {
+        let bounds = plan.bounds(topology)?;
+        let report = plan.report()?;
+        let instance = Instance::of_plan(plan, topology)?;
+        let quantum_ns = match instance.flows.len() > EXACT_FLOW_COUNT {
+            true => bounds.lower_ns / QUANTA,
+            false => 0,
+        };
+        let options = SimulateOptions {
+            quantum_ns,
+            ..SimulateOptions::default()
+        };
+        let ran = instance.run(&options);
+        let hint = plan.placement_hint(topology, &bounds)?;
+        let loads = loads(&instance, &ran);
+        let links = totals(&loads);
+        let bytes_of = |kind| {
+            let of = links.iter().find(|t| t.kind == kind);
+            of.map_or(0, |t| t.bytes)
+        };
+        let certificate = Certificate {
+            lower_bound_s: seconds(bounds.lower_ns),
+            predicted_s: seconds(ran.total_ns),
+            ratio: match bounds.lower_ns {
+                0 => 1.0,
+                lower => ran.total_ns as f64 / lower as f64,
+            },
+            bottleneck: loads.iter().max_by_key(|l| time_ns(l)).cloned(),
+            lower_bound_ns: bounds.lower_ns,
+            predicted_ns: ran.total_ns,
+            bounds: bounds.terms,
+            bytes_nic: bytes_of(LinkKind::NicOut),
+            bytes_nvlink: bytes_of(LinkKind::NvlinkOut),
+            links,
+            bytes_local: report.bytes_local,
+            peers_max: report.peers_max,
+            messages: report.messages,
+            staging_bytes_peak: report.staging_bytes_peak,
+            placement_hint: hint,
+        };
+        Ok((certificate, instance, ran))
+    }
+
+    /// True if a plan of this many ranks is simulated rank by rank.
+    pub fn is_possible(plan: &Plan) -> bool {
+        plan.participants().len() <= SIMULATED_RANK_COUNT_MAX
+    }
+}
+
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
+
+fn time_ns(l: &LinkLoad) -> u64 {
+    let ns = u128::from(l.bytes) * 1_000_000_000 / u128::from(l.link.bytes_per_s.max(1));
+    ns.min(u128::from(u64::MAX)) as u64
+}
+
+fn loads(instance: &Instance, ran: &Simulated) -> Vec<LinkLoad> {
+    let links = instance.links.iter().zip(&ran.link_bytes);
+    links
+        .map(|(link, &bytes)| {
+            let mut load = LinkLoad {
+                link: link.clone(),
+                bytes,
+                time_s: 0.0,
+            };
+            load.time_s = seconds(time_ns(&load));
+            load
+        })
+        .collect()
+}
+
+fn totals(loads: &[LinkLoad]) -> Vec<LinkTotals> {
+    let mut by_kind: BTreeMap<LinkKind, LinkTotals> = BTreeMap::new();
+    for l in loads {
+        let kind = l.link.kind;
+        let t = by_kind.entry(kind).or_insert(LinkTotals {
+            kind,
+            count: 0,
+            bytes: 0,
+            bytes_max: 0,
+            time_max_s: 0.0,
+        });
+        t.count += 1;
+        t.bytes += l.bytes;
+        t.bytes_max = t.bytes_max.max(l.bytes);
+        t.time_max_s = t.time_max_s.max(l.time_s);
+    }
+    by_kind.into_values().collect()
+}

@@ -1,0 +1,338 @@
+//! Delivers any plan through sessions, and small models to plan for.
+
+#![allow(dead_code)]
+
+#[path = "../exec_support/mod.rs"]
+pub mod exec_support;
+#[path = "../naive/mod.rs"]
+pub mod naive;
+
+use exec_support::{Bytes, Carrier, Gate, OLD, SECOND, meet};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use weightsync::Rank;
+use weightsync::device::Device;
+use weightsync::device::deferred::DeferredDevice;
+use weightsync::device::host::HostDevice;
+use weightsync::exec::*;
+use weightsync::layout::Layout;
+use weightsync::layout::view::Memory;
+use weightsync::plan::Plan;
+use weightsync::plan::program::Side;
+use weightsync::transport::bootstrap::{Ready, Shm};
+use weightsync::transport::loopback::LoopbackHub;
+use weightsync::transport::shm::{ShmOptions, ShmTransport};
+use weightsync::transport::{Bootstrap, Kind, Transport};
+
+/// Cuts of one side of a small Qwen2-like model of four layers.
+#[derive(Clone, Copy, Debug, serde::Deserialize)]
+pub struct Sizes {
+    pub tp: u32,
+    pub pp: u32,
+    /// Data parallel, or replicas.
+    #[serde(alias = "dp")]
+    pub replicas: u32,
+}
+
+impl Sizes {
+    pub fn new(tp: u32, pp: u32, replicas: u32) -> Sizes {
+        Sizes { tp, pp, replicas }
+    }
+
+    pub fn ranks(self) -> u32 {
+        self.tp * self.pp * self.replicas
+    }
+}
+
+pub const LAYERS: u64 = 4;
+const HIDDEN: u64 = 32;
+const HEAD: u64 = 8;
+const FFN: u64 = 64;
+const VOCAB: u64 = 50;
+
+/// The source as a trainer lays it out: stages, then data parallel, then
+/// tensor parallel; fused and interleaved where KV heads allow.
+pub fn trainer(sizes: Sizes, heads: u64, kv_heads: u64, ranks: &[u32]) -> Layout {
+    let Sizes { tp, pp, replicas } = sizes;
+    let mesh = json!([["pp", pp], ["dp", replicas], ["tp", tp]]);
+    layout(
+        json!({"dense": mesh}),
+        "dp",
+        sizes,
+        heads,
+        kv_heads,
+        1,
+        ranks,
+    )
+}
+
+/// The destination as an engine does: replicas of stages of tensor parallel.
+pub fn engine(sizes: Sizes, heads: u64, kv_heads: u64, ranks: &[u32]) -> Layout {
+    let Sizes { tp, pp, replicas } = sizes;
+    let mesh = json!([["replica", replicas], ["pp", pp], ["tp", tp]]);
+    layout(
+        json!({"dense": mesh}),
+        "replica",
+        sizes,
+        heads,
+        kv_heads,
+        0,
+        ranks,
+    )
+}
+
+fn layout(
+    meshes: Value,
+    copies: &str,
+    sizes: Sizes,
+    heads: u64,
+    kv_heads: u64,
+    shared_dims: u64,
+    ranks: &[u32],
+) -> Layout {
+    let pp = u64::from(sizes.pp);
+    let stages: Vec<u64> = (0..LAYERS).map(|l| l * pp / LAYERS).collect();
+    let per_group = heads / kv_heads;
+    let is_cut_in_groups = u64::from(sizes.tp) <= kv_heads;
+    let kv_parts = kv_heads.min(u64::from(sizes.tp));
+    let on = |at: u64| json!({"axis": "pp", "at": at});
+    let layered = |name: &str, shape: Value, cuts: Value| {
+        json!({
+            "name": format!("layers.{{layer}}.{name}"), "layers": "all",
+            "shape": shape, "dtype": "bf16", "stage": {"axis": "pp", "table": "all"}, "cuts": cuts,
+        })
+    };
+    let rows = json!([{"dim": 0, "axes": ["tp"]}]);
+    let columns = json!([{"dim": 1, "axes": ["tp"]}]);
+    let kv = json!([{"dim": 0, "axes": ["tp"], "parts": kv_parts}]);
+    // Vocabulary chunks that do not nest, with padding.
+    let chunk = VOCAB.div_ceil(u64::from(sizes.tp)) + 3 * shared_dims;
+    let vocab = json!([{"dim": 0, "axes": ["tp"], "kind": {"chunk": chunk}, "pad": true}]);
+    // By group where both sides cut whole groups.
+    let q_shape = match kv_heads >= 8 {
+        true => json!([kv_heads, per_group * HEAD, HIDDEN]),
+        false => json!([heads, HEAD, HIDDEN]),
+    };
+    let is_fused = q_shape[0] == json!(kv_heads) && is_cut_in_groups;
+    let tensors = [
+        json!({"name": "embed", "shape": [VOCAB, HIDDEN], "dtype": "bf16", "stage": on(0), "cuts": vocab}),
+        json!({"name": "head", "shape": [VOCAB, HIDDEN], "dtype": "bf16", "stage": on(pp - 1), "cuts": vocab}),
+        json!({"name": "norm", "shape": [HIDDEN], "dtype": "bf16", "stage": on(pp - 1)}),
+        layered("q", q_shape, rows.clone()),
+        layered("k", json!([kv_heads, HEAD, HIDDEN]), kv.clone()),
+        layered("v", json!([kv_heads, HEAD, HIDDEN]), kv),
+        layered("o", json!([HIDDEN, heads * HEAD]), columns.clone()),
+        layered("gate", json!([FFN, HIDDEN]), rows.clone()),
+        layered("up", json!([FFN, HIDDEN]), rows),
+        layered("down", json!([HIDDEN, FFN]), columns),
+        layered("norm1", json!([HIDDEN]), json!([])),
+        layered("norm2", json!([HIDDEN]), json!([])),
+    ];
+    let fuse = |buffer: &str, shared: u64, members: &[&str]| {
+        let members: Vec<_> = members
+            .iter()
+            .map(|m| format!("layers.{{layer}}.{m}"))
+            .collect();
+        json!({"buffer": format!("layers.{{layer}}.{buffer}"), "layers": "all",
+               "shared_dims": shared, "members": members})
+    };
+    let mut fused = vec![fuse("gate_up", 0, &["gate", "up"])];
+    if is_fused {
+        fused.push(fuse("qkv", shared_dims, &["q", "k", "v"]));
+    }
+    let file = json!({
+        "weightsync_layout": 1,
+        "ranks": ranks,
+        "meshes": meshes,
+        "copies": {"axes": [copies]},
+        "stages": {"all": stages},
+        "tensors": tensors,
+        "fused": fused,
+    });
+    Layout::from_json(file.to_string().as_bytes()).unwrap()
+}
+
+/// Ranks `first..first + count`.
+pub fn range(first: u32, count: u32) -> Vec<u32> {
+    (first..first + count).collect()
+}
+
+/// One rank's memory, by side and name of the buffer.
+type Held = BTreeMap<(Side, String), Bytes>;
+
+/// What a rank has to show for a delivery.
+#[derive(Debug)]
+pub struct Delivered {
+    pub rank: Rank,
+    pub report: RequestReport,
+    /// What the transport has carried, all versions together.
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+}
+
+/// Devices other than the usual, by rank.
+pub type Devices = BTreeMap<Rank, Arc<dyn Device>>;
+
+/// Delivers `versions` versions and compares every destination element after
+/// each.
+pub fn deliver(plan: &Arc<Plan>, carrier: Carrier, versions: u64) -> Vec<Delivered> {
+    let (delivered, wrong) = deliver_with(plan, carrier, versions, &Devices::new());
+    assert_eq!(wrong, Vec::<String>::new(), "{carrier:?}");
+    delivered
+}
+
+/// The same; returns what was wrong, rank by rank.
+pub fn deliver_with(
+    plan: &Arc<Plan>,
+    carrier: Carrier,
+    versions: u64,
+    devices: &Devices,
+) -> (Vec<Delivered>, Vec<String>) {
+    let count = plan.ranks().last().unwrap().0 + 1;
+    let hub = match carrier {
+        Carrier::Staged | Carrier::GpuStaged => LoopbackHub::staged(count),
+        Carrier::Loopback | Carrier::Shm | Carrier::Gpu => LoopbackHub::new(count),
+    };
+    let options = ShmOptions {
+        ring_bytes_max: 1 << 20,
+        slot_count: 2,
+        slot_bytes_max: 4096,
+    };
+    let shm = |r: u32| ShmTransport::with(Rank(r), options).unwrap();
+    let (mut transports, mut bootstraps) = (Vec::new(), Vec::new());
+    for r in 0..count {
+        let (transport, bootstrap): (Arc<dyn Transport>, Box<dyn Bootstrap>) = match carrier {
+            Carrier::Shm => {
+                let shm = shm(r);
+                (shm.clone(), Box::new(Shm::of(shm)))
+            }
+            Carrier::Loopback | Carrier::Staged | Carrier::Gpu | Carrier::GpuStaged => {
+                let member = hub.attach(Rank(r)).unwrap();
+                (member.clone(), Box::new(Ready::new(Kind::Loopback, member)))
+            }
+        };
+        transports.push(transport);
+        bootstraps.push(std::cell::RefCell::new(Some(bootstrap)));
+    }
+    let endpoints = meet(count, |r| bootstraps[r as usize].take().unwrap()).unwrap();
+    let end = Gate::new(count as usize);
+    let mut all = std::thread::scope(|scope| {
+        let threads: Vec<_> = endpoints
+            .into_iter()
+            .map(|endpoint| {
+                let (end, transports) = (&end, &transports);
+                scope.spawn(move || {
+                    let rank = endpoint.rank();
+                    let device = device(carrier, rank, devices);
+                    let (report, wrong) = one_rank(plan, &endpoint, device, versions, end);
+                    let progress = transports[rank.index()].progress();
+                    let delivered = Delivered {
+                        rank,
+                        report,
+                        bytes_sent: progress.bytes_sent,
+                        bytes_received: progress.bytes_received,
+                    };
+                    (delivered, wrong)
+                })
+            })
+            .collect();
+        let joined = threads.into_iter().map(|t| t.join().unwrap());
+        joined.collect::<Vec<_>>()
+    });
+    let wrong = all
+        .iter_mut()
+        .flat_map(|d| std::mem::take(&mut d.1))
+        .collect();
+    (all.into_iter().map(|d| d.0).collect(), wrong)
+}
+
+fn device(carrier: Carrier, rank: Rank, devices: &Devices) -> Arc<dyn Device> {
+    match (devices.get(&rank), carrier) {
+        (Some(device), _) => device.clone(),
+        (None, Carrier::Staged) => Arc::new(DeferredDevice::pumped(u64::from(rank.0)).unwrap()),
+        (None, Carrier::Loopback | Carrier::Shm) => Arc::new(HostDevice::new().unwrap()),
+        (None, Carrier::Gpu | Carrier::GpuStaged) => panic!("these buffers are on the host"),
+    }
+}
+
+fn one_rank(
+    plan: &Arc<Plan>,
+    endpoint: &Endpoint,
+    device: Arc<dyn Device>,
+    versions: u64,
+    end: &Gate,
+) -> (RequestReport, Vec<String>) {
+    let rank = endpoint.rank();
+    let session = Session::new(endpoint, device, SessionOptions::default()).unwrap();
+    let mut held = Held::new();
+    for side in [Side::Source, Side::Destination] {
+        for b in plan.layout(side).buffers(rank) {
+            held.insert((side, b.name), Bytes::new(b.bytes, None));
+        }
+    }
+    for ((side, name), bytes) in &held {
+        session
+            .bind(*side, name, bytes.range(), Memory::Host)
+            .unwrap();
+    }
+    let slot = session.load(plan.clone()).unwrap();
+    let request = Request::new(&session, slot).unwrap();
+    let mut wrong = Vec::new();
+    for version in 1..=versions {
+        each_element(plan, Side::Source, rank, &held, |bytes, at, value| {
+            let value = value(version);
+            (0..value.len()).for_each(|i| bytes.set(at + i, value[i]));
+        });
+        let options = RequestOptions {
+            version,
+            flags: if version % 2 == 0 { FLAG_VERIFY } else { 0 },
+            ..RequestOptions::default()
+        };
+        request.submit(&options).unwrap();
+        match request.wait(60 * SECOND) {
+            Ok(state) => assert_eq!(state, State::Done),
+            Err(e) => wrong.push(format!("rank {rank} version {version}: {e}")),
+        }
+        let mut bad = 0;
+        each_element(plan, Side::Destination, rank, &held, |bytes, at, value| {
+            let value = value(version);
+            bad += u64::from((0..value.len()).any(|i| bytes.at(at + i) != value[i]));
+        });
+        if bad > 0 {
+            wrong.push(format!("rank {rank} version {version}: {bad} elements"));
+        }
+        end.wait();
+    }
+    (request.report(), wrong)
+}
+
+/// Calls `f(buffer, byte, value of a version)` for each element of one side
+/// of a rank.
+fn each_element(
+    plan: &Plan,
+    side: Side,
+    rank: Rank,
+    held: &Held,
+    mut f: impl FnMut(&Bytes, usize, &dyn Fn(u64) -> Vec<u8>),
+) {
+    let layout = plan.layout(side);
+    for v in layout.views(rank) {
+        let name = layout.buffer(rank, v.buffer).unwrap().name;
+        let tensor = &layout.tensors()[v.tensor.index()];
+        let bytes = &held[&(side, name)];
+        for i in naive::indices(&v.bounds) {
+            let at = i.iter().zip(v.bounds.spans()).zip(&v.strides);
+            let at = at.map(|((x, s), stride)| (x - s.lo) as i64 * stride);
+            let at = v.offset as i64 + at.sum::<i64>();
+            let flat = naive::flat_index(tensor, &i);
+            let n = v.dtype.bytes() as usize;
+            let value = |version: u64| {
+                let value = naive::value(&format!("{version} {}", tensor.name), flat, n);
+                assert_ne!(value, vec![OLD; n]);
+                value
+            };
+            f(bytes, at as usize, &value);
+        }
+    }
+}
