@@ -2,7 +2,6 @@
 
 use crate::device::cuda::gpu::{Gpu, check, library};
 use crate::error::{Error, Result};
-use std::ffi::c_int;
 
 /// The GPU that is current on this thread.
 pub(super) fn current_device() -> Result<u32> {
@@ -22,18 +21,11 @@ pub(super) fn host_id() -> [u8; 16] {
     hash.to_le_bytes()
 }
 
-/// The PCI address, padded with zeroes. It does not depend on which GPUs a
-/// process is allowed to see, as the number does.
+/// The PCI address, padded with zeroes.
 pub(super) fn gpu_id(gpu: &Gpu) -> Result<[u8; 16]> {
-    let mut text = [0u8; 32];
-    gpu.check("cudaDeviceGetPCIBusId", |r| {
-        let (at, bytes) = (text.as_mut_ptr().cast(), text.len() as c_int);
-        // SAFETY: room for so many bytes.
-        unsafe { (r.device_get_pci_bus_id)(at, bytes, gpu.index as c_int) }
-    })?;
     let mut id = [0; 16];
-    for (to, from) in id.iter_mut().zip(text.iter().take_while(|b| **b != 0)) {
-        *to = *from;
+    for (to, from) in id.iter_mut().zip(gpu.address()?.bytes()) {
+        *to = from;
     }
     Ok(id)
 }
