@@ -138,7 +138,6 @@ fn a_rank_that_stalls_at_any_step_is_named_over_shm() {
 
 #[test]
 fn a_rank_that_stalls_at_any_step_is_named_on_gpus() {
-    stall_at_every_step(Carrier::Gpu);
     stall_at_every_step(Carrier::GpuStaged);
 }
 
@@ -183,7 +182,6 @@ fn a_rank_that_dies_at_any_step_is_named_over_shm() {
 #[test]
 fn a_rank_that_dies_at_any_step_is_named_on_gpus() {
     die_at_every_step(Carrier::Gpu);
-    die_at_every_step(Carrier::GpuStaged);
 }
 
 #[test]
