@@ -65,7 +65,7 @@ const OWN_GPU: u32 = u32::MAX;
 
 fn on_rank(memory: Memory, rank: u32) -> Memory {
     match memory {
-        Memory::Device(OWN_GPU) => Memory::Device(rank),
+        Memory::Device(OWN_GPU) => Memory::Device(fake_gpu::nccl::gpu_of(rank)),
         other => other,
     }
 }
@@ -514,7 +514,7 @@ impl World {
             Carrier::Loopback | Carrier::Shm => Arc::new(HostDevice::new().unwrap()),
             Carrier::Staged => Arc::new(DeferredDevice::pumped(u64::from(rank)).unwrap()),
             Carrier::Gpu | Carrier::GpuStaged => fake_gpu::device(),
-            Carrier::Nccl => fake_gpu::device_of(rank),
+            Carrier::Nccl => fake_gpu::device_of(fake_gpu::nccl::gpu_of(rank)),
         }
     }
 
@@ -523,7 +523,7 @@ impl World {
         match self.carrier {
             Carrier::Loopback | Carrier::Staged | Carrier::Shm => None,
             Carrier::Gpu | Carrier::GpuStaged => Some(fake_gpu::device()),
-            Carrier::Nccl => Some(fake_gpu::device_of(rank)),
+            Carrier::Nccl => Some(fake_gpu::device_of(fake_gpu::nccl::gpu_of(rank))),
         }
     }
 

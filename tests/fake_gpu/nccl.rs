@@ -2,9 +2,10 @@
 
 #![allow(dead_code)]
 
-use super::{build, choose};
+use super::{build, choose, is_real};
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use weightsync::transport::nccl::{CommSource, NcclBootstrap, NcclOptions};
 
@@ -28,8 +29,10 @@ pub fn nccl_old() -> PathBuf {
 pub fn choose_gpus() {
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| {
-        // SAFETY: nothing has read the environment yet but this test.
-        unsafe { std::env::set_var("FAKE_GPU_DEVICES", GPUS) };
+        if !is_real() {
+            // SAFETY: nothing has read the environment yet but this test.
+            unsafe { std::env::set_var("FAKE_GPU_DEVICES", GPUS) };
+        }
         choose();
     });
 }
@@ -40,13 +43,38 @@ pub fn alone() -> MutexGuard<'static, ()> {
     let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     choose_gpus();
     // A process of a test has its faults from the environment.
-    if std::env::var_os("FAKE_NCCL_FAULT").is_none() {
+    if std::env::var_os("FAKE_NCCL_FAULT").is_none() && !is_real() {
         heal();
     }
     guard
 }
 
-/// Rank `rank` on the GPU of its number.
+static IS_SHARED: AtomicBool = AtomicBool::new(false);
+
+/// Has all ranks of this process share GPU 0, which NCCL has to be told. Before
+/// anything else.
+pub fn share_gpu() {
+    let told = [
+        ("NCCL_MULTI_RANK_GPU_ENABLE", "1"),
+        ("NCCL_MAX_CTAS", "4"),
+        ("NCCL_SOCKET_IFNAME", "lo"),
+    ];
+    for (name, value) in told {
+        // SAFETY: nothing has read the environment yet but this test.
+        unsafe { std::env::set_var(name, value) };
+    }
+    IS_SHARED.store(true, Ordering::Relaxed);
+}
+
+/// The GPU of a rank.
+pub fn gpu_of(rank: u32) -> u32 {
+    match IS_SHARED.load(Ordering::Relaxed) {
+        true => 0,
+        false => rank,
+    }
+}
+
+/// Rank `rank` on its GPU.
 pub fn bootstrap(rank: u32) -> NcclBootstrap {
     bootstrap_with(rank, CommSource::Own { id: None })
 }
@@ -58,8 +86,8 @@ pub fn bootstrap_with(rank: u32, source: CommSource) -> NcclBootstrap {
 pub fn options(rank: u32, source: CommSource) -> NcclOptions {
     choose_gpus();
     NcclOptions {
-        library: Some(library()),
-        device: Some(rank),
+        library: (!is_real()).then(library),
+        device: Some(gpu_of(rank)),
         source,
         ..NcclOptions::default()
     }
