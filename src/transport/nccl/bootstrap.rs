@@ -12,7 +12,6 @@ use crate::device::cuda::gpu::Gpu;
 use crate::device::fence::AbortCell;
 use crate::error::{Error, Result, Status};
 use crate::rank::Rank;
-use crate::transport::queue::lock;
 use crate::transport::{Bootstrap, Kind, Transport};
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
@@ -144,7 +143,7 @@ fn locate(nccl: &'static Nccl, options: &NcclOptions) -> Result<(u32, (i32, i32)
             if *comm == 0 {
                 return Err(Error::invalid("the borrowed communicator is NULL"));
             }
-            let mut comm = Comm::borrow(nccl, *comm);
+            let mut comm = Comm::borrow(nccl, turn_of(0), *comm);
             (Some(comm.device()?), comm.place()?)
         }
         CommSource::Rebuilt { from } => (Some(from.gpu().index), from.place()),
@@ -226,12 +225,13 @@ impl NcclBootstrap {
         let index = all.iter().position(|(r, _)| *r == rank);
         let index = index.ok_or_else(|| Error::internal("a rank that is none of its own"))?;
         let place = (index as i32, all.len() as i32);
+        let turn = turn_of(self.gpu.index);
         let patience = Patience {
             abort: &self.abort,
             deadline: Some(deadline),
         };
         match &self.source {
-            CommSource::Direct { comm, .. } => Ok(Comm::borrow(self.nccl, *comm)),
+            CommSource::Direct { comm, .. } => Ok(Comm::borrow(self.nccl, turn, *comm)),
             CommSource::Split { comm } => self.split(*comm, place.0, deadline),
             CommSource::Rebuilt { from } if can_shrink(all) => {
                 let excluded = excluded(all);
@@ -241,9 +241,8 @@ impl NcclBootstrap {
                 let Some(id) = all.iter().find_map(|(_, a)| a.id) else {
                     return Err(Error::internal("no rank has sent a unique id"));
                 };
-                let _turn = lock(turn_of(self.gpu.index));
                 let _current = self.gpu.enter()?;
-                Comm::init(self.nccl, id, place, &self.limits, patience)
+                Comm::init(self.nccl, turn, id, place, &self.limits, patience)
             }
         }
     }
@@ -256,13 +255,12 @@ impl NcclBootstrap {
         let abort = self.abort.clone();
         let body = move || {
             let split = || {
-                let _turn = lock(turn_of(gpu.index));
                 let _current = gpu.enter()?;
                 let patience = Patience {
                     abort: &abort,
                     deadline: Some(deadline),
                 };
-                Comm::split(nccl, parent, key, &limits, patience)
+                Comm::split(nccl, turn_of(gpu.index), parent, key, &limits, patience)
             };
             // If nobody waits any more, the communicator is freed.
             let _ = sender.send(split());

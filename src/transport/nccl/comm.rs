@@ -8,16 +8,22 @@
 //!
 //! NCCL allows one thread at a time inside it per communicator, and even asking
 //! for the state does work. So everything here takes `&mut self`.
+//!
+//! While a communicator is made, and while its peers are connected, NCCL waits
+//! for peers, and they may be threads of this process on the same GPU. Then the
+//! device's turn is taken for each call alone; else for a group as a whole.
 
 use super::library::{Nccl, REVOKE, SHRINK};
 use super::patience::Patience;
 use crate::error::{Error, Result, Status};
+use crate::transport::queue::lock;
 use nccl_sys::{
     NCCL_REVOKE_DEFAULT, NCCL_SHRINK_ABORT, NCCL_UNIQUE_ID_BYTES, ncclComm_t, ncclConfig_t,
     ncclResult_t, ncclUint8, ncclUniqueId,
 };
 use std::ffi::{c_int, c_void};
 use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+use std::sync::Mutex;
 
 /// Limits that a communicator of ours is made with; 0 is NCCL's own choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,6 +93,7 @@ pub(super) enum Stopped {
 #[derive(Debug)]
 pub(super) struct Comm {
     nccl: &'static Nccl,
+    turn: &'static Mutex<()>,
     handle: ncclComm_t,
     is_ours: bool,
     state: State,
@@ -97,9 +104,11 @@ pub(super) struct Comm {
 unsafe impl Send for Comm {}
 
 impl Comm {
-    /// Joins the communicator of `id`, on the current device.
+    /// Joins the communicator of `id`, on the current device, whose turn is
+    /// `turn`.
     pub(super) fn init(
         nccl: &'static Nccl,
+        turn: &'static Mutex<()>,
         id: [u8; NCCL_UNIQUE_ID_BYTES],
         (rank, count): (c_int, c_int),
         limits: &CommLimits,
@@ -108,11 +117,14 @@ impl Comm {
         let mut config = limits.config();
         let mut handle = ncclComm_t::NULL;
         let id = ncclUniqueId::from_bytes(id);
+        let held = lock(turn);
         // SAFETY: places for a handle and a config; the config is copied.
         let result = unsafe {
             (nccl.api().ncclCommInitRankConfig)(&raw mut handle, count, id, rank, &raw mut config)
         };
-        Comm::made(nccl, "ncclCommInitRankConfig", handle, result, patience)
+        drop(held);
+        let call = "ncclCommInitRankConfig";
+        Comm::made(nccl, turn, call, handle, result, patience)
     }
 
     /// A communicator of our own with the ranks of `parent`, which must be idle
@@ -120,6 +132,7 @@ impl Comm {
     /// must not use it meanwhile.
     pub(super) fn split(
         nccl: &'static Nccl,
+        turn: &'static Mutex<()>,
         parent: usize,
         key: c_int,
         limits: &CommLimits,
@@ -128,14 +141,16 @@ impl Comm {
         let mut config = limits.config();
         let mut handle = ncclComm_t::NULL;
         let from = ncclComm_t(with_exposed_provenance_mut(parent));
+        // A blocking parent keeps us here until all ranks have come: nobody's
+        // turn is taken for that long.
         // SAFETY: the caller lends a live communicator; places as above.
         let result =
             unsafe { (nccl.api().ncclCommSplit)(from, 0, key, &raw mut handle, &raw mut config) };
         if result == ncclResult_t::IN_PROGRESS {
-            let mut parent = Comm::borrow(nccl, parent);
-            patience.wait("ncclCommSplit", || parent.is_ready())?;
+            let mut parent = Comm::borrow(nccl, turn, parent);
+            patience.wait("ncclCommSplit", || parent.is_ready_in_turn())?;
         }
-        Comm::made(nccl, "ncclCommSplit", handle, result, patience)
+        Comm::made(nccl, turn, "ncclCommSplit", handle, result, patience)
     }
 
     /// A communicator of the ranks of this one less `excluded`; only the
@@ -152,6 +167,7 @@ impl Comm {
         let mut config = limits.config();
         let mut handle = ncclComm_t::NULL;
         let mut excluded = excluded.to_vec();
+        let held = lock(self.turn);
         // SAFETY: a live communicator of ours; the list has that length, and
         // is copied.
         let result = unsafe {
@@ -164,16 +180,19 @@ impl Comm {
                 NCCL_SHRINK_ABORT,
             )
         };
+        drop(held);
         if result == ncclResult_t::IN_PROGRESS {
-            patience.wait("ncclCommShrink", || self.is_ready())?;
+            patience.wait("ncclCommShrink", || self.is_ready_in_turn())?;
         }
-        Comm::made(self.nccl, "ncclCommShrink", handle, result, patience)
+        let (nccl, turn) = (self.nccl, self.turn);
+        Comm::made(nccl, turn, "ncclCommShrink", handle, result, patience)
     }
 
     /// A communicator of the caller's.
-    pub(super) fn borrow(nccl: &'static Nccl, handle: usize) -> Comm {
+    pub(super) fn borrow(nccl: &'static Nccl, turn: &'static Mutex<()>, handle: usize) -> Comm {
         Comm {
             nccl,
+            turn,
             handle: ncclComm_t(with_exposed_provenance_mut(handle)),
             is_ours: false,
             state: State::Usable,
@@ -183,6 +202,7 @@ impl Comm {
     /// Waits until a communicator that is being made can be used.
     fn made(
         nccl: &'static Nccl,
+        turn: &'static Mutex<()>,
         call: &str,
         handle: ncclComm_t,
         result: ncclResult_t,
@@ -194,12 +214,14 @@ impl Comm {
         }
         let mut comm = Comm {
             nccl,
+            turn,
             handle,
             is_ours: true,
             state: State::Usable,
         };
-        let ready = patience.wait(call, || comm.is_ready());
+        let ready = patience.wait(call, || comm.is_ready_in_turn());
         if let Err(e) = ready {
+            let _turn = lock(turn);
             comm.stop(false);
             return Err(e);
         }
@@ -230,14 +252,39 @@ impl Comm {
         }
     }
 
+    /// The same, in the device's turn.
+    fn is_ready_in_turn(&mut self) -> Result<bool> {
+        let _turn = lock(self.turn);
+        self.is_ready()
+    }
+
     /// Puts `transfers` on the stream as one group. When this returns they
     /// are there, and what is put on the stream next comes after them.
+    /// `connects` says that NCCL may have to wait for the peers.
     pub(super) fn group(
         &mut self,
         transfers: impl Iterator<Item = Transfer>,
         stream: *mut c_void,
+        connects: bool,
         patience: Patience<'_>,
     ) -> Result<()> {
+        let turn = lock(self.turn);
+        if !self.issue(transfers, stream)? {
+            return Ok(());
+        }
+        if connects {
+            drop(turn);
+            return patience.wait("ncclGroupEnd", || self.is_ready_in_turn());
+        }
+        patience.wait("ncclGroupEnd", || self.is_ready())
+    }
+
+    /// Gives NCCL a group; true if it is still under way.
+    fn issue(
+        &mut self,
+        transfers: impl Iterator<Item = Transfer>,
+        stream: *mut c_void,
+    ) -> Result<bool> {
         let api = self.nccl.api();
         // SAFETY: paired with the end below, on this thread.
         let started = unsafe { (api.ncclGroupStart)() };
@@ -264,10 +311,7 @@ impl Comm {
             return Err(e);
         }
         self.nccl.check("ncclGroupEnd", result)?;
-        if result == ncclResult_t::IN_PROGRESS {
-            patience.wait("ncclGroupEnd", || self.is_ready())?;
-        }
-        Ok(())
+        Ok(result == ncclResult_t::IN_PROGRESS)
     }
 
     /// # Safety
@@ -369,6 +413,7 @@ impl Drop for Comm {
     /// has arrived once its request is settled.
     fn drop(&mut self) {
         if self.is_ours && self.state != State::Gone {
+            let _turn = lock(self.turn);
             self.free();
         }
     }

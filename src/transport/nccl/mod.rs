@@ -139,7 +139,6 @@ impl Remains {
         patience: Patience<'_>,
     ) -> Result<Comm> {
         let mut line = lock(&self.0.line);
-        let _turn = lock(self.0.turn);
         let _current = self.0.gpu.enter()?;
         line.comm.shrink(excluded, limits, patience)
     }
@@ -319,10 +318,11 @@ impl Shared {
         B: FnOnce(Stream) -> Result<()>,
         A: FnOnce(Stream) -> Result<()>,
     {
-        let _turn = lock(self.turn);
         if let Some(reason) = self.abort.reason() {
             return Err(reason);
         }
+        // Only the warm-up, which connects the peers, has a deadline of its own.
+        let connects = deadline.is_some();
         let patience = Patience {
             abort: &self.abort,
             deadline,
@@ -330,7 +330,8 @@ impl Shared {
         let put = self.queue.begin(after, &self.abort)?;
         self.has_ended.store(false, Ordering::Release);
         (beside.before)(put.stream())?;
-        line.comm.group(transfers, put.stream().0, patience)?;
+        line.comm
+            .group(transfers, put.stream().0, connects, patience)?;
         (beside.behind)(put.stream())?;
         put.end(None)
     }
