@@ -811,7 +811,7 @@ typedef uint32_t wsync_request_flag;
  * where. Immutable; may be used by any number of threads.
  *
  * wsync_layout_create_from_json, wsync_layout_create_from_views,
- * wsync_layout_create_from_bytes, wsync_layout_merge, wsync_layout_serialize,
+ * wsync_layout_create_from_bytes, wsync_layout_from_model, wsync_layout_merge, wsync_layout_serialize,
  * wsync_layout_to_json, wsync_layout_check, wsync_layout_check_json,
  * wsync_layout_describe, wsync_layout_rank_count, wsync_layout_tensor_count,
  * wsync_layout_copy_count, wsync_layout_buffer_count, wsync_layout_buffer_at,
@@ -1710,6 +1710,28 @@ wsync_status wsync_layout_create_from_json(const char *json,
                                            size_t json_bytes,
                                            struct wsync_layout **out_layout,
                                            struct wsync_error *err);
+
+/**
+ * Makes a layout from a Hugging Face `config.json` and parallel sizes, on
+ * ranks from `first_rank` on.
+ *
+ * `framework` is "megatron", "vllm", "sglang", "hf" or "dtensor". `sizes` is
+ * text such as "tp=4,pp=8,ep=16,dp=4"; groups of engines that differ are
+ * separated by ';'. For "dtensor" it is the text of a DTensor file, which
+ * has its own rank numbers. What was assumed is logged at INFO.
+ *
+ * Errors: LAYOUT_INVALID names the field or the size, the numbers and what is
+ * accepted; INVALID_ARGUMENT for an unknown framework; LIMIT_EXCEEDED.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_layout_from_model(const char *config_json,
+                                     size_t config_json_bytes,
+                                     const char *framework,
+                                     const char *sizes,
+                                     size_t sizes_bytes,
+                                     uint32_t first_rank,
+                                     struct wsync_layout **out_layout,
+                                     struct wsync_error *err);
 
 /**
  * Makes a layout of one rank from flat arrays of tensors, buffers and views.

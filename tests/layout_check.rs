@@ -316,7 +316,7 @@ fn fused_members_must_fit() {
     expect(
         &fused(by_tp(), tensor(&[8, 2], order), 1),
         Fused,
-        &["order [1, 0]", "axis 0 comes later"],
+        &["order [1, 0]", "come first in memory"],
     );
     let split = json!({"split": 0, "cuts": [{"dim": 0, "axes": ["tp"]}]});
     let mut split = fused(by_tp(), tensor(&[8, 2], split), 1);
@@ -712,6 +712,70 @@ fn bytes_that_nobody_holds_are_named_by_rank_and_box() {
     let report = check_pair(&source, &rank(5, (4, 8)));
     assert!(report.is_ok());
     assert_eq!(report.findings[0].kind, FindingKind::SourceHole);
+}
+
+#[test]
+fn a_copy_that_has_only_some_of_a_tensor_is_named() {
+    let source = layout(&file(json!([tensor(&[8, 4], json!({}))])));
+    let check = |cut: Value, copies: Value| {
+        let mut f = file(json!([tensor(&[8, 4], cut)]));
+        f["ranks"] = json!({"first": 8, "count": 8});
+        f["meshes"] = json!({"m": [["dp", 2], ["tp", 4]], "experts": [["ep", 8]]});
+        if !copies.is_null() {
+            f["copies"] = copies;
+        }
+        check_pair(&source, &layout(&f)).findings
+    };
+    let by = |axes: &[&str], mesh: &str| json!({"mesh": mesh, "cuts": [{"dim": 0, "axes": axes}]});
+    let dp = || json!({"mesh": "m", "axes": ["dp"]});
+    assert_eq!(check(by(&["tp"], "m"), dp()), []);
+    assert_eq!(check(by(&["dp", "tp"], "m"), Value::Null), []);
+    let [f] = &check(by(&["dp", "tp"], "m"), dp())[..] else {
+        panic!("one finding");
+    };
+    assert_eq!(f.kind, FindingKind::CopyIncomplete);
+    assert_eq!(f.rank, Some(Rank(8)));
+    assert!(f.message.contains("4 of its 8 parts"), "{f:?}");
+    assert!(f.message.contains("\"dp\""), "{f:?}");
+    // Through another mesh over the same ranks.
+    let [f] = &check(by(&["ep"], "experts"), dp())[..] else {
+        panic!("one finding");
+    };
+    assert!(f.message.contains("4 of its 8 parts"), "{f:?}");
+}
+
+#[test]
+fn a_copy_of_views_that_lacks_what_another_has_is_named() {
+    let source = layout(&file(json!([tensor(&[8, 4], json!({}))])));
+    let rank = |rank: u32, copy: u32, rows: [u64; 2]| {
+        json!({"rank": rank, "copy": copy, "buffers": [{"name": "w", "bytes": 64}],
+               "views": [{"tensor": "w.x", "buffer": "w", "offset": 0,
+                          "box": [rows, [0, 4]]}]})
+    };
+    let check = |ranks: Value| {
+        let declared = json!([{"name": "w.x", "shape": [8, 4], "dtype": "bf16"}]);
+        let f = json!({"weightsync_layout": 1, "tensors": declared,
+                       "explicit": ranks});
+        check_pair(&source, &layout(&f)).findings
+    };
+    let (low, high) = ([0, 4], [4, 8]);
+    let whole = json!([
+        rank(10, 5, low),
+        rank(11, 5, high),
+        rank(12, 6, low),
+        rank(13, 6, high)
+    ]);
+    assert_eq!(check(whole), []);
+    let [f] = &check(json!([
+        rank(10, 5, low),
+        rank(11, 5, high),
+        rank(12, 6, high)
+    ]))[..] else {
+        panic!("one finding");
+    };
+    assert_eq!(f.kind, FindingKind::CopyIncomplete);
+    assert_eq!((f.rank, f.bytes), (Some(Rank(12)), 32));
+    assert!(f.message.contains("copy 6"), "{f:?}");
 }
 
 #[test]

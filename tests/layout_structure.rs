@@ -27,6 +27,7 @@ fn part(ranks: RankList) -> Part {
             order: Default::default(),
             padded: 0,
             split: None,
+            grouped: None,
             conversion: None,
         }],
         placements: vec![Placement {

@@ -125,6 +125,7 @@ pub fn deepseek(first: u32, pp: u32, dp: u32, tp: u32, ep: u32, copies: bool) ->
         order: Default::default(),
         padded: 0,
         split: None,
+        grouped: None,
         conversion: None,
     };
     let cut = |dim, axis| Cut {

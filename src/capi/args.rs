@@ -317,7 +317,7 @@ pub(super) unsafe fn texts(
         .collect()
 }
 
-fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str> {
+pub(super) fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str> {
     let text = std::str::from_utf8(bytes).map_err(|e| {
         Error::invalid(format!(
             "{what} is not UTF-8 from byte {} on",

@@ -9,8 +9,10 @@ use super::views::{views_layout, wsync_rank_views};
 use super::{count_u32, guard, guard_value};
 use crate::error::Result;
 use crate::layout::check::Inspection;
+use crate::layout::models::Framework;
 use crate::layout::{Layout, LayoutSpec};
 use crate::limits::{FILE_BYTES_MAX, TENSOR_COUNT_MAX};
+use crate::log::{Level, line};
 use crate::rank::Rank;
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
@@ -19,7 +21,7 @@ use std::sync::Arc;
 /// where. Immutable; may be used by any number of threads.
 ///
 /// wsync_layout_create_from_json, wsync_layout_create_from_views,
-/// wsync_layout_create_from_bytes, wsync_layout_merge, wsync_layout_serialize,
+/// wsync_layout_create_from_bytes, wsync_layout_from_model, wsync_layout_merge, wsync_layout_serialize,
 /// wsync_layout_to_json, wsync_layout_check, wsync_layout_check_json,
 /// wsync_layout_describe, wsync_layout_rank_count, wsync_layout_tensor_count,
 /// wsync_layout_copy_count, wsync_layout_buffer_count, wsync_layout_buffer_at,
@@ -61,6 +63,54 @@ pub unsafe extern "C" fn wsync_layout_create_from_json(
         // SAFETY: the header asks for `json_bytes` readable bytes.
         let json = unsafe { args::bytes(json.cast(), json_bytes, "json", FILE_BYTES_MAX)? };
         out.put(LayoutObject::new(Layout::from_json(json)?));
+        Ok(())
+    })
+}
+
+/// Makes a layout from a Hugging Face `config.json` and parallel sizes, on
+/// ranks from `first_rank` on.
+///
+/// `framework` is "megatron", "vllm", "sglang", "hf" or "dtensor". `sizes` is
+/// text such as "tp=4,pp=8,ep=16,dp=4"; groups of engines that differ are
+/// separated by ';'. For "dtensor" it is the text of a DTensor file, which
+/// has its own rank numbers. What was assumed is logged at INFO.
+///
+/// Errors: LAYOUT_INVALID names the field or the size, the numbers and what is
+/// accepted; INVALID_ARGUMENT for an unknown framework; LIMIT_EXCEEDED.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_layout_from_model(
+    config_json: *const c_char,
+    config_json_bytes: usize,
+    framework: *const c_char,
+    sizes: *const c_char,
+    sizes_bytes: usize,
+    first_rank: u32,
+    out_layout: *mut *mut wsync_layout,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a place for the handle.
+        let out = unsafe { Out::new(out_layout, "out_layout")? };
+        let config = config_json.cast();
+        // SAFETY: the header asks for these numbers of readable bytes.
+        let (config, sizes) = unsafe {
+            (
+                args::bytes(config, config_json_bytes, "config_json", FILE_BYTES_MAX)?,
+                args::bytes(sizes.cast(), sizes_bytes, "sizes", FILE_BYTES_MAX)?,
+            )
+        };
+        // SAFETY: the header asks for a NUL-terminated name.
+        let framework: Framework = unsafe { args::name(framework, "framework")? }.parse()?;
+        let sizes = args::utf8(sizes, "sizes")?;
+        let made = Layout::from_model(config, framework, sizes, first_rank)?;
+        for remark in &made.remarks {
+            line(Level::Info, format_args!("layout: {remark}"));
+        }
+        for hazard in &made.hazards {
+            line(Level::Info, format_args!("layout: {hazard}"));
+        }
+        out.put(LayoutObject::new(made.layout));
         Ok(())
     })
 }

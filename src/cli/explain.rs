@@ -1,8 +1,9 @@
 //! `weightsync explain`: what a saved plan does, in text, as a page, or for
 //! one element.
 
+use super::account::Account;
 use super::check::of_file;
-use super::plan::{ops_text, report_text};
+use super::plan::ops_text;
 use super::table::{Table, print, print_json, read_file};
 use clap::Args;
 use indicatif::ProgressBar;
@@ -80,21 +81,17 @@ pub fn run(args: &ExplainArgs) -> Result<()> {
     if let Some(e) = &args.element {
         return element(&plan, e, args.json);
     }
-    let report = plan.report()?;
+    let account = Account::of(&plan)?;
     if args.html.is_none() && args.json {
-        return print_json(&report);
+        return print_json(&account);
     }
     let (traffic, note) = count(&plan)?;
     if let Some(path) = &args.html {
-        write_page(path, &page::draw(&report, &traffic, note.as_deref()))?;
+        write_page(path, &page::draw(&account, &traffic, note.as_deref()))?;
     }
     match args.json {
-        true => print_json(&report),
-        false => print(format_args!(
-            "{}\n{}",
-            report_text(&report),
-            terminal::draw(&traffic)
-        )),
+        true => print_json(&account),
+        false => print(format_args!("{account}\n{}", terminal::draw(&traffic))),
     }
 }
 

@@ -15,6 +15,7 @@
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
+mod account;
 mod check;
 mod checkpoint;
 mod completions;
@@ -25,6 +26,7 @@ mod drive;
 mod env;
 mod explain;
 mod fleet;
+mod layout;
 mod manual;
 mod map;
 mod message;
@@ -52,6 +54,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Deliver a checkpoint from one layout to another and check every byte
     Sync(sync::SyncArgs),
+    /// Write the layout file of a model, from its config.json and parallel sizes
+    Layout(layout::LayoutArgs),
     /// Plan the way from one layout to another
     Plan(plan::PlanArgs),
     /// Say what a saved plan amounts to
@@ -84,6 +88,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Sync(args) => sync::run(&args),
+        Command::Layout(args) => layout::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Simulate(args) => simulate::run(&args),

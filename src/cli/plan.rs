@@ -1,10 +1,9 @@
 //! `weightsync plan`: what will move, before it does.
 
+use super::account::Account;
 use super::check::of_file;
-use super::simulate::certificate_rows;
 use super::table::{Table, bytes, grouped, print, print_json, read_file};
 use clap::Args;
-use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weightsync::layout::Layout;
@@ -14,7 +13,6 @@ use weightsync::plan::decision::{
 use weightsync::plan::report::{Op, PlanReport};
 use weightsync::plan::topology::TopologySpec;
 use weightsync::plan::{Plan, Selector};
-use weightsync::sim::Certificate;
 use weightsync::{Error, Rank, Result, env};
 
 /// Plan the way from one layout to another
@@ -119,30 +117,11 @@ fn show(plan: &Plan, ops: Option<u32>, json: bool) -> Result<()> {
     if let Some(rank) = ops {
         return print(ops_text(plan, Rank(rank))?);
     }
-    let report = plan.report()?;
-    let certificate = match Certificate::is_possible(plan) {
-        true => Some(Certificate::of(plan, plan.topology())?),
-        false => None,
-    };
-    if json {
-        return print_json(&PlanJson {
-            report: &report,
-            certificate: certificate.as_ref(),
-        });
+    let account = Account::of(plan)?;
+    match json {
+        true => print_json(&account),
+        false => print(account),
     }
-    let mut rows = Table::default();
-    if let Some(c) = &certificate {
-        certificate_rows(c, &mut rows);
-    }
-    print(format_args!("{}{rows}", report_text(&report)))
-}
-
-/// What is printed as JSON.
-#[derive(Serialize)]
-struct PlanJson<'a> {
-    #[serde(flatten)]
-    report: &'a PlanReport,
-    certificate: Option<&'a Certificate>,
 }
 
 /// The operations of one rank, one JSON object a line.

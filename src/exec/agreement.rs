@@ -9,6 +9,7 @@
 //! ```text
 //!   AGREE, AGREE, ...  ──► all here, terms equal, pairs balance ──► READY
 //!                      ──► terms differ ─────────────────────────┐
+//!                      ──► pairs differ ─────────────────────────┤
 //!                      ──► deadline ─────────────────────────────┴► REFUSE
 //! ```
 //!
@@ -16,6 +17,7 @@
 //! for a refused sequence hears the same refusal, so that all ranks see the
 //! same result of their n-th `prepare`.
 
+use super::comparison::Comparison;
 use super::landscape::Landscape;
 use super::message::{Agree, Key, NO_COPY, in_ranges, range_list};
 use super::outcome::CopyTally;
@@ -161,6 +163,8 @@ pub(super) struct Group {
     pub deadline: Option<Instant>,
     /// Set by a mismatch: when it is decided.
     pub decide_at: Option<Instant>,
+    /// Under way once everybody is here and pairs turn out not to balance.
+    pub comparison: Option<Comparison>,
     pub agree_ns: u64,
     pub stall_ns: u64,
     /// When the first rank started.
@@ -182,6 +186,7 @@ impl Group {
             balance: 0,
             deadline: None,
             decide_at: None,
+            comparison: None,
             agree_ns: u64::MAX,
             stall_ns: u64::MAX,
             first_start: None,
@@ -202,6 +207,7 @@ impl Group {
         self.balance = 0;
         self.deadline = None;
         self.decide_at = None;
+        self.comparison = None;
         self.agree_ns = u64::MAX;
         self.stall_ns = u64::MAX;
         self.first_start = None;
@@ -250,13 +256,6 @@ impl Group {
 
     /// Why ranks that all came with equal terms cannot start.
     pub fn contradiction(&self) -> Option<Error> {
-        if self.balance != 0 {
-            let text = format!(
-                "what ranks send is not what ranks receive: the pair lists of {} ranks differ by {:032x}",
-                self.arrived, self.balance
-            );
-            return Some(Error::new(Status::PlanMismatch, text));
-        }
         let wrong = self.copies.iter().find(|c| c.expected != c.arrived)?;
         let text = format!(
             "copy {} has {} ranks; its ranks say {}",

@@ -6,6 +6,7 @@
 
 use super::Outcome;
 use super::agreement::{self, Group, Phase, Progress, Seat, Stage};
+use super::comparison::{self, Comparison};
 use super::landscape::Landscape;
 use super::message::{Agree, Key, MISMATCH_COUNT_MAX, Message, NO_RANK, Sums};
 use super::outbox::Outbox;
@@ -83,6 +84,7 @@ impl Coordinator {
                 bytes: _,
                 ref sums,
             } => self.done(rank, key, outcome, sums, now, out),
+            Message::Pairs { rank, key, list } => self.pairs(Rank(rank), key, list, out),
             Message::Suspect { rank, is_silent } => self.land.set_suspect(Rank(rank), is_silent),
             Message::Leave { rank: _ } => {
                 self.leaving += 1;
@@ -92,6 +94,7 @@ impl Coordinator {
             }
             Message::Gone { rank } => self.gone(Rank(rank), out),
             Message::Ready { .. }
+            | Message::Compare { .. }
             | Message::Refuse { .. }
             | Message::Outcome { .. }
             | Message::Left
@@ -103,6 +106,7 @@ impl Coordinator {
 
     /// Looks at the clock. Returns when to look again.
     pub fn tick(&mut self, now: Instant, out: &mut Outbox) -> Option<Instant> {
+        self.decide_compared(now, out);
         self.decide_late(now, out);
         self.decide_mismatches(now, out);
         let stalled = |g: &Group| watchdog::check(g, &self.land, now);
@@ -178,7 +182,7 @@ impl Coordinator {
             return self.refuse(&[at], &error, out);
         }
         self.find_conflicts(at, now);
-        self.decide(at, out);
+        self.decide(at, now, out);
     }
 
     fn open(&mut self, a: &Agree<'_>, now: Instant) -> usize {
@@ -213,7 +217,7 @@ impl Coordinator {
     }
 
     /// Starts group `at` if everybody is here and means the same.
-    fn decide(&mut self, at: usize, out: &mut Outbox) {
+    fn decide(&mut self, at: usize, now: Instant, out: &mut Outbox) {
         let group = &mut self.groups[at];
         if !group.is_full() {
             return;
@@ -228,6 +232,12 @@ impl Coordinator {
         if let Some(error) = group.contradiction() {
             return self.refuse(&[at], &error, out);
         }
+        if group.balance != 0 {
+            let until = now + comparison::PATIENCE;
+            let until = group.deadline.map_or(until, |d| d.min(until));
+            group.comparison = Some(Comparison::new(until));
+            return out.down(&Message::Compare { key: group.key });
+        }
         group.phase = Phase::Running;
         if group.terms.is_verified() {
             let tensors = group.terms.tensors as usize;
@@ -237,6 +247,34 @@ impl Coordinator {
             key: group.key,
             stall_ns: group.stall_ns,
         });
+    }
+
+    /// A rank says what it would send to whom; the last one settles whose
+    /// fault it is.
+    fn pairs(&mut self, rank: Rank, key: Key, list: &[u8], out: &mut Outbox) {
+        let Some(at) = self.groups.iter().position(|g| g.key == key) else {
+            return;
+        };
+        let group = &mut self.groups[at];
+        let Some(comparison) = &mut group.comparison else {
+            return;
+        };
+        if comparison.hear(rank, list) >= group.arrived {
+            let error = comparison.verdict(group.terms.version);
+            self.refuse(&[at], &error, out);
+        }
+    }
+
+    /// Judges comparisons for which ranks did not speak up in time.
+    fn decide_compared(&mut self, now: Instant, out: &mut Outbox) {
+        let due = |g: &Group| {
+            let comparison = g.comparison.as_ref().filter(|c| now >= c.until)?;
+            Some(comparison.verdict(g.terms.version))
+        };
+        let find = |groups: &[Group]| (0..groups.len()).find_map(|i| Some((i, due(&groups[i])?)));
+        while let Some((at, error)) = find(&self.groups) {
+            self.refuse(&[at], &error, out);
+        }
     }
 
     /// Refuses groups whose deadline has come.
@@ -539,10 +577,11 @@ fn mark_gone(group: &mut Group, dead: Option<usize>) {
 
 fn next_tick(group: &Group) -> Option<Instant> {
     match group.phase {
-        Phase::Gathering => match (group.deadline, group.decide_at) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        },
+        Phase::Gathering => {
+            let compared = group.comparison.as_ref().map(|c| c.until);
+            let all = [group.deadline, group.decide_at, compared];
+            all.into_iter().flatten().min()
+        }
         Phase::Running => watchdog::next_check(group),
         Phase::Closing { until } => Some(until),
     }

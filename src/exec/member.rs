@@ -22,6 +22,7 @@ mod pulse;
 pub(super) use ending::rank_outcome;
 
 use super::Outcome;
+use super::comparison::write_pairs;
 use super::coordinator::Coordinator;
 use super::flight::Flight;
 use super::message::{Key, Message, NO_RANK};
@@ -188,6 +189,7 @@ impl Member {
         };
         match message {
             Message::Ready { key, stall_ns } => self.ready(net, key, stall_ns),
+            Message::Compare { key } => self.compare(net, key),
             Message::Refuse {
                 key,
                 closed,
@@ -212,6 +214,7 @@ impl Member {
             | Message::Beat { .. }
             | Message::Done { .. }
             | Message::Suspect { .. }
+            | Message::Pairs { .. }
             | Message::Leave { .. }
             | Message::Gone { .. }
             | Message::Ping { .. }
@@ -243,6 +246,21 @@ impl Member {
         active.watched_since = now;
         active.next_beat = now;
         self.progress(net, now);
+    }
+
+    /// Says what the own program sends and expects.
+    fn compare(&mut self, net: &mut Net, key: Key) {
+        let Some(active) = self.active.as_ref().filter(|a| a.key == key) else {
+            return;
+        };
+        let mut list = Vec::new();
+        write_pairs(&active.flight.slot.program.pairs, &mut list);
+        let message = Message::Pairs {
+            rank: self.shared.rank.0,
+            key,
+            list: &list,
+        };
+        self.up(net, &message);
     }
 
     fn refused(&mut self, key: Key, closed: u64, error: Error) {
@@ -281,6 +299,7 @@ impl Handler for Member {
             | Message::Beat { .. }
             | Message::Done { .. }
             | Message::Suspect { .. }
+            | Message::Pairs { .. }
             | Message::Leave { .. }
             | Message::Gone { .. } => match &mut self.coordinator {
                 Some(coordinator) => {
@@ -291,6 +310,7 @@ impl Handler for Member {
             },
             // Down: to everybody below first, so that nobody waits for us.
             Message::Ready { .. }
+            | Message::Compare { .. }
             | Message::Refuse { .. }
             | Message::Outcome { .. }
             | Message::Left => {

@@ -7,7 +7,8 @@
 //!   BEAT     I have come so far   OUTCOME  how it ended
 //!   DONE     I have ended         LEFT     all have left   any way at all
 //!   SUSPECT  a child is silent                             ABORT
-//!   LEAVE    I am leaving
+//!   LEAVE    I am leaving         COMPARE  what do you send?
+//!   PAIRS    what I send and get
 //! ```
 //!
 //! Frames carry one message each: a kind byte, then fields of fixed width,
@@ -15,6 +16,7 @@
 //! does not parse is a protocol error and nothing else happens.
 
 use super::Outcome;
+use super::comparison::PAIR_BYTES;
 use crate::error::{Error, Result, Status};
 use crate::rank::Rank;
 
@@ -167,6 +169,12 @@ pub enum Message<'a> {
     Leave {
         rank: u32,
     },
+    /// What `rank` would send to whom, and expects from whom: a hash per pair.
+    Pairs {
+        rank: u32,
+        key: Key,
+        list: &'a [u8],
+    },
     /// `rank` left on its own, and cut off whoever is below it.
     Gone {
         rank: u32,
@@ -175,6 +183,10 @@ pub enum Message<'a> {
         key: Key,
         /// The shortest stall deadline of all ranks.
         stall_ns: u64,
+    },
+    /// Pairs do not balance: every rank is to say what it sends.
+    Compare {
+        key: Key,
     },
     Refuse {
         key: Key,
@@ -221,10 +233,12 @@ mod kind {
     pub const SUSPECT: u8 = 5;
     pub const LEAVE: u8 = 6;
     pub const GONE: u8 = 7;
+    pub const PAIRS: u8 = 8;
     pub const READY: u8 = 16;
     pub const REFUSE: u8 = 17;
     pub const OUTCOME: u8 = 18;
     pub const LEFT: u8 = 19;
+    pub const COMPARE: u8 = 20;
     pub const PING: u8 = 32;
     pub const PONG: u8 = 33;
     pub const ABORT: u8 = 48;
@@ -275,6 +289,10 @@ impl<'a> Message<'a> {
                     .u8(u8::from(*is_silent))
                     .end();
             }
+            Message::Pairs { rank, key, list } => {
+                w.u8(kind::PAIRS).u32(*rank).key(key).bytes(list).end();
+            }
+            Message::Compare { key } => w.u8(kind::COMPARE).key(key).end(),
             Message::Leave { rank } => w.u8(kind::LEAVE).u32(*rank).end(),
             Message::Gone { rank } => w.u8(kind::GONE).u32(*rank).end(),
             Message::Ready { key, stall_ns } => w.u8(kind::READY).key(key).u64(*stall_ns).end(),
@@ -517,6 +535,12 @@ impl<'a> Reader<'a> {
             },
             kind::LEAVE => Message::Leave { rank: self.u32()? },
             kind::GONE => Message::Gone { rank: self.u32()? },
+            kind::PAIRS => Message::Pairs {
+                rank: self.u32()?,
+                key: self.key()?,
+                list: self.items(PAIR_BYTES)?,
+            },
+            kind::COMPARE => Message::Compare { key: self.key()? },
             kind::READY => Message::Ready {
                 key: self.key()?,
                 stall_ns: self.u64()?,
@@ -633,6 +657,12 @@ mod tests {
                 rank: 4,
                 is_silent: true,
             },
+            Message::Pairs {
+                rank: 4,
+                key,
+                list: &[5; 2 * PAIR_BYTES],
+            },
+            Message::Compare { key },
             Message::Leave { rank: 4 },
             Message::Gone { rank: 4 },
             Message::Ready { key, stall_ns: 77 },

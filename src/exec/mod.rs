@@ -21,6 +21,7 @@
 //! two ranks is the order of their requests, and so it is the same on both.
 
 mod agreement;
+mod comparison;
 mod coordinator;
 mod devices;
 pub mod endpoint;

@@ -548,8 +548,7 @@ fn make_card(
             .by(*rank));
         }
     }
-    // On both sides, a rank may send without receiving for its copy.
-    let copy = plan.copy_of(shared.rank).filter(|_| receives(program));
+    let copy = plan.copy_of(shared.rank);
     Ok(Card {
         rank: shared.rank,
         plan: plan.fingerprint(),

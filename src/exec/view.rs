@@ -22,10 +22,11 @@ pub trait PlanView: Send + Sync + std::fmt::Debug {
     /// of them agree, also those that happen to have nothing to send.
     fn participants(&self) -> Vec<Rank>;
 
-    /// The destination copy that `rank` belongs to, if it is on that side.
+    /// The destination copy that `rank` takes part in, if it is a participant
+    /// on that side.
     fn copy_of(&self, rank: Rank) -> Option<u32>;
 
-    /// Participants that receive for `copy`.
+    /// Participants of `copy`, those without elements included.
     fn copy_ranks(&self, copy: u32) -> u32;
 
     /// Name, size and memory kind of a buffer that `rank`'s program touches.

@@ -571,6 +571,8 @@ impl<'a> Interner<'a> {
             cut.parts = cut.parts.filter(|&n| u64::from(n) != cut.width(mesh));
         }
         r.padded &= can_be_padded(&r.cuts);
+        // A group of one member only is no group.
+        r.grouped = r.grouped.filter(|g| g.size != g.pitch);
         r
     }
 }

@@ -8,7 +8,8 @@
 //!
 //! ```text
 //!   shared_dims = 0   [ q rows | k rows | v rows ]           packed, as vLLM's qkv_proj
-//!   shared_dims = 1   [ q0 k0 v0 | q1 k1 v1 | ... ]          interleaved, as Megatron's linear_qkv
+//!   shared_dims = 1   [ q0 k0 v0 | q1 k1 v1 | ... ]          row by row
+//!   grouped           [ q0 q1 k0 v0 | q2 q3 k1 v1 | ... ]    group by group, as Megatron's linear_qkv
 //! ```
 
 use super::cut::{Cut, CutKind};
@@ -37,7 +38,23 @@ pub struct Rule {
     pub padded: u8,
     /// The axis that is stored as one buffer per index, as per-expert weights.
     pub split: Option<u8>,
+    /// How axis 0 lies in a buffer whose members alternate group by group.
+    pub grouped: Option<Grouped>,
     pub conversion: Option<Conversion>,
+}
+
+/// Axis 0 in groups: a run of indices of this tensor, then room for those of
+/// the other members, and so on.
+///
+/// ```text
+///   size 2, pitch 4     q0 q1 .. .. | q2 q3 .. .. | q4 q5 .. ..
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Grouped {
+    /// Indices of this tensor in one group. No cut may split a group.
+    pub size: u64,
+    /// Indices of all members in one group.
+    pub pitch: u64,
 }
 
 /// A rule applied to one tensor.
@@ -59,7 +76,8 @@ pub struct Buffer {
     /// May hold `{local}` or `{global}` where its rule has a split axis.
     pub name: String,
     pub memory: Memory,
-    /// Leading axes that the members share; the rest of each lies end to end.
+    /// Axes, outermost in memory first, that the members share; the rest of
+    /// each lies end to end.
     pub shared_dims: u8,
     /// Placements in memory order; see [`Part::member`].
     pub members: Vec<u32>,
@@ -104,6 +122,9 @@ pub struct Part {
 pub struct LocalAxis {
     pub spans: SmallVec<[Span; 2]>,
     pub extent: u64,
+    /// Local indices from the start of one span to the next; `None` if spans
+    /// lie end to end.
+    pub pitch: Option<u64>,
 }
 
 impl LocalAxis {
@@ -114,6 +135,11 @@ impl LocalAxis {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Local indices from the start of span `i` to the start of the next.
+    fn step(&self, i: usize) -> u64 {
+        self.pitch.unwrap_or_else(|| self.spans[i].len())
     }
 }
 
@@ -212,9 +238,22 @@ impl Rule {
         }
         let used = spans.iter().map(|s| s.len()).sum();
         let padded = self.padded & (1 << dim) != 0;
+        let grouped = self.grouped.filter(|_| dim == 0);
+        if let Some(g) = grouped {
+            spans = spans.iter().flat_map(|&s| g.spans(s)).collect();
+        }
         LocalAxis {
             spans,
             extent: if padded { extent.max(used) } else { used },
+            pitch: grouped.map(|g| g.pitch),
+        }
+    }
+
+    /// The axes in memory order, outermost first.
+    pub fn memory_order(&self, axes: usize) -> SmallVec<[u8; 8]> {
+        match self.order.is_empty() {
+            true => (0..axes as u8).collect(),
+            false => self.order.clone(),
         }
     }
 
@@ -261,7 +300,10 @@ impl Rule {
             let s = cut.kind.slab(base.len(), n, j);
             base = Span::new(base.lo + s.lo, base.lo + s.hi);
         }
-        base
+        match self.grouped.filter(|_| dim == 0) {
+            Some(g) => base.intersect(g.span_of(x)),
+            None => base,
+        }
     }
 
     /// Appends every bound of this rule strictly inside `range` of axis `dim`.
@@ -273,6 +315,11 @@ impl Rule {
         range: Span,
         out: &mut SmallVec<[u64; 16]>,
     ) {
+        // No cut falls inside a group, so bounds of groups are all bounds.
+        if let Some(g) = self.grouped.filter(|_| dim == 0) {
+            out.extend(g.spans(range).skip(1).map(|s| s.lo));
+            return;
+        }
         let cuts: SmallVec<[&Cut; 4]> = self.cuts_of(dim).collect();
         nested_bounds(&cuts, mesh, Span::new(0, size), range, out);
     }
@@ -299,6 +346,21 @@ impl Rule {
             mesh: self.mesh,
             ranges,
         }
+    }
+}
+
+impl Grouped {
+    /// The indices of the group that holds index `x`.
+    fn span_of(self, x: u64) -> Span {
+        let lo = x / self.size.max(1) * self.size;
+        Span::new(lo, lo + self.size)
+    }
+
+    /// `span`, group by group.
+    fn spans(self, span: Span) -> impl Iterator<Item = Span> {
+        let next = move |at: u64| self.span_of(at).intersect(Span::new(at, span.hi));
+        std::iter::successors(Some(next(span.lo)), move |s| Some(next(s.hi)))
+            .take_while(|s| !s.is_empty())
     }
 }
 
@@ -393,19 +455,24 @@ impl Part {
     /// of each axis, counting local (padded) indices.
     pub fn storage(&self, p: &Placement, seat: &Seat, tensors: &[Tensor]) -> (u64, Strides) {
         let buffer = &self.buffers[p.buffer as usize];
-        let axes = self.local_axes(p, seat, tensors);
-        let extents: Dims = axes.iter().map(|a| a.extent).collect();
         let rule = self.rule(p);
         let element = rule.stored_dtype(&tensors[p.tensor.index()]).bytes();
         let shared = buffer.shared_dims as usize;
-        let (mut before, mut row) = (0, self.block_bytes(rule, &extents, shared, element));
+        let extents = self.block_extents(p, seat, tensors);
+        let (mut before, mut row) = (0, block_bytes(rule, &extents, shared, element));
         if buffer.members.len() > 1 {
             row = 0;
             for (i, &m) in buffer.members.iter().enumerate() {
                 if i == p.member as usize {
                     before = row;
                 }
-                row += self.member_block_bytes(m, seat, tensors, shared);
+                let q = self.member(m);
+                let extents = self.block_extents(q, seat, tensors);
+                let element = self
+                    .rule(q)
+                    .stored_dtype(&tensors[q.tensor.index()])
+                    .bytes();
+                row += block_bytes(self.rule(q), &extents, shared, element);
             }
         }
         (
@@ -414,49 +481,28 @@ impl Part {
         )
     }
 
-    fn member_block_bytes(&self, m: u32, seat: &Seat, tensors: &[Tensor], shared: usize) -> u64 {
-        let q = self.member(m);
-        let rule = self.rule(q);
-        let extents: Dims = self
-            .local_axes(q, seat, tensors)
-            .iter()
-            .map(|a| a.extent)
-            .collect();
-        let element = rule.stored_dtype(&tensors[q.tensor.index()]).bytes();
-        self.block_bytes(rule, &extents, shared, element)
-    }
-
-    fn block_bytes(&self, rule: &Rule, extents: &[u64], shared: usize, element: u64) -> u64 {
-        let rest = extents.iter().enumerate().skip(shared);
-        rest.filter(|(d, _)| rule.split != Some(*d as u8))
-            .map(|(_, e)| e)
-            .product::<u64>()
-            * element
+    /// Local extents of what lies in one piece: a group, or all.
+    fn block_extents(&self, p: &Placement, seat: &Seat, tensors: &[Tensor]) -> Dims {
+        let axes = self.local_axes(p, seat, tensors);
+        let mut extents: Dims = axes.iter().map(|a| a.extent).collect();
+        if let (Some(g), Some(first)) = (self.rule(p).grouped, extents.first_mut()) {
+            *first = g.size;
+        }
+        extents
     }
 
     /// Bytes of a local buffer at a seat.
     pub fn buffer_bytes(&self, buffer: u32, seat: &Seat, tensors: &[Tensor]) -> u64 {
         let b = &self.buffers[buffer as usize];
-        let shared = b.shared_dims as usize;
-        let row: u64 = b
-            .members
-            .iter()
-            .map(|&m| self.member_block_bytes(m, seat, tensors, shared))
-            .sum();
-        let Some(&first) = b.members.first() else {
-            return 0;
+        let bytes = |&m: &u32| {
+            let p = self.member(m);
+            let rule = self.rule(p);
+            let axes = self.local_axes(p, seat, tensors);
+            let extents: Dims = axes.iter().map(|a| a.extent).collect();
+            let element = rule.stored_dtype(&tensors[p.tensor.index()]).bytes();
+            block_bytes(rule, &extents, 0, element)
         };
-        let p = self.member(first);
-        let split = self.rule(p).split;
-        let axes = self.local_axes(p, seat, tensors);
-        let rows: u64 = axes
-            .iter()
-            .enumerate()
-            .take(shared)
-            .filter(|(d, _)| split != Some(*d as u8))
-            .map(|(_, a)| a.extent)
-            .product();
-        row * rows
+        b.members.iter().map(bytes).sum()
     }
 
     /// The views of a placement at a seat: one per box, and per index of a
@@ -533,29 +579,28 @@ impl Part {
     }
 }
 
+/// Bytes of a shard less its first `shared` axes in memory, and less the split
+/// axis.
+fn block_bytes(rule: &Rule, extents: &[u64], shared: usize, element: u64) -> u64 {
+    let order = rule.memory_order(extents.len());
+    let rest = order
+        .iter()
+        .skip(shared)
+        .filter(|&&d| rule.split != Some(d));
+    rest.map(|&d| extents[d as usize]).product::<u64>() * element
+}
+
 /// Byte strides of a shard whose trailing axes are contiguous in memory order
-/// and whose `shared` leading axes step over `row` bytes. The split axis has
-/// no stride: each of its indices is a buffer of its own.
+/// and whose `shared` outer axes step over `row` bytes. The split axis has no
+/// stride: each of its indices is a buffer of its own.
 fn storage_strides(rule: &Rule, extents: &[u64], shared: usize, element: u64, row: u64) -> Strides {
-    let n = extents.len();
-    let mut strides: Strides = smallvec![0; n];
-    let order: SmallVec<[u8; 8]> = if rule.order.is_empty() {
-        (0..n as u8).collect()
-    } else {
-        rule.order.clone()
-    };
-    let mut step = element;
-    for &d in order.iter().rev().filter(|&&d| d as usize >= shared) {
-        if rule.split != Some(d) {
+    let mut strides: Strides = smallvec![0; extents.len()];
+    let order = rule.memory_order(extents.len());
+    let (outer, inner) = order.split_at(shared.min(order.len()));
+    for (axes, mut step) in [(inner, element), (outer, row)] {
+        for &d in axes.iter().rev().filter(|&&d| rule.split != Some(d)) {
             strides[d as usize] = step as i64;
             step *= extents[d as usize];
-        }
-    }
-    let mut step = row;
-    for d in (0..shared).rev() {
-        if rule.split != Some(d as u8) {
-            strides[d] = step as i64;
-            step *= extents[d];
         }
     }
     strides
@@ -580,7 +625,7 @@ pub fn for_each_box(axes: &[LocalAxis], mut f: impl FnMut(&IndexBox, &[u64])) {
                 return;
             }
             d -= 1;
-            local[d] += axes[d].spans[at[d]].len();
+            local[d] += axes[d].step(at[d]);
             at[d] += 1;
             if at[d] < axes[d].spans.len() {
                 bounds.0[d] = axes[d].spans[at[d]];

@@ -26,6 +26,7 @@ pub mod traffic;
 pub mod two_stage;
 pub mod verify;
 
+mod bucket;
 mod cells;
 mod derive;
 mod line;
@@ -38,7 +39,6 @@ use crate::error::{Error, Result, Status};
 use crate::layout::tensor::Tensor;
 use crate::layout::view::NamedBuffer;
 use crate::layout::{Layout, LayoutSpec, Place};
-use crate::limits::BUCKET_COUNT_MAX;
 use crate::rank::Rank;
 use decision::{Decision, PlanOptions, Strategy};
 use derive::Inputs;
@@ -97,6 +97,8 @@ pub struct Plan {
 #[derive(Debug)]
 struct Participants {
     all: Vec<Rank>,
+    /// Those on the destination side, whether or not any byte reaches them.
+    needing: Vec<Rank>,
     /// Participating ranks of each destination copy.
     copy_ranks: Vec<u32>,
 }
@@ -267,68 +269,6 @@ impl Plan {
         )))
     }
 
-    /// Takes the smallest bucket count that keeps staging inside the budget.
-    fn choose_buckets(&mut self, is_given: bool) -> Result<()> {
-        let budget = self.decision.staging_bytes_max;
-        let (ranks, is_exact) = self.sample_ranks();
-        let room = if is_exact {
-            budget
-        } else {
-            budget - budget / 64
-        };
-        if is_given {
-            let peak = self.staging_peak(&ranks)?;
-            if peak.1 > budget {
-                return Err(self.staging_error(peak));
-            }
-            return Ok(());
-        }
-        self.decision.bucket_count = 1;
-        let whole = self.staging_peak(&ranks)?;
-        if whole.1 <= room {
-            return Ok(());
-        }
-        let mut count = (2 * u128::from(whole.1)).div_ceil(u128::from(room.max(1)));
-        let mut smallest = whole;
-        loop {
-            if count > u128::from(BUCKET_COUNT_MAX) {
-                return Err(self.staging_error(smallest));
-            }
-            self.decision.bucket_count = count as u32;
-            let peak = self.staging_peak(&ranks)?;
-            if peak.1 <= room {
-                return Ok(());
-            }
-            if peak.1 < smallest.1 {
-                smallest = peak;
-            }
-            let scaled = count * u128::from(peak.1) / u128::from(room.max(1));
-            count = scaled.min(2 * count).max(count + 1);
-        }
-    }
-
-    fn staging_error(&self, peak: (Rank, u64)) -> Error {
-        Error::new(
-            Status::StagingTooSmall,
-            format!(
-                "staging_bytes_max is {}; rank {} needs {} with {} buckets",
-                self.decision.staging_bytes_max, peak.0, peak.1, self.decision.bucket_count
-            ),
-        )
-    }
-
-    /// The rank with the largest staging among `ranks`, and how much.
-    fn staging_peak(&self, ranks: &[Rank]) -> Result<(Rank, u64)> {
-        let mut peak = (Rank(0), 0);
-        for &rank in ranks {
-            let need = self.derive(rank)?.memory_bytes();
-            if need > peak.1 {
-                peak = (rank, need);
-            }
-        }
-        Ok(peak)
-    }
-
     /// All ranks, or, of very many, the first, a middle and the last one of
     /// each kind; says whether these are all.
     pub(crate) fn sample_ranks(&self) -> (Vec<Rank>, bool) {
@@ -474,8 +414,11 @@ impl Plan {
         &self.participation().all
     }
 
-    /// The destination copy that `rank` receives for, if it receives.
+    /// The destination copy that `rank` takes part in, if it is one of its
+    /// participants: a rank may also have a shard without elements.
     pub fn copy_of(&self, rank: Rank) -> Option<u32> {
+        let needing = &self.participation().needing;
+        needing.binary_search(&rank).ok()?;
         self.destination.copy_of(rank)
     }
 
@@ -529,6 +472,7 @@ impl Plan {
             }
             Participants {
                 all: source.union(&needing).copied().collect(),
+                needing: needing.into_iter().collect(),
                 copy_ranks,
             }
         })

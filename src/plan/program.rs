@@ -137,6 +137,15 @@ pub struct DigestItem {
     pub weight: u64,
 }
 
+/// What one end of a pair means to send to, or receive from, the other in one
+/// stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PairHash {
+    pub peer: Rank,
+    pub direction: Direction,
+    pub hash: u128,
+}
+
 /// The messages and local copies of one step, as ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Step {
@@ -174,6 +183,8 @@ pub struct Program {
     /// Sum over sent pair lists minus received ones, of their hashes, mod
     /// 2^128: zero in total over all ranks of a consistent plan.
     pub pair_balance: u128,
+    /// The hashes that make it up, to tell which pair differs.
+    pub pairs: Vec<PairHash>,
 }
 
 impl Program {

@@ -73,6 +73,16 @@ fn globals(e: &mut Entries) {
 fn layouts(e: &mut Entries, w: &World<'_>) {
     let args = vec![json(), OutHandle(Layout), Err];
     add(e, "wsync_layout_create_from_json", Alone, ok(args));
+    let config = include_bytes!("../models/llama-3.1-8b.json").to_vec();
+    let args = vec![
+        Bytes(config),
+        Name("megatron"),
+        Bytes(b"tp=2".to_vec()),
+        Number(0),
+        OutHandle(Layout),
+        Err,
+    ];
+    add(e, "wsync_layout_from_model", Alone, ok(args));
     let args = vec![
         Struct(bytes_of(views()), Vec::new()),
         OutHandle(Layout),

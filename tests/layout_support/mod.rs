@@ -9,7 +9,7 @@ use weightsync::layout::check::check;
 use weightsync::layout::cut::{Cut, CutKind};
 use weightsync::layout::dtype::Dtype;
 use weightsync::layout::mesh::{Mesh, RankList};
-use weightsync::layout::placement::{Buffer, CopyAxes, Padding, Part, Placement, Rule};
+use weightsync::layout::placement::{Buffer, CopyAxes, Grouped, Padding, Part, Placement, Rule};
 use weightsync::layout::tensor::{Tensor, TensorIndex};
 use weightsync::layout::view::{Memory, NamedBuffer, View};
 use weightsync::layout::{Layout, LayoutSpec};
@@ -168,6 +168,15 @@ fn held(
         .collect()
 }
 
+/// The axes in memory order, outermost first.
+fn order_of(part: &Part, p: &Placement, tensors: &[Tensor]) -> Vec<usize> {
+    let rule = &part.rules[p.rule as usize];
+    match rule.order.is_empty() {
+        true => (0..tensors[p.tensor.index()].shape.len()).collect(),
+        false => rule.order.iter().map(|&d| d as usize).collect(),
+    }
+}
+
 fn lay_out_buffer(
     part: &Part,
     tensors: &[Tensor],
@@ -184,28 +193,30 @@ fn lay_out_buffer(
             .replace("{global}", &global.to_string()),
     };
     let shared = b.shared_dims as usize;
-    let first = held(part, tensors, part.member(b.members[0]), position, split);
-    let rows: Vec<u64> = first[..shared].iter().map(|(_, extent)| *extent).collect();
+    let first = part.member(b.members[0]);
+    let order = order_of(part, first, tensors);
+    let extents = held(part, tensors, first, position, split);
+    let rows: Vec<u64> = order[..shared].iter().map(|&d| extents[d].1).collect();
+    let grouped = part.rules[first.rule as usize].grouped;
+    let groups = grouped.map_or(1, |g| extents[0].1 / g.size);
     let mut at = 0;
     let mut has_any = false;
     for row in tuples(&rows) {
-        for &m in &b.members {
+        for (group, &m) in (0..groups).flat_map(|g| b.members.iter().map(move |m| (g, m))) {
             let is_spacer = m as usize >= part.placements.len();
             let p = part.member(m);
             let rule = &part.rules[p.rule as usize];
             let t = &tensors[p.tensor.index()];
             let held = held(part, tensors, p, position, split);
-            let order: Vec<usize> = match rule.order.is_empty() {
-                true => (0..t.shape.len()).collect(),
-                false => rule.order.iter().map(|&d| d as usize).collect(),
-            };
-            let inner: Vec<usize> = order.into_iter().filter(|&d| d >= shared).collect();
-            let extents: Vec<u64> = inner.iter().map(|&d| held[d].1).collect();
+            let order = order_of(part, p, tensors);
+            let extents: Vec<u64> = order[shared..].iter().map(|&d| held[d].1).collect();
             for tuple in tuples(&extents) {
-                let mut local: Vec<u64> = row.clone();
-                local.resize(t.shape.len(), 0);
-                for (&d, &i) in inner.iter().zip(&tuple) {
+                let mut local = vec![0; t.shape.len()];
+                for (&d, &i) in order.iter().zip(row.iter().chain(&tuple)) {
                     local[d] = i;
+                }
+                if rule.grouped.is_some_and(|g| local[0] / g.size != group) {
+                    continue;
                 }
                 let found = local.iter().zip(&held);
                 let global: Option<Vec<u64>> = found
@@ -353,6 +364,7 @@ fn random_rule(d: &mut Dice, number: u16, mesh: &Mesh, t: &Tensor, stage: Option
         order: order.into_iter().collect(),
         padded: d.roll(0, 255) as u8,
         split: (dims > 0 && d.chance(15)).then(|| d.roll(0, dims as u64 - 1) as u8),
+        grouped: None,
         conversion: None,
     }
 }
@@ -419,14 +431,38 @@ fn random_buffer(d: &mut Dice, part: &mut Part, i: usize, tensors: &[Tensor]) ->
         1
     } as usize;
     let mut shared_dims = 0;
-    if count > 1 {
+    let members = &tensors[i..i + count];
+    if count > 1 && members.iter().all(|t| t.shape == *shape) {
+        shared_dims = d.roll(0, shape.len() as u64) as u8;
+    } else if count > 1 {
         rule.order.clear();
         shared_dims = d.roll(0, 1.min(shape.len() as u64)) as u8;
     }
+    let is_flat = |t: &Tensor| t.shape.get(1..) == shape.get(1..) && t.dtype == members[0].dtype;
+    if count > 1 && members.iter().all(is_flat) && d.chance(40) {
+        let sizes = group_sizes(&rule, &mesh, shape.first().copied().unwrap_or(0));
+        if !sizes.is_empty() {
+            let size = *d.pick(&sizes);
+            let pitch = size * count as u64;
+            rule = Rule {
+                order: Default::default(),
+                padded: 0,
+                split: None,
+                grouped: Some(Grouped { size, pitch }),
+                ..rule
+            };
+            shared_dims = 0;
+        }
+    }
+    // Names with layers are written as one entry for several of them.
+    let base = match tensors[i].name.contains('.') {
+        true => format!("buffer.{}.w", i as u64 + d.roll(0, 1) * 10),
+        false => format!("buffer{i}"),
+    };
     let name = match rule.split {
-        Some(_) if d.chance(50) => format!("buffer{i}.{{local}}"),
-        Some(_) => format!("buffer{i}.{{global}}"),
-        None => format!("buffer{i}"),
+        Some(_) if d.chance(50) => format!("{base}.{{local}}"),
+        Some(_) => format!("{base}.{{global}}"),
+        None => base,
     };
     part.rules.push(rule);
     let from = part.placements.len() as u32;
@@ -448,9 +484,27 @@ fn random_buffer(d: &mut Dice, part: &mut Part, i: usize, tensors: &[Tensor]) ->
     count
 }
 
+/// Sizes of groups of axis 0 that no cut of it splits.
+fn group_sizes(rule: &Rule, mesh: &Mesh, size: u64) -> Vec<u64> {
+    let is_block = |c: &Cut| matches!(c.kind, CutKind::Blocks(_));
+    if size == 0 || rule.cuts.iter().any(is_block) {
+        return Vec::new();
+    }
+    let is_whole = |n: &u64| {
+        (0..mesh.size() as u32).all(|p| {
+            let (list, _) = axis_held(rule, mesh, &mesh.coords(p), 0, size);
+            let ends = [list.first().copied(), list.last().map(|x| x + 1)];
+            ends.into_iter().flatten().all(|x| x % n == 0)
+        })
+    };
+    let divides = |n: &u64| size.is_multiple_of(*n);
+    (1..=size).filter(divides).filter(is_whole).collect()
+}
+
 fn random_tensors(d: &mut Dice) -> Vec<Tensor> {
     let mut lead = d.roll(1, 12);
     let mut dims = d.roll(0, 3);
+    let has_layers = d.chance(50);
     (0..d.roll(1, 6))
         .map(|i| {
             if d.chance(40) {
@@ -459,7 +513,12 @@ fn random_tensors(d: &mut Dice) -> Vec<Tensor> {
             }
             let extent = |k: u64, d: &mut Dice| if k == 0 { lead } else { d.roll(1, 5) };
             let shape: Vec<u64> = (0..dims).map(|k| extent(k, d)).collect();
-            Tensor::new(format!("t{i}"), &shape, Dtype::BF16).unwrap()
+            let name = if has_layers {
+                format!("t.{i}.w")
+            } else {
+                format!("t{i}")
+            };
+            Tensor::new(name, &shape, Dtype::BF16).unwrap()
         })
         .collect()
 }

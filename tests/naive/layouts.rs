@@ -225,6 +225,7 @@ impl Side {
                 Default::default()
             },
             split: None,
+            grouped: None,
             conversion: None,
         });
         // Neighbours on one stage may share a buffer.

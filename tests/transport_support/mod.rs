@@ -104,6 +104,7 @@ impl Builder {
                 bytes_received: 0,
                 bytes_local: 0,
                 pair_balance: 0,
+                pairs: vec![],
             },
             messages: vec![],
             locals: vec![],

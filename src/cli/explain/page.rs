@@ -1,10 +1,12 @@
 //! One plan as one page: no script, no file beside it.
 
 use super::chart;
-use crate::table::{bytes, grouped};
+use crate::account::Account;
+use crate::table::{bytes, grouped, time};
 use std::fmt::Write;
 use weightsync::plan::report::PlanReport;
 use weightsync::plan::traffic::Traffic;
+use weightsync::sim::Certificate;
 
 const STYLE: &str = "
 :root { color-scheme: light; }
@@ -24,11 +26,14 @@ svg rect:hover { stroke: #0f172a; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 td { padding: 3px 12px 3px 0; white-space: nowrap; }
 td.bar { width: 45%; }
+td.bar { position: relative; }
+td.bar u { position: absolute; top: 0; bottom: 0; border-left: 1px dashed #dc2626; }
 td.bar i { display: block; height: 11px; background: #3b82f6; border-radius: 2px; }
 ";
 
 /// The page.
-pub fn draw(r: &PlanReport, t: &Traffic, note: Option<&str>) -> String {
+pub fn draw(account: &Account, t: &Traffic, note: Option<&str>) -> String {
+    let r = &account.report;
     let mut out = String::new();
     let short = &r.fingerprint[..8.min(r.fingerprint.len())];
     let _ = write!(
@@ -38,13 +43,21 @@ pub fn draw(r: &PlanReport, t: &Traffic, note: Option<&str>) -> String {
          <title>plan {short}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
     );
     head(&mut out, r, note);
-    tiles(&mut out, r);
+    tiles(&mut out, r, account.certificate.as_ref());
     section(
         &mut out,
         "Who sends to whom",
         "Rows send, columns receive; darker is more.",
         &[chart::matrix(&t.matrix), chart::legend(&t.matrix)],
     );
+    if let Some(c) = &account.certificate {
+        section(
+            &mut out,
+            "Links against the bound",
+            "How long the busiest link of each kind works; the dashed line is the time that no plan beats.",
+            &[links(c)],
+        );
+    }
     section(
         &mut out,
         "Load of senders",
@@ -99,9 +112,9 @@ fn head(out: &mut String, r: &PlanReport, note: Option<&str>) {
     }
 }
 
-fn tiles(out: &mut String, r: &PlanReport) {
+fn tiles(out: &mut String, r: &PlanReport, c: Option<&Certificate>) {
     let ratio = r.sent_bytes_max as f64 / r.sent_bytes_mean.max(1) as f64;
-    let tiles = [
+    let mut tiles = vec![
         (bytes(r.bytes_moved), "sent".to_string()),
         (bytes(r.bytes_local), "copied locally".to_string()),
         (grouped(r.steps.into()), "steps".to_string()),
@@ -122,6 +135,17 @@ fn tiles(out: &mut String, r: &PlanReport) {
             "busiest sender over the mean".to_string(),
         ),
     ];
+    if let Some(c) = c {
+        let bound = format!("predicted; no plan beats {}", time(c.lower_bound_ns));
+        tiles.insert(0, (time(c.predicted_ns), bound));
+        tiles.insert(
+            1,
+            (
+                format!("{:.3}", c.ratio),
+                "predicted over the bound".to_string(),
+            ),
+        );
+    }
     out.push_str("<div class=\"tiles\">\n");
     for (number, what) in &tiles {
         let _ = writeln!(
@@ -141,6 +165,28 @@ fn section(out: &mut String, title: &str, says: &str, parts: &[String]) {
         out.push_str(part);
     }
     out.push_str("</section>\n");
+}
+
+/// Each kind of link: how many, what they carry, how long the busiest works.
+fn links(c: &Certificate) -> String {
+    let end = c.predicted_s.max(c.lower_bound_s);
+    let part = |s: f64| if end > 0.0 { 100.0 * s / end } else { 0.0 };
+    let mut out = String::from("<table class=\"links\">\n");
+    for l in &c.links {
+        let _ = writeln!(
+            out,
+            "<tr><td>{}</td><td>{} links</td><td>{}</td><td>busiest {}</td><td class=\"bar\">\
+             <i style=\"width:{:.1}%\"></i><u style=\"left:{:.1}%\"></u></td></tr>",
+            l.kind.name(),
+            grouped(l.count),
+            bytes(l.bytes),
+            time((l.time_max_s * 1e9) as u64),
+            part(l.time_max_s),
+            part(c.lower_bound_s)
+        );
+    }
+    out.push_str("</table>\n");
+    out
 }
 
 /// Names with their bytes and a bar.

@@ -1,8 +1,10 @@
 //! The coordinator alone, in a world whose clock only the test moves.
 
 use super::super::FLAG_VERIFY;
+use super::super::comparison::write_pairs;
 use super::super::message::{NO_COPY, Participants};
 use super::*;
+use crate::plan::program::{Direction, PairHash};
 
 /// A coordinator of ranks `0..6` in a world whose clock only we move.
 /// Ranks 2 and 3 are copy 0, 4 and 5 are copy 1.
@@ -19,6 +21,7 @@ const MS: u64 = 1_000_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Word {
     Ready(u64),
+    Compare(u64),
     Refuse(u64, Status, u32, u64),
     Outcome(u64, [Outcome; 2], Outcome, u64),
     Left,
@@ -109,6 +112,7 @@ impl Court {
         while self.out.next(&mut frame) {
             words.push(match Message::decode(&frame).unwrap() {
                 Message::Ready { key, .. } => Word::Ready(key.sequence),
+                Message::Compare { key } => Word::Compare(key.sequence),
                 Message::Refuse {
                     key,
                     closed,
@@ -264,6 +268,47 @@ fn plans_of_some_ranks_may_be_agreed_on_one_after_the_other() {
 fn pairs_that_do_not_balance_are_refused() {
     let mut court = Court::new();
     (0..6).for_each(|r| court.agree(r, 1, |a| a.balance = 1));
+    assert_eq!(court.words(), [Word::Compare(1)]);
+    let pair = |peer, direction, hash| {
+        let mut list = Vec::new();
+        let peer = Rank(peer);
+        let pair = PairHash {
+            peer,
+            direction,
+            hash,
+        };
+        write_pairs(&[pair], &mut list);
+        list
+    };
+    let lists = [
+        pair(2, Direction::Send, 5),
+        pair(3, Direction::Send, 6),
+        pair(0, Direction::Receive, 5),
+        pair(1, Direction::Receive, 7),
+        vec![],
+        vec![],
+    ];
+    for (rank, list) in (0..).zip(&lists) {
+        assert_eq!(court.words(), []);
+        court.say(&Message::Pairs {
+            rank,
+            key: key(1),
+            list,
+        });
+    }
+    let refused = Word::Refuse(1, Status::PlanMismatch, 1, 1);
+    assert_eq!(court.words(), [refused]);
+    court.all_agree(2);
+}
+
+#[test]
+fn whoever_does_not_say_what_it_sends_is_not_waited_for() {
+    let mut court = Court::new();
+    (0..6).for_each(|r| court.agree(r, 1, |a| a.balance = 1));
+    assert_eq!(court.words(), [Word::Compare(1)]);
+    court.later(999);
+    assert_eq!(court.words(), []);
+    court.later(1);
     let refused = Word::Refuse(1, Status::PlanMismatch, NO_RANK, 1);
     assert_eq!(court.words(), [refused]);
 }

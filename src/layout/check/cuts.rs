@@ -102,6 +102,13 @@ fn class_of(part: &Part, rule: &Rule, tensor: &Tensor) -> Class {
     let mesh = part.mesh(rule);
     let mut problems = axis_problems(rule, mesh, &tensor.shape);
     problems.extend(storage_problems(rule, tensor));
+    if problems.is_empty()
+        && let Some(g) = rule.grouped
+        && let Err(mut p) = follow(rule, mesh, 0, tensor.shape[0], g.size)
+    {
+        p.text = format!("its indices lie in groups in a fused buffer: {}", p.text);
+        problems.push(p);
+    }
     let mut extents = tensor.shape.clone();
     for (dim, &size) in tensor.shape.iter().enumerate() {
         if problems.iter().any(|p| p.axis == Some(dim as u8)) {
@@ -253,6 +260,29 @@ fn storage_problems(rule: &Rule, tensor: &Tensor) -> Vec<Problem> {
         }
         _ => {}
     }
+    if let Some(g) = rule.grouped {
+        let size = tensor.shape.first().copied().unwrap_or(0);
+        let has_blocks = rule
+            .cuts
+            .iter()
+            .any(|c| matches!(c.kind, CutKind::Blocks(_)));
+        if g.size == 0 || g.pitch < g.size || size % g.size != 0 {
+            say(
+                Some(0),
+                format!(
+                    "axis 0 has {size} indices, which groups of {} do not divide",
+                    g.size
+                ),
+            );
+        } else if !rule.order.is_empty() || rule.split.is_some() || rule.padded != 0 || has_blocks {
+            say(
+                None,
+                "it lies in groups in a fused buffer, and can then not be padded, split, cut into \
+                 blocks or have an order"
+                    .into(),
+            );
+        }
+    }
     if let Some(c) = &rule.conversion {
         say(
             None,
@@ -296,7 +326,8 @@ fn shard_bytes(rule: &Rule, tensor: &Tensor, extents: &[u64]) -> Result<u64, Pro
         _ => None,
     });
     let split = rule.split.map_or(1, |d| extents[d as usize]);
-    let views = blocks.fold(split, |a, k| a.saturating_mul(k));
+    let groups = rule.grouped.map_or(1, |g| extents[0].div_ceil(g.size));
+    let views = blocks.fold(split.saturating_mul(groups), |a, k| a.saturating_mul(k));
     if views > BOX_COUNT_MAX as u64 {
         return Err(Problem::new(
             FindingKind::Storage,

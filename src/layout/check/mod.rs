@@ -9,6 +9,7 @@
 //! rule, shape and granules are looked at once, and a cut is looked at once
 //! per length of the range it cuts. Explicit views are looked at one by one.
 
+mod copies;
 mod cover;
 mod cuts;
 mod inspection;
@@ -84,6 +85,8 @@ pub enum FindingKind {
     MissingOnSource,
     /// The source has a tensor that the destination does not know.
     MissingOnDestination,
+    /// A copy of the destination has some of a tensor, and not all.
+    CopyIncomplete,
     /// Bytes that the destination needs and no source rank holds.
     NeverHeld,
     /// Bytes that no source rank holds, and nobody needs.

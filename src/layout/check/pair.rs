@@ -1,6 +1,7 @@
 //! Two layouts: do they speak of the same tensors, and is everything that is
 //! needed held?
 
+use super::copies::check_copies;
 use super::cover::{STEPS_MAX, Uncovered, uncovered};
 use super::cuts::granule_problem;
 use super::memory::{Boxes, LOOKS_MAX, written_twice};
@@ -161,6 +162,7 @@ impl Pair<'_> {
         for r in self.destination.explicit() {
             written_twice(r, self.destination.tensors(), &mut looks, &mut self.out);
         }
+        check_copies(self.destination, &mut self.steps, &mut self.out);
         for s in &wanted {
             let t = &self.source.tensors()[*s];
             let held = bytes_of(&self.held.0[*s], t);

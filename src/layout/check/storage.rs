@@ -125,8 +125,14 @@ impl<'a> Checker<'a> {
                 self.say(FindingKind::Fused, b, plain(text), out);
                 return;
             }
-            if let Some(text) = order_misfit(part.rule(other), b.shared_dims, &c.name) {
+            let axes = [a.shape.len(), c.shape.len()];
+            if let Some(text) = order_misfit(part, first, other, b.shared_dims, axes) {
                 self.say(FindingKind::Fused, b, plain(text), out);
+                return;
+            }
+            if let Some(text) = self.group_misfit(b, first, other) {
+                self.say(FindingKind::Fused, b, plain(text), out);
+                return;
             }
         }
         let mut seen: BTreeSet<TensorIndex> = BTreeSet::from([first.tensor]);
@@ -165,6 +171,39 @@ impl<'a> Checker<'a> {
                 self.say(FindingKind::Fused, b, misfit, out);
             }
         }
+    }
+
+    /// Why a member does not alternate with the others group by group.
+    fn group_misfit(&self, b: &Buffer, first: &Placement, other: &Placement) -> Option<String> {
+        let part = self.part;
+        let (r, s) = (part.rule(first), part.rule(other));
+        let (a, c) = (self.tensor(first), self.tensor(other));
+        let (g, h) = match (r.grouped, s.grouped) {
+            (None, None) => return None,
+            (Some(g), Some(h)) => (g, h),
+            _ => return Some("some of its members lie in groups and some do not".into()),
+        };
+        let size_of = |&m: &u32| part.rule(part.member(m)).grouped.map_or(0, |g| g.size);
+        let pitch: u64 = b.members.iter().map(size_of).sum();
+        if b.shared_dims != 0 || g.pitch != pitch || h.pitch != pitch {
+            return Some(format!(
+                "a group of all its members has {pitch} indices, but tensor \"{}\" counts {} and \
+                 the members share {} axes; groups share none",
+                c.name, h.pitch, b.shared_dims
+            ));
+        }
+        let bytes = |r: &Rule, t: &Tensor| r.stored_dtype(t).bytes();
+        if a.shape.get(1..) != c.shape.get(1..) || bytes(r, a) != bytes(s, c) {
+            return Some(format!(
+                "members that lie in groups differ in axis 0 only, but tensor \"{}\" has shape \
+                 {:?} and tensor \"{}\" {:?}",
+                a.name,
+                a.shape.as_slice(),
+                c.name,
+                c.shape.as_slice()
+            ));
+        }
+        None
     }
 
     /// True if two placements are on exactly the same ranks.
@@ -315,13 +354,25 @@ fn plain(text: String) -> Misfit {
     }
 }
 
-/// Shared axes come first in memory, in their own order.
-fn order_misfit(rule: &Rule, shared: u8, name: &str) -> Option<String> {
-    let moved = (0..shared).find(|&d| rule.order.get(d as usize).is_some_and(|&o| o != d))?;
+/// Shared axes are the same axes of every member.
+fn order_misfit(
+    part: &Part,
+    p: &Placement,
+    q: &Placement,
+    shared: u8,
+    axes: [usize; 2],
+) -> Option<String> {
+    let shared = usize::from(shared);
+    let orders = [p, q].map(|x| part.rule(x));
+    let [a, b] = [0, 1].map(|i| orders[i].memory_order(axes[i]));
+    if a.iter().take(shared).eq(b.iter().take(shared)) {
+        return None;
+    }
     Some(format!(
-        "its members share {shared} axes, which come first in memory, but tensor \"{name}\" is \
-         stored in the order {:?}, where axis {moved} comes later",
-        rule.order.as_slice()
+        "its members share the {shared} axes that come first in memory, but one is stored in the \
+         order {:?} and one in the order {:?}",
+        a.as_slice(),
+        b.as_slice()
     ))
 }
 
@@ -349,7 +400,18 @@ fn extents_misfit(
     if r.split != s.split {
         return Some(plain("they are split along different axes".into()));
     }
-    for dim in 0..usize::from(shared) {
+    if let (Some(g), Some(h)) = (r.grouped, s.grouped) {
+        let same = |x: &LocalAxis, y: &LocalAxis| x.extent / g.size == y.extent / h.size;
+        if let Some(found) = axis_misfit(part, (r, a), (s, b), 0, same) {
+            return Some(found);
+        }
+    }
+    for dim in r
+        .memory_order(a.shape.len())
+        .into_iter()
+        .take(usize::from(shared))
+    {
+        let dim = usize::from(dim);
         if r.split != Some(dim as u8) {
             let same = |x: &LocalAxis, y: &LocalAxis| x.extent == y.extent;
             if let Some(found) = axis_misfit(part, (r, a), (s, b), dim, same) {

@@ -33,6 +33,8 @@ pub(super) struct FileDoc {
     #[serde(default, skip_serializing)]
     pub stages: Pairs<Vec<u32>>,
     #[serde(default, skip_serializing)]
+    pub local_layers: Pairs<Vec<u32>>,
+    #[serde(default, skip_serializing)]
     pub fused: Vec<FusedDoc>,
 }
 
@@ -57,6 +59,8 @@ pub(super) struct PartDoc {
     pub padding: Option<PaddingDoc>,
     #[serde(default, skip_serializing_if = "Pairs::is_empty")]
     pub stages: Pairs<Vec<u32>>,
+    #[serde(default, skip_serializing_if = "Pairs::is_empty")]
+    pub local_layers: Pairs<Vec<u32>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<TensorDoc>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -86,7 +90,7 @@ pub(super) enum PaddingDoc {
 }
 
 /// A tensor and, inside a part, where it lies.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TensorDoc {
     pub name: String,
@@ -179,7 +183,7 @@ impl TensorDoc {
     }
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StageDoc {
     pub axis: String,
@@ -197,7 +201,7 @@ pub(super) struct StageDoc {
     pub at: Option<Choice>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CutDoc {
     pub dim: u8,
@@ -271,6 +275,18 @@ pub(super) struct FusedDoc {
     pub layers: Option<Choice>,
     #[serde(default, skip_serializing_if = "is_zero")]
     pub shared_dims: u8,
+    #[serde(
+        default,
+        deserialize_with = "some",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub groups: Option<u64>,
+    #[serde(
+        default,
+        deserialize_with = "some",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub table: Option<String>,
     pub members: Vec<String>,
 }
 

@@ -1,10 +1,8 @@
 //! Which tensors share a buffer, and which have one of their own.
 
-use super::doc::{Choice, FusedDoc, Pairs, PartDoc, TensorDoc};
+use super::doc::{Choice, FusedDoc, PartDoc, TensorDoc};
 use super::fault::{Read, Within, fault};
-use super::layers::{
-    check_layer_name, find_table, layers_of, list, local_layers, spell, spell_buffer,
-};
+use super::layers::{check_layer_name, layers_of, list, numbers_of, spell, spell_buffer};
 use super::names::Names;
 use crate::layout::placement::{Buffer, Placement};
 use crate::layout::tensor::TensorIndex;
@@ -29,13 +27,14 @@ pub(super) struct Fused {
     pub(super) entry: usize,
     pub(super) buffer: String,
     pub(super) shared_dims: u8,
+    pub(super) groups: Option<u64>,
     pub(super) members: Vec<String>,
 }
 
 pub(super) fn expand_fused(p: &PartDoc, names: &mut Names) -> Read<Vec<Fused>> {
     let mut out = Vec::new();
     for (entry, doc) in p.fused.iter().enumerate() {
-        expand_one(entry, doc, &p.stages, names, &mut out).within(|| format!("fused[{entry}]"))?;
+        expand_one(entry, doc, p, names, &mut out).within(|| format!("fused[{entry}]"))?;
     }
     Ok(out)
 }
@@ -43,11 +42,11 @@ pub(super) fn expand_fused(p: &PartDoc, names: &mut Names) -> Read<Vec<Fused>> {
 fn expand_one(
     entry: usize,
     doc: &FusedDoc,
-    tables: &Pairs<Vec<u32>>,
+    part: &PartDoc,
     names: &mut Names,
     out: &mut Vec<Fused>,
 ) -> Read<()> {
-    let layers = layers_of(doc.layers.as_ref(), tables)?;
+    let layers = layers_of(doc.layers.as_ref(), &part.stages)?;
     let unique: HashSet<&String> = doc.members.iter().collect();
     if doc.members.is_empty() || unique.len() < doc.members.len() {
         return fault(
@@ -60,15 +59,20 @@ fn expand_one(
         check_layer_name("members", m, &layers, true)?;
     }
     names.spend(layers.count().saturating_mul(doc.members.len()))?;
-    let local = match &doc.layers {
-        Some(Choice::Name(name)) => local_layers(find_table(tables, name)?),
-        _ => Vec::new(),
+    let by_layers = match &doc.layers {
+        Some(Choice::Name(name)) => Some(name),
+        _ => None,
+    };
+    let local = match doc.table.as_ref().or(by_layers) {
+        Some(name) => numbers_of(part, name).within(|| "table".into())?,
+        None => Vec::new(),
     };
     for layer in layers.iter() {
         out.push(Fused {
             entry,
             buffer: spell_buffer(&doc.buffer, layer, &local)?,
             shared_dims: doc.shared_dims,
+            groups: doc.groups,
             members: doc.members.iter().map(|m| spell(m, layer)).collect(),
         });
     }

@@ -1,6 +1,6 @@
 //! Entries that stand for many layers, and the pipeline stages these lie on.
 
-use super::doc::{Choice, Pairs, StageDoc, TensorDoc};
+use super::doc::{Choice, Pairs, PartDoc, StageDoc, TensorDoc};
 use super::fault::{Read, Within, fault};
 use crate::error::Error;
 use smallvec::SmallVec;
@@ -129,19 +129,19 @@ pub(super) struct Stages<'a> {
 }
 
 impl<'a> Stages<'a> {
-    pub(super) fn new(t: &'a TensorDoc, tables: &'a Pairs<Vec<u32>>) -> Read<Stages<'a>> {
+    pub(super) fn new(t: &'a TensorDoc, part: &'a PartDoc) -> Read<Stages<'a>> {
         let by_layers = match &t.layers {
             Some(Choice::Name(name)) => Some(name.as_str()),
             _ => None,
         };
         let named = t.stage.as_ref().and_then(|s| s.table.as_deref());
         let local = match named.or(by_layers) {
-            Some(name) => local_layers(find_table(tables, name).within(|| "stage.table".into())?),
+            Some(name) => numbers_of(part, name).within(|| "stage.table".into())?,
             None => Vec::new(),
         };
         let (table, at) = match &t.stage {
             None => (None, [None].into_iter().collect()),
-            Some(s) => stage_form(s, t.layers.is_some(), tables).within(|| "stage".into())?,
+            Some(s) => stage_form(s, t.layers.is_some(), &part.stages).within(|| "stage".into())?,
         };
         Ok(Stages { table, local, at })
     }
@@ -188,6 +188,22 @@ pub(super) fn stage_form<'a>(
             "",
             "a stage has either a \"table\", or \"at\" with a stage or a list of stages".into(),
         ),
+    }
+}
+
+/// The number of each layer of a table on its stage: as given, or counted.
+pub(super) fn numbers_of(part: &PartDoc, name: &str) -> Read<Vec<u32>> {
+    let stages = find_table(&part.stages, name)?;
+    let given = part.local_layers.0.iter().find(|(n, _)| n == name);
+    match given {
+        None => Ok(local_layers(stages)),
+        Some((_, numbers)) if numbers.len() == stages.len() => Ok(numbers.clone()),
+        Some((_, numbers)) => Err(Error::layout(format!(
+            "\"local_layers\" numbers {} layers of table \"{name}\", which has {}",
+            numbers.len(),
+            stages.len()
+        ))
+        .into()),
     }
 }
 

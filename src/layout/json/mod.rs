@@ -18,7 +18,9 @@
 mod doc;
 mod explicit;
 mod fault;
+mod fold;
 mod fused;
+mod groups;
 mod layers;
 mod locate;
 mod names;

@@ -7,6 +7,7 @@ use super::doc::{
 use super::explicit::read_explicit;
 use super::fault::{Read, Within, fault};
 use super::fused::{Candidate, assemble, expand_fused};
+use super::groups::group_members;
 use super::layers::{Stages, check_layer_name, layers_of, list, spell, spell_buffer};
 use super::names::{Names, declare_only, declare_part};
 use crate::error::Error;
@@ -31,6 +32,7 @@ pub(super) fn read(file: FileDoc) -> Read<LayoutSpec> {
         copies,
         padding,
         stages,
+        local_layers,
         fused,
     } = file;
     let shorthand = ranks.is_some();
@@ -40,6 +42,7 @@ pub(super) fn read(file: FileDoc) -> Read<LayoutSpec> {
         copies,
         padding,
         stages,
+        local_layers,
         tensors: Vec::new(),
         fused,
     };
@@ -92,6 +95,7 @@ fn refuse_stray_fields(p: &PartDoc) -> Read<()> {
         ("copies", p.copies.is_some()),
         ("padding", p.padding.is_some()),
         ("stages", !p.stages.is_empty()),
+        ("local_layers", !p.local_layers.is_empty()),
         ("fused", !p.fused.is_empty()),
     ];
     match set.iter().find(|(_, is_set)| *is_set) {
@@ -133,9 +137,12 @@ fn read_part(p: &PartDoc, names: &mut Names) -> Read<Part> {
         reader.tensor(i, t).within(|| format!("tensors[{i}]"))?;
     }
     let PartReader {
-        rules, candidates, ..
+        mut rules,
+        mut candidates,
+        ..
     } = reader;
     let fused = expand_fused(p, names)?;
+    group_members(&fused, &mut candidates, &mut rules, &names.tensors)?;
     let (placements, spacers, buffers) = assemble(&candidates, &fused)?;
     Ok(Part {
         ranks,
@@ -251,7 +258,7 @@ impl<'a> PartReader<'a, '_> {
             );
         }
         let rule = self.rule(t)?;
-        let stages = Stages::new(t, &self.doc.stages)?;
+        let stages = Stages::new(t, self.doc)?;
         let number = self.rules.len() as u32;
         self.rules.push(rule);
         for layer in layers.iter() {
@@ -320,6 +327,7 @@ impl<'a> PartReader<'a, '_> {
             order: t.order.iter().copied().collect(),
             padded,
             split: t.split,
+            grouped: None,
             conversion: None,
         })
     }

@@ -1,4 +1,5 @@
-//! From a canonical description to a layout file: every tensor on its own.
+//! From a canonical description to a layout file. Every tensor is written on
+//! its own first; then [`fold`](super::fold) joins the layers that are alike.
 
 use super::LAYOUT_FILE_VERSION;
 use super::doc::{
@@ -17,7 +18,15 @@ pub(super) fn write(spec: &LayoutSpec) -> String {
     let file = FileDoc {
         weightsync_layout: LAYOUT_FILE_VERSION,
         aliases: Pairs(spec.aliases.clone()),
-        parts: spec.parts.iter().map(|p| part(p, &spec.tensors)).collect(),
+        parts: spec
+            .parts
+            .iter()
+            .map(|p| {
+                let mut doc = part(p, &spec.tensors);
+                super::fold::fold(&mut doc);
+                doc
+            })
+            .collect(),
         explicit: spec
             .explicit
             .iter()
@@ -78,6 +87,7 @@ fn part(p: &Part, tensors: &[Tensor]) -> PartDoc {
             Padding::Zero => Some(PaddingDoc::Zero),
         },
         stages: Pairs::default(),
+        local_layers: Pairs::default(),
         tensors: placed.chain(spacers).collect(),
         fused: fused(p, tensors),
     }
@@ -153,17 +163,24 @@ fn cuts(rule: &Rule, mesh: &Mesh) -> Vec<CutDoc> {
 
 fn fused(part: &Part, tensors: &[Tensor]) -> Vec<FusedDoc> {
     let name = |&m: &u32| tensors[part.member(m).tensor.index()].name.clone();
+    let groups = |b: &Buffer| {
+        let first = part.member(*b.members.first()?);
+        let size = part.rule(first).grouped?.size;
+        Some(tensors[first.tensor.index()].shape[0] / size)
+    };
     let entry = |b: &Buffer| FusedDoc {
         buffer: b.name.clone(),
         layers: None,
+        table: None,
         shared_dims: b.shared_dims,
+        groups: groups(b),
         members: b.members.iter().map(name).collect(),
     };
     let is_fused = |b: &&Buffer| b.members.len() > 1 || b.shared_dims > 0;
     let mut seen = HashSet::new();
     let mut out: Vec<FusedDoc> = part.buffers.iter().filter(is_fused).map(entry).collect();
     // Stages that name their buffers alike share one entry.
-    out.retain(|f| seen.insert((f.buffer.clone(), f.shared_dims, f.members.clone())));
+    out.retain(|f| seen.insert((f.buffer.clone(), f.shared_dims, f.groups, f.members.clone())));
     out
 }
 

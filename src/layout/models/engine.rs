@@ -377,6 +377,7 @@ impl Spread {
             order: SmallVec::new(),
             padded,
             split: None,
+            grouped: None,
             conversion: None,
         })
     }

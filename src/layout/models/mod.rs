@@ -13,12 +13,16 @@
 //!
 //! A new dense or mixture-of-experts family is one more table.
 
+mod assembly;
 mod config;
 mod engine;
 mod family;
 mod formula;
+mod framework;
 mod hazard;
+mod hugging_face;
 mod inventory;
+mod megatron;
 mod role;
 mod sglang;
 mod sizes;
@@ -26,8 +30,11 @@ mod vllm;
 
 pub use engine::VOCAB_PADDING;
 pub use family::family_names;
+pub use framework::{Framework, ModelLayout};
 pub use hazard::{Hazard, HazardKind};
+pub use hugging_face::HuggingFaceSizes;
 pub use inventory::{Axis, Inventory, InventoryTensor, Quantization, StoredGroup, TensorTemplate};
+pub use megatron::{ExpertStorage, MegatronSizes, Station};
 pub use role::Role;
 pub use sglang::SglangSizes;
 pub use vllm::VllmSizes;

@@ -169,6 +169,7 @@ impl PartBuilder {
             order: Default::default(),
             padded: 0,
             split: None,
+            grouped: None,
             conversion: None,
         };
         let next = self.rules.len() as u32;

@@ -50,6 +50,7 @@ impl<'a> Builder<'a> {
                 bytes_received: 0,
                 bytes_local: 0,
                 pair_balance: 0,
+                pairs: Vec::new(),
             },
             slots: FxHashMap::default(),
             loops: SmallVec::new(),

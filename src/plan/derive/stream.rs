@@ -14,7 +14,7 @@ use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Span, TensorIndex};
 use crate::layout::view::Strides;
 use crate::plan::piece::{contiguous_from, elements_from, flat_boxes};
-use crate::plan::program::{BufferSlot, Direction, Message, Piece, Region, Side};
+use crate::plan::program::{BufferSlot, Direction, Message, PairHash, Piece, Region, Side};
 use crate::rank::Rank;
 use smallvec::SmallVec;
 use xxhash_rust::xxh3::Xxh3;
@@ -202,6 +202,11 @@ impl<'a> Builder<'a> {
                 p.pair_balance = p.pair_balance.wrapping_sub(hash);
             }
         }
+        p.pairs.push(PairHash {
+            peer: stream.peer,
+            direction: stream.direction,
+            hash,
+        });
         Ok(())
     }
 

@@ -546,6 +546,18 @@ public:
     return Layout(out);
   }
 
+  /** The layout of the model of a Hugging Face config.json: `framework` is
+   * "megatron", "vllm", "sglang", "hf" or "dtensor", `sizes` its parallel
+   * sizes, such as "tp=4,pp=8"; for "dtensor" the text of a DTensor file. */
+  static Layout from_model(std::string_view config_json, const char *framework,
+                           std::string_view sizes, std::uint32_t first_rank,
+                           ErrorRecord &err) noexcept {
+    wsync_layout *out = nullptr;
+    detail::first_call(err, wsync_layout_from_model, config_json.data(), config_json.size(),
+                       framework, sizes.data(), sizes.size(), first_rank, &out);
+    return Layout(out);
+  }
+
   static Layout from_views(const RankViews &views, ErrorRecord &err) noexcept {
     std::vector<wsync_tensor> tensors = views.tensors_;
     std::vector<wsync_buffer> buffers = views.buffers_;
@@ -657,6 +669,12 @@ public:
 #if WEIGHTSYNC_EXCEPTIONS
   static Layout from_json(std::string_view json) {
     return detail::checked([&](ErrorRecord &e) { return from_json(json, e); });
+  }
+  static Layout from_model(std::string_view config_json, const char *framework,
+                           std::string_view sizes = {}, std::uint32_t first_rank = 0) {
+    return detail::checked([&](ErrorRecord &e) {
+      return from_model(config_json, framework, sizes, first_rank, e);
+    });
   }
   static Layout from_views(const RankViews &views) {
     return detail::checked([&](ErrorRecord &e) { return from_views(views, e); });

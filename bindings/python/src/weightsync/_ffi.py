@@ -342,6 +342,20 @@ FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
         [c_char_p, c_size_t, POINTER(wsync_layout_p), error_p],
     ),
     (
+        "wsync_layout_from_model",
+        c_int32,
+        [
+            c_char_p,
+            c_size_t,
+            c_char_p,
+            c_char_p,
+            c_size_t,
+            c_uint32,
+            POINTER(wsync_layout_p),
+            error_p,
+        ],
+    ),
+    (
         "wsync_layout_create_from_views",
         c_int32,
         [POINTER(wsync_rank_views), POINTER(wsync_layout_p), error_p],

@@ -75,6 +75,15 @@ class Check:
         return [finding for part in sections for finding in part.get("findings", [])]
 
 
+def _size(value: Any) -> str:
+    """A parallel size as text: True is on, a list is 24:24:23:23."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, (list, tuple)):
+        return ":".join(str(item) for item in value)
+    return str(value)
+
+
 class Layout(Handle):
     """One side's description. Immutable; any number of threads may use it."""
 
@@ -88,6 +97,42 @@ class Layout(Handle):
         encoded = _json_bytes(text)
         made = _ffi.wsync_layout_p()
         call(lib.wsync_layout_create_from_json, encoded, len(encoded), ctypes.byref(made))
+        return cls(made)
+
+    @classmethod
+    def from_model(
+        cls,
+        config: Union[str, bytes, Mapping[str, Any]],
+        framework: str,
+        sizes: Union[str, Mapping[str, Any]] = "",
+        *,
+        first_rank: int = 0,
+    ) -> Layout:
+        """Makes the layout of the model of a Hugging Face config.json.
+
+        config: its text, or what it says. framework: "megatron", "vllm",
+        "sglang", "hf" or "dtensor". sizes: parallel sizes, as "tp=4,pp=8" or
+        {"tp": 4, "pp": 8}; for "dtensor" the DTensor file, its text or what
+        it says. first_rank: the rank that comes first; the others follow.
+        """
+        encoded = _json_bytes(config)
+        if isinstance(sizes, str):
+            spelled = sizes.encode()
+        elif framework == "dtensor":
+            spelled = _json_bytes(sizes)
+        else:
+            spelled = ",".join(f"{key}={_size(value)}" for key, value in sizes.items()).encode()
+        made = _ffi.wsync_layout_p()
+        call(
+            lib.wsync_layout_from_model,
+            encoded,
+            len(encoded),
+            framework.encode(),
+            spelled,
+            len(spelled),
+            first_rank,
+            ctypes.byref(made),
+        )
         return cls(made)
 
     @classmethod

@@ -1,0 +1,44 @@
+//! What a plan amounts to: the report and, where it can be simulated, the
+//! certificate. Printed alike by `plan` and `explain`.
+
+use super::plan::report_text;
+use super::simulate::certificate_rows;
+use super::table::Table;
+use serde::Serialize;
+use weightsync::Result;
+use weightsync::plan::Plan;
+use weightsync::plan::report::PlanReport;
+use weightsync::sim::Certificate;
+
+/// Report and certificate of one plan; as JSON, the fields of the report with
+/// `certificate` beside them.
+#[derive(Serialize)]
+pub struct Account {
+    #[serde(flatten)]
+    pub report: PlanReport,
+    /// Missing for plans of too many ranks to simulate.
+    pub certificate: Option<Certificate>,
+}
+
+impl Account {
+    pub fn of(plan: &Plan) -> Result<Account> {
+        let certificate = match Certificate::is_possible(plan) {
+            true => Some(Certificate::of(plan, plan.topology())?),
+            false => None,
+        };
+        Ok(Account {
+            report: plan.report()?,
+            certificate,
+        })
+    }
+}
+
+impl std::fmt::Display for Account {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut rows = Table::default();
+        if let Some(c) = &self.certificate {
+            certificate_rows(c, &mut rows);
+        }
+        write!(f, "{}{rows}", report_text(&self.report))
+    }
+}

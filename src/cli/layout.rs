@@ -1,0 +1,136 @@
+//! `weightsync layout`: the layout file of a real model.
+
+use super::check::of_file;
+use super::table::{grouped, print, print_json, read_file};
+use clap::{ArgGroup, Args};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use weightsync::layout::Layout;
+use weightsync::layout::models::{Framework, ModelLayout};
+use weightsync::{Error, Result};
+
+/// Write the layout file of a model, from its config.json and parallel sizes
+#[derive(Args, Debug)]
+#[command(group = ArgGroup::new("framework").required(true))]
+pub struct LayoutArgs {
+    /// config.json of the model, as on Hugging Face
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Write the layout file here instead of to standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Megatron-core: tp=,cp=,pp=,vpp=,ep=,etp=,dp=, pp_layers=24:24:23:23,
+    /// order=tp-cp-ep-dp-pp, vocab_multiple=128,
+    /// experts=per_expert|sequential|grouped, mla_down=whole|cut, mtp=on|off;
+    /// a missing size is 1
+    #[arg(long, value_name = "SIZES", group = "framework")]
+    megatron: Option<String>,
+    /// vLLM: tp=,pp=,dp=,ep=on|off,replicas=; given again, a group of other
+    /// replicas
+    #[arg(long, value_name = "SIZES", group = "framework")]
+    vllm: Vec<String>,
+    /// SGLang: tp=,dp=,ep=,pp=,replicas=; given again, a group of other
+    /// replicas
+    #[arg(long, value_name = "SIZES", group = "framework")]
+    sglang: Vec<String>,
+    /// Whole models, as Hugging Face has them: replicas=,mtp=on|off
+    #[arg(long, value_name = "SIZES", group = "framework", num_args = 0..=1,
+          default_missing_value = "")]
+    hf: Option<String>,
+    /// What PyTorch says of its sharded tensors: a DTensor file
+    #[arg(long, value_name = "FILE", group = "framework")]
+    dtensor: Option<PathBuf>,
+    /// The rank that comes first; a DTensor file has its own numbers
+    #[arg(
+        long,
+        value_name = "RANK",
+        default_value_t = 0,
+        conflicts_with = "dtensor"
+    )]
+    first_rank: u32,
+    /// Print JSON about the layout to standard output; needs --output
+    #[arg(long, requires = "output")]
+    json: bool,
+}
+
+impl LayoutArgs {
+    /// The framework, and its sizes as text.
+    fn sizes(&self) -> Result<(Framework, String)> {
+        if let Some(sizes) = &self.megatron {
+            return Ok((Framework::Megatron, sizes.clone()));
+        }
+        if let Some(sizes) = &self.hf {
+            return Ok((Framework::HuggingFace, sizes.clone()));
+        }
+        if let Some(path) = &self.dtensor {
+            let text = String::from_utf8(read_file(path)?);
+            let text = text.map_err(|_| Error::layout("it is not UTF-8"));
+            return Ok((Framework::Dtensor, text.map_err(|e| of_file(path, e))?));
+        }
+        Ok(match self.vllm.is_empty() {
+            false => (Framework::Vllm, self.vllm.join(";")),
+            true => (Framework::Sglang, self.sglang.join(";")),
+        })
+    }
+}
+
+/// Runs `weightsync layout`.
+pub fn run(args: &LayoutArgs) -> Result<()> {
+    let config = read_file(&args.config)?;
+    let (framework, sizes) = args.sizes()?;
+    let made =
+        Layout::from_model(&config, framework, &sizes, args.first_rank).map_err(|e| {
+            match e.message.strip_prefix("config.json: ") {
+                Some(what) => of_file(
+                    &args.config,
+                    Error {
+                        message: what.into(),
+                        ..e
+                    },
+                ),
+                None => e,
+            }
+        })?;
+    let text = made.layout.to_json();
+    let Some(path) = &args.output else {
+        say(&made);
+        return print(text);
+    };
+    std::fs::write(path, &text)
+        .map_err(|e| Error::os(format_args!("cannot write {}", path.display()), &e))?;
+    match args.json {
+        true => print_json(&json!({
+            "layout": made.layout.describe(),
+            "file_bytes": text.len(),
+            "remarks": made.remarks,
+            "hazards": made.hazards,
+        })),
+        false => {
+            say(&made);
+            print(summary(&made.layout, path, text.len()))
+        }
+    }
+}
+
+/// Remarks and hazards, to standard error.
+fn say(made: &ModelLayout) {
+    for remark in &made.remarks {
+        eprintln!("remark: {remark}");
+    }
+    for hazard in &made.hazards {
+        eprintln!("hazard: {hazard}");
+    }
+}
+
+fn summary(layout: &Layout, path: &Path, file_bytes: usize) -> String {
+    let first = layout.ranks().first().copied().unwrap_or_default();
+    let bytes: u64 = layout.tensors().iter().map(|t| t.bytes()).sum();
+    format!(
+        "{}: ranks {first} to {}, {} tensors of {} bytes, {} bytes of file\n",
+        path.display(),
+        layout.ranks().last().copied().unwrap_or_default(),
+        grouped(layout.tensors().len() as u64),
+        grouped(bytes),
+        grouped(file_bytes as u64),
+    )
+}
