@@ -250,23 +250,25 @@ pub trait Device: Send + Sync + std::fmt::Debug {
         Ok(())
     }
 
+    /// Refuses a stream of the caller's that no transfer can be ordered with.
+    fn check_stream(&self, stream: usize) -> Result<()> {
+        match stream {
+            0 => Ok(()),
+            _ => Err(no_stream()),
+        }
+    }
+
     /// The point that the caller's `stream` has come to: a fence that is
     /// reached when everything is done that was put there so far.
     fn enter(&self, stream: usize) -> Result<Fence> {
-        match stream {
-            0 => Ok(Fence::default()),
-            _ => Err(no_stream()),
-        }
+        self.check_stream(stream).map(|()| Fence::default())
     }
 
     /// Has the caller's `stream` go on only when `until` are reached, or the
     /// abort word is set. Never waits.
     fn leave(&self, stream: usize, until: &[Fence], abort: &Arc<AbortCell>) -> Result<()> {
         let _ = (until, abort);
-        match stream {
-            0 => Ok(()),
-            _ => Err(no_stream()),
-        }
+        self.check_stream(stream)
     }
 
     /// True if source memory on the host has to be copied before a transport

@@ -189,6 +189,7 @@ impl Request {
 
     /// [`submit`](Request::submit), ordered with a stream of the caller's.
     pub fn submit_on(&self, options: &RequestOptions, stream: usize) -> Result<()> {
+        self.flight.slot.device.check_stream(stream)?;
         self.submit_with(options, || self.start_on(stream))
     }
 
@@ -205,6 +206,10 @@ impl Request {
     ) -> Result<()> {
         self.prepare(options)?;
         let started = self.wait_ready(NO_DEADLINE).and_then(|_| start());
+        if let (Err(e), State::Ready) = (&started, self.state()) {
+            // Peers may have started.
+            self.session.shared.abort(e.clone());
+        }
         if started.is_err() && self.state().is_active() {
             // Aborted in between: settling is bounded.
             self.wait(NO_DEADLINE)?;

@@ -195,6 +195,11 @@ impl Device for CudaDevice {
         true
     }
 
+    fn check_stream(&self, stream: usize) -> Result<()> {
+        let _current = self.core.gpu.enter()?;
+        self.core.gpu.check_not_capturing(stream_of(stream))
+    }
+
     fn enter(&self, stream: usize) -> Result<Fence> {
         self.core.queue.enter(stream_of(stream))
     }
