@@ -118,19 +118,11 @@
 #define WSYNC_ABI_VERSION 0
 
 /**
- * No choice: everything.
+ * Bytes of an NCCL unique id.
+ *
+ * Since: 0.1
  */
-#define WSYNC_SELECT_ANY 0
-
-/**
- * Only what has the property.
- */
-#define WSYNC_SELECT_ONLY 1
-
-/**
- * Only what has it not.
- */
-#define WSYNC_SELECT_WITHOUT 2
+#define WSYNC_NCCL_ID_BYTES 128
 
 /**
  * The result of a call.
@@ -758,12 +750,53 @@ enum wsync_transport_kind
    * Ranks as processes on one host, host memory.
    */
   WSYNC_TRANSPORT_KIND_SHM = 2,
+  /**
+   * Ranks on GPUs, through NCCL.
+   */
+  WSYNC_TRANSPORT_KIND_NCCL = 3,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
 typedef enum wsync_transport_kind wsync_transport_kind;
 #else
 typedef uint32_t wsync_transport_kind;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Whose communicator an NCCL transport works with.
+ *
+ * Since: 0.1
+ */
+enum wsync_nccl_mode
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * One of its own, made from a unique id. The default without `comm`.
+   */
+  WSYNC_NCCL_MODE_OWN = 1,
+  /**
+   * One of its own, split off `comm` while the ranks meet. All ranks of
+   * `comm` have to come; it must be idle, and not be used until the ranks
+   * have met. Afterwards nothing is shared. The default with `comm`.
+   */
+  WSYNC_NCCL_MODE_SPLIT = 2,
+  /**
+   * `comm` itself, without further memory. From the start of a request to
+   * its end nobody else issues anything on it or asks for its state. After
+   * a failure it is revoked (ncclCommRevoke) where NCCL can; else `on_abort`
+   * is called. It is never aborted or destroyed by the library, and
+   * outlives the transport.
+   */
+  WSYNC_NCCL_MODE_DIRECT = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum wsync_nccl_mode wsync_nccl_mode;
+#else
+typedef uint32_t wsync_nccl_mode;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -1587,18 +1620,7 @@ typedef struct wsync_plan_options {
 } wsync_plan_options;
 
 /**
- * A range [first, end) of numbers.
- *
- * Since: 0.1
- */
-typedef struct wsync_number_range {
-  uint32_t first;
-  uint32_t end;
-} wsync_number_range;
-
-/**
- * Which tensors a plan moves, and to which copies. What is left zero selects
- * all; what is given must all hold.
+ * Which tensors a plan moves, by globs (*, ?) on canonical names.
  *
  * Since: 0.1
  */
@@ -1617,30 +1639,6 @@ typedef struct wsync_selector {
    */
   const struct wsync_text *exclude;
   size_t exclude_count;
-  /**
-   * Layers: the first component of a name that is a number.
-   */
-  const struct wsync_number_range *layers;
-  size_t layers_count;
-  /**
-   * Experts: of names with a component "experts", the number after it or
-   * else the indices of the first axis.
-   */
-  const struct wsync_number_range *experts;
-  size_t experts_count;
-  /**
-   * Destination copies; the plan numbers them anew.
-   */
-  const uint32_t *copies;
-  size_t copies_count;
-  /**
-   * WSYNC_SELECT_*: what is trained, by the "frozen" marks of both layouts.
-   */
-  uint32_t trainable;
-  /**
-   * WSYNC_SELECT_*: the draft model, by the "draft" marks of both layouts.
-   */
-  uint32_t draft;
 } wsync_selector;
 
 /**
@@ -1726,6 +1724,91 @@ typedef struct wsync_simulate_options {
    */
   uint32_t reserved;
 } wsync_simulate_options;
+ * Has the owner of a borrowed communicator abort it: ncclCommAbort, by
+ * whatever thread may do that. Called at most once, from a thread of the
+ * library, when a transfer has failed and this NCCL has no ncclCommRevoke. It
+ * must not call the library, must not unwind and must not longjmp.
+ *
+ * Since: 0.1
+ */
+typedef void (*wsync_nccl_abort_fn)(void *user,
+                                    const char *reason);
+
+/**
+ * How a transport uses NCCL. NCCL is searched for in this order: `library`,
+ * WSYNC_NCCL_LIBRARY, VLLM_NCCL_SO_PATH, the copy in the process, symbols that
+ * are linked into the program, libnccl.so.2. With a borrowed communicator only
+ * copies in the process count. A process that is going to load PyTorch does
+ * so before, or PyTorch gets the copy that was loaded here.
+ *
+ * The GPU is the one that `comm` is on, else the current device of the thread
+ * that creates the transport. All ranks have the same NCCL version.
+ *
+ * NCCL lets one thread at a time launch on a device. Callers with other
+ * communicators on this device keep to it while wsync_transport_meet,
+ * wsync_transport_rendezvous, wsync_request_start and wsync_request_submit run
+ * and while the transport is aborted or destroyed; the library's own calls on
+ * one device wait for each other. And whatever is launched on several
+ * communicators of a device is launched in the same order on all ranks.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_nccl_options {
+  /**
+   * sizeof(wsync_nccl_options).
+   */
+  size_t struct_size;
+  /**
+   * A wsync_nccl_mode; 0 is SPLIT with `comm`, OWN without.
+   */
+  uint32_t mode;
+  /**
+   * Thread blocks, and so multiprocessors, that its kernels take; 0 is
+   * NCCL's own choice. A minimum needs a maximum.
+   */
+  uint32_t cta_count_min;
+  uint32_t cta_count_max;
+  /**
+   * Peers that are connected at once (since NCCL 2.30); 0 is NCCL's choice.
+   */
+  uint32_t p2p_peer_count_max;
+  /**
+   * Channels to a peer on another host (since NCCL 2.28); 0 is NCCL's
+   * choice.
+   */
+  uint32_t net_channel_count;
+  /**
+   * 1: after a failure keep what a transport of the survivors can be made
+   * of by ncclCommShrink, without meeting through a unique id.
+   */
+  uint32_t is_rebuildable;
+  /**
+   * SPLIT and DIRECT: an ncclComm_t.
+   */
+  void *comm;
+  /**
+   * OWN: WSYNC_NCCL_ID_BYTES bytes of wsync_transport_nccl_id, the same on
+   * all ranks. NULL: the lowest rank makes an id, which travels with its
+   * greeting.
+   */
+  const void *id;
+  /**
+   * Full path of libnccl.so.2; NULL searches.
+   */
+  const char *library;
+  /**
+   * OWN: the transport of this rank that has failed, if the ranks are the
+   * survivors of it. Shrinks its communicator if every rank has kept its
+   * part, else makes one from a unique id. NULL: none.
+   */
+  const struct wsync_transport *rebuild_from;
+  /**
+   * DIRECT: see wsync_nccl_abort_fn. NULL: kernels that wait for a lost
+   * peer go on until the owner aborts the communicator.
+   */
+  wsync_nccl_abort_fn on_abort;
+  void *on_abort_user;
+} wsync_nccl_options;
 
 /**
  * What a transport is made with. The kind and the ranks are to be equal on
@@ -1760,6 +1843,10 @@ typedef struct wsync_transport_options {
    * is WSYNC_SHM_RING_BYTES_MAX from the environment, or 128 MiB.
    */
   uint64_t ring_bytes_max;
+  /**
+   * nccl: how; NULL means all defaults.
+   */
+  const struct wsync_nccl_options *nccl;
 } wsync_transport_options;
 
 /**
@@ -2560,11 +2647,40 @@ wsync_status wsync_plan_diff(const struct wsync_plan *plan,
 void wsync_plan_destroy(struct wsync_plan *plan);
 
 /**
+ * Makes a unique id for a communicator: WSYNC_NCCL_ID_BYTES bytes. One rank
+ * makes it and gives it to all. NCCL opens a socket on which they find each
+ * other; it lives as long as this process. `library` as in
+ * wsync_nccl_options.
+ *
+ * Errors: LIBRARY_NOT_FOUND, LIBRARY_TOO_OLD; BUFFER_TOO_SMALL; SYSTEM with
+ * NCCL's result as native code.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_transport_nccl_id(const char *library,
+                                     void *buffer,
+                                     size_t capacity,
+                                     size_t *out_needed,
+                                     struct wsync_error *err);
+
+/**
+ * Writes the version of NCCL that a transport would use, as ncclGetVersion
+ * counts: 23007 is 2.30.7. Loads it if it is not in the process. `library` as
+ * in wsync_nccl_options.
+ *
+ * Errors: LIBRARY_NOT_FOUND, LIBRARY_TOO_OLD.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_transport_nccl_version(const char *library,
+                                          uint32_t *out_version,
+                                          struct wsync_error *err);
+
+/**
  * Makes a transport that has met nobody yet. Next is wsync_transport_greeting
  * and wsync_transport_meet, or wsync_transport_rendezvous.
  *
  * Errors: UNSUPPORTED for an unknown kind; INVALID_ARGUMENT if `rank` is none
- * of the ranks; IO, OUT_OF_MEMORY.
+ * of the ranks; IO, OUT_OF_MEMORY; for nccl also LIBRARY_NOT_FOUND,
+ * LIBRARY_TOO_OLD, and SYSTEM with NCCL's or CUDA's result.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_transport_create(const struct wsync_transport_options *options,
@@ -3027,7 +3143,9 @@ static inline int wsync_header_matches(void) {
 #define WSYNC_SELECTOR_INIT { sizeof(wsync_selector), NULL, 0, NULL, 0 }
 #define WSYNC_PROGRAM_INFO_INIT { sizeof(wsync_program_info), 0, 0, 0, 0, 0, 0, 0, 0 }
 #define WSYNC_TRANSPORT_OPTIONS_INIT \
-  { sizeof(wsync_transport_options), 0, 0, NULL, 0, 0, 0 }
+  { sizeof(wsync_transport_options), 0, 0, NULL, 0, 0, 0, NULL }
+#define WSYNC_NCCL_OPTIONS_INIT \
+  { sizeof(wsync_nccl_options), 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL }
 #define WSYNC_SESSION_OPTIONS_INIT { sizeof(wsync_session_options), 0 }
 #define WSYNC_REQUEST_OPTIONS_INIT { sizeof(wsync_request_options), 0, 0, 0, 0, 0 }
 

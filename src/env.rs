@@ -9,7 +9,8 @@
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
 use std::path::{Path, PathBuf};
-use std::sync::{Once, OnceLock};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One variable: what it is called, what holds without it, what it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,27 +132,6 @@ fn get(name: &str) -> Option<&'static str> {
     found.is_set.then_some(found.value.as_str())
 }
 
-/// The CUDA runtime to load, and no other.
-pub fn cudart_library() -> Option<&'static Path> {
-    get(CUDART_LIBRARY).filter(|p| !p.is_empty()).map(Path::new)
-}
-
-/// The CUDA driver to load, and no other.
-pub fn cuda_library() -> Option<&'static Path> {
-    get(CUDA_LIBRARY).filter(|p| !p.is_empty()).map(Path::new)
-}
-
-/// True if copy engines shall copy on a GPU, false if kernels.
-pub fn cuda_copies_by_engines() -> Result<bool> {
-    match get(CUDA_COPY) {
-        None | Some("" | "kernels") => Ok(false),
-        Some("engines") => Ok(true),
-        Some(other) => Err(Error::invalid(format!(
-            "{CUDA_COPY} is \"{other}\"; it is kernels or engines"
-        ))),
-    }
-}
-
 /// The level that the operator asks for; `warn` where that is none.
 pub fn log_level() -> Option<Level> {
     get(LOG).map(|text| Level::from_name(text).unwrap_or(Level::Warn))
@@ -180,6 +160,27 @@ pub fn stall_deadline_ns() -> Result<Option<u64>> {
 /// Bytes of all rings of a rank of the shm transport.
 pub fn shm_ring_bytes_max() -> Result<Option<u64>> {
     bytes(SHM_RING_BYTES_MAX)
+}
+
+/// The CUDA runtime to load, and no other.
+pub fn cudart_library() -> Option<&'static Path> {
+    get(CUDART_LIBRARY).filter(|p| !p.is_empty()).map(Path::new)
+}
+
+/// The CUDA driver to load, and no other.
+pub fn cuda_library() -> Option<&'static Path> {
+    get(CUDA_LIBRARY).filter(|p| !p.is_empty()).map(Path::new)
+}
+
+/// True if copy engines shall copy on a GPU, false if kernels.
+pub fn cuda_copies_by_engines() -> Result<bool> {
+    match get(CUDA_COPY) {
+        None | Some("" | "kernels") => Ok(false),
+        Some("engines") => Ok(true),
+        Some(other) => Err(Error::invalid(format!(
+            "{CUDA_COPY} is \"{other}\"; it is kernels or engines"
+        ))),
+    }
 }
 
 /// The NCCL that the environment asks for, and the variable that does.
@@ -234,23 +235,30 @@ fn parse_bytes(text: &str) -> Option<u64> {
 /// Warns, once, of what is set and cannot be meant: `WSYNC_*` variables that
 /// nothing reads, mostly typing errors, and levels that are none.
 pub fn warn_of_unknown() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        for (name, _) in std::env::vars_os() {
-            let name = name.to_string_lossy();
-            if name.starts_with("WSYNC_") && !VARIABLES.iter().any(|v| v.name == name) {
-                log::line(Level::Warn, format_args!("variable {name} is unknown"));
-            }
-        }
-        if let Some(text) = get(LOG).filter(|text| Level::from_name(text).is_none()) {
-            let names: Vec<&str> = Level::ALL.iter().map(|l| l.name()).collect();
-            let known = names.join(", ");
+    // No `Once`: the first line that is logged comes here again.
+    static IS_DONE: AtomicBool = AtomicBool::new(false);
+    if IS_DONE.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("WSYNC_") && !VARIABLES.iter().any(|v| v.name == name) {
             log::line(
                 Level::Warn,
-                format_args!("variable {LOG} is \"{text}\"; levels are {known}"),
+                format_args!(
+                    "variable {name} is unknown; \"weightsync env\" lists those that are read"
+                ),
             );
         }
-    });
+    }
+    if let Some(text) = get(LOG).filter(|text| Level::from_name(text).is_none()) {
+        let names: Vec<&str> = Level::ALL.iter().map(|l| l.name()).collect();
+        let known = names.join(", ");
+        log::line(
+            Level::Warn,
+            format_args!("variable {LOG} is \"{text}\"; levels are {known}"),
+        );
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::mem::{align_of, offset_of, size_of};
 use weightsync::capi::env::*;
 use weightsync::capi::log::*;
 use weightsync::capi::mapping::*;
+use weightsync::capi::nccl::*;
 use weightsync::capi::plan::*;
 use weightsync::capi::request::*;
 use weightsync::capi::session::*;
@@ -163,6 +164,12 @@ fn values_are_pinned() {
     values!(wsync_transport_kind: u32, {
         WSYNC_TRANSPORT_KIND_LOOPBACK = 1,
         WSYNC_TRANSPORT_KIND_SHM = 2,
+        WSYNC_TRANSPORT_KIND_NCCL = 3,
+    });
+    values!(wsync_nccl_mode: u32, {
+        WSYNC_NCCL_MODE_OWN = 1,
+        WSYNC_NCCL_MODE_SPLIT = 2,
+        WSYNC_NCCL_MODE_DIRECT = 3,
     });
     values!(wsync_request_flag: u32, {
         WSYNC_REQUEST_FLAG_VERIFY = 1,
@@ -178,6 +185,7 @@ fn constants_are_pinned() {
     assert_eq!(WSYNC_DIM_COUNT_MAX, 8);
     assert_eq!(WSYNC_NAME_BYTES_MAX, 1024);
     assert_eq!(WSYNC_GREETING_BYTES_MAX, 512);
+    assert_eq!(WSYNC_NCCL_ID_BYTES, 128);
     assert_eq!(WSYNC_ABI_VERSION, 0);
     assert_eq!(wsync_abi_version(), WSYNC_ABI_VERSION);
     assert_eq!(wsync_version(), WSYNC_VERSION);
@@ -435,7 +443,7 @@ fn structs_are_pinned() {
         peer_count: 56,
         buffer_count: 60,
     });
-    layout!(wsync_transport_options, 40, 8, {
+    layout!(wsync_transport_options, 48, 8, {
         struct_size: 0,
         kind: 8,
         rank: 12,
@@ -443,6 +451,22 @@ fn structs_are_pinned() {
         rank_count: 24,
         reserved: 28,
         ring_bytes_max: 32,
+        nccl: 40,
+    });
+    layout!(wsync_nccl_options, 80, 8, {
+        struct_size: 0,
+        mode: 8,
+        cta_count_min: 12,
+        cta_count_max: 16,
+        p2p_peer_count_max: 20,
+        net_channel_count: 24,
+        is_rebuildable: 28,
+        comm: 32,
+        id: 40,
+        library: 48,
+        rebuild_from: 56,
+        on_abort: 64,
+        on_abort_user: 72,
     });
     layout!(wsync_session_options, 16, 8, {
         struct_size: 0,

@@ -15,6 +15,7 @@ const SOURCES: &[&str] = &[
     "topology",
     "mapping",
     "plan",
+    "nccl",
     "transport",
     "session",
     "request",

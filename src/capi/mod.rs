@@ -34,6 +34,7 @@ mod handle;
 pub mod layout;
 pub mod log;
 pub mod mapping;
+pub mod nccl;
 mod out;
 pub mod plan;
 pub mod request;

@@ -1,7 +1,7 @@
 //! `weightsync layout`: the layout file of a real model.
 
 use super::check::of_file;
-use super::table::{grouped, print, print_json, read_file};
+use super::table::{complain, grouped, print, print_json, read_file};
 use clap::{ArgGroup, Args};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -115,10 +115,10 @@ pub fn run(args: &LayoutArgs) -> Result<()> {
 /// Remarks and hazards, to standard error.
 fn say(made: &ModelLayout) {
     for remark in &made.remarks {
-        eprintln!("remark: {remark}");
+        complain(format_args!("remark: {remark}"));
     }
     for hazard in &made.hazards {
-        eprintln!("hazard: {hazard}");
+        complain(format_args!("hazard: {hazard}"));
     }
 }
 

@@ -110,7 +110,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("weightsync: {e}");
+            table::complain(format_args!("weightsync: {e}"));
             ExitCode::FAILURE
         }
     }

@@ -3,6 +3,7 @@
 use super::message::{Answer, Carrier, Failure, Job, Moved, Order, from_hex, to_hex};
 use super::reference::Reference;
 use super::shard::Shard;
+use super::table::complain;
 use clap::Args;
 use serde_json::json;
 use std::collections::HashMap;
@@ -34,7 +35,7 @@ pub struct RankArgs {
 /// output.
 pub fn run(args: &RankArgs) -> ExitCode {
     if let Err(e) = end_with(args.parent) {
-        eprintln!("weightsync: {e}");
+        complain(format_args!("weightsync: {e}"));
         return ExitCode::FAILURE;
     }
     let mut lines = std::io::stdin().lock().lines();

@@ -26,6 +26,7 @@ use crate::device::Binding;
 use crate::device::fence::{AbortCell, Fence};
 use crate::error::Result;
 use crate::rank::Rank;
+use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -172,6 +173,12 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
     /// waits for a peer and not for local work. When a transfer stalls, the
     /// watchdog follows these to the rank that everybody waits for.
     fn waits_for(&self) -> Option<Rank> {
+        None
+    }
+
+    /// What a transport of the survivors can be made of once this one has
+    /// failed, if it keeps anything.
+    fn remains(&self) -> Option<Arc<dyn Any + Send + Sync>> {
         None
     }
 

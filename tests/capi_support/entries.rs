@@ -435,6 +435,17 @@ fn transports(e: &mut Entries, w: &World<'_>) {
     let args = vec![Handle(Transport), Number(usize::MAX), Err];
     add(e, "wsync_transport_finalize", Loaded, once(args));
     add(e, "wsync_transport_destroy", Loaded, Destroy(Transport));
+    nccl(e);
+}
+
+/// Functions of a library that is not there.
+fn nccl(e: &mut Entries) {
+    let library = Number(c"/nowhere/libnccl.so.2".as_ptr().expose_provenance());
+    let answers = |args| Status(Good::Answers(WSYNC_ERR_LIBRARY_NOT_FOUND), args);
+    let args = vec![library.clone(), Buffer(1), Err];
+    add(e, "wsync_transport_nccl_id", Alone, answers(args));
+    let args = vec![library, Out(4), Err];
+    add(e, "wsync_transport_nccl_version", Alone, answers(args));
 }
 
 fn sessions(e: &mut Entries, w: &World<'_>) {

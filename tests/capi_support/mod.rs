@@ -298,6 +298,7 @@ pub fn transport_options() -> wsync_transport_options {
         rank_count: 1,
         reserved: 0,
         ring_bytes_max: 0,
+        nccl: std::ptr::null(),
     }
 }
 

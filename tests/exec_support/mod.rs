@@ -56,6 +56,18 @@ pub enum Carrier {
     Gpu,
     /// Packed through staging on the GPU.
     GpuStaged,
+    /// Through NCCL, a GPU for every rank.
+    Nccl,
+}
+
+/// In place of a GPU's number: that of the rank.
+const OWN_GPU: u32 = u32::MAX;
+
+fn on_rank(memory: Memory, rank: u32) -> Memory {
+    match memory {
+        Memory::Device(OWN_GPU) => Memory::Device(fake_gpu::nccl::gpu_of(rank)),
+        other => other,
+    }
 }
 
 pub const CARRIERS: [Carrier; 5] = [
@@ -75,6 +87,7 @@ impl Carrier {
         match self {
             Carrier::Loopback | Carrier::Staged | Carrier::Shm => Memory::Host,
             Carrier::Gpu | Carrier::GpuStaged => Memory::Device(0),
+            Carrier::Nccl => Memory::Device(OWN_GPU),
         }
     }
 }
@@ -119,7 +132,7 @@ fn views(rank: u32, copy: u32, by_rows: bool, half: u64, memory: Memory) -> Rank
         buffers.push(NamedBuffer {
             name: name.to_string(),
             bytes: rows.len() * row_bytes,
-            memory,
+            memory: on_rank(memory, rank),
         });
         all.push(View {
             tensor: TensorIndex(i as u32),
@@ -435,6 +448,8 @@ pub struct World {
     pub devices: BTreeMap<u32, Arc<dyn Device>>,
     /// Sources in host memory, whatever the carrier.
     pub host_sources: bool,
+    /// Data planes that are not those of the carrier.
+    pub bootstraps: Option<Box<dyn Fn(u32) -> Box<dyn Bootstrap> + Send + Sync>>,
 }
 
 impl World {
@@ -447,22 +462,25 @@ impl World {
             hub: match carrier {
                 Carrier::Loopback | Carrier::Shm | Carrier::Gpu => LoopbackHub::new(ranks),
                 Carrier::Staged | Carrier::GpuStaged => LoopbackHub::staged(ranks),
+                Carrier::Nccl => LoopbackHub::new(ranks),
             },
             shm: match carrier {
-                Carrier::Loopback | Carrier::Staged | Carrier::Gpu | Carrier::GpuStaged => {
-                    Vec::new()
-                }
                 Carrier::Shm => (0..ranks)
                     .map(|r| ShmTransport::with(Rank(r), small_rings()).unwrap())
                     .collect(),
+                _ => Vec::new(),
             },
             devices: BTreeMap::new(),
             host_sources: false,
+            bootstraps: None,
         }
     }
 
     /// Has a rank's data plane misbehave.
     pub fn inject(&self, rank: u32, step: u32, kind: FaultKind) {
+        if self.carrier == Carrier::Nccl {
+            return inject_nccl(rank, step, kind);
+        }
         let (step, rank) = (u64::from(step), Rank(rank));
         let Some(shm) = self.shm.get(rank.index()) else {
             return self.hub.inject(Fault { rank, step, kind });
@@ -476,8 +494,14 @@ impl World {
     }
 
     pub fn bootstrap(&self, rank: u32) -> Box<dyn Bootstrap> {
+        if let Some(make) = &self.bootstraps {
+            return make(rank);
+        }
         if let Some(shm) = self.shm.get(rank as usize) {
             return Box::new(Shm::of(shm.clone()));
+        }
+        if self.carrier == Carrier::Nccl {
+            return Box::new(fake_gpu::nccl::bootstrap(rank));
         }
         let transport = self.hub.attach(Rank(rank)).unwrap();
         Box::new(Ready::new(Kind::Loopback, transport))
@@ -491,12 +515,17 @@ impl World {
             Carrier::Loopback | Carrier::Shm => Arc::new(HostDevice::new().unwrap()),
             Carrier::Staged => Arc::new(DeferredDevice::pumped(u64::from(rank)).unwrap()),
             Carrier::Gpu | Carrier::GpuStaged => fake_gpu::device(),
+            Carrier::Nccl => fake_gpu::device_of(fake_gpu::nccl::gpu_of(rank)),
         }
     }
 
-    /// The GPU that tests put buffers on, if buffers are on one.
-    pub fn gpu(&self) -> Option<Arc<CudaDevice>> {
-        (self.carrier.memory() != Memory::Host).then(fake_gpu::device)
+    /// The GPU that tests put a rank's buffers on, if buffers are on one.
+    pub fn gpu(&self, rank: u32) -> Option<Arc<CudaDevice>> {
+        match self.carrier {
+            Carrier::Loopback | Carrier::Staged | Carrier::Shm => None,
+            Carrier::Gpu | Carrier::GpuStaged => Some(fake_gpu::device()),
+            Carrier::Nccl => Some(fake_gpu::device_of(fake_gpu::nccl::gpu_of(rank))),
+        }
     }
 
     /// The plan, in `steps` steps, for buffers where this carrier has them.
@@ -549,7 +578,7 @@ impl World {
         let session =
             Session::new(&endpoint, self.device(rank), SessionOptions::default()).unwrap();
         let memory = |side| self.memory(side);
-        let gpu = self.gpu();
+        let gpu = self.gpu(rank);
         let gpu_of = |side| gpu.as_ref().filter(|_| memory(side) != Memory::Host);
         let sides = self.shape.sides(rank, &memory).into_iter();
         let held = sides.map(|(side, v)| Held::new(side, v, gpu_of(side)));
@@ -557,7 +586,7 @@ impl World {
         for h in &held {
             for (named, bytes) in h.views.buffers.iter().zip(&h.buffers) {
                 session
-                    .bind(h.side, &named.name, bytes.range(), memory(h.side))
+                    .bind(h.side, &named.name, bytes.range(), named.memory)
                     .unwrap();
             }
         }
@@ -570,6 +599,17 @@ impl World {
             endpoint,
             held,
         }
+    }
+}
+
+/// Ranks are threads: the death of one would be that of all. The first group
+/// is the warm-up.
+fn inject_nccl(rank: u32, step: u32, kind: FaultKind) {
+    use fake_gpu::nccl::{Wrong, inject};
+    let group = u64::from(step) + 1;
+    match kind {
+        FaultKind::Die | FaultKind::Stall => inject(rank, group, Wrong::Hang, 0),
+        FaultKind::Delay(time) => inject(rank, group, Wrong::Delay, time.as_millis() as i32),
     }
 }
 

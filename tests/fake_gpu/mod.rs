@@ -3,6 +3,8 @@
 
 #![allow(dead_code)]
 
+pub mod nccl;
+
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -105,6 +107,12 @@ pub fn choose() {
 /// GPU 0 with a stream of its own.
 pub fn device() -> Arc<CudaDevice> {
     device_with(CopyPath::Kernels)
+}
+
+/// GPU `index`.
+pub fn device_of(index: u32) -> Arc<CudaDevice> {
+    choose();
+    Arc::new(CudaDevice::new(index, CudaOptions::default()).unwrap())
 }
 
 pub fn device_with(copy_path: CopyPath) -> Arc<CudaDevice> {

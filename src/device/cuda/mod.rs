@@ -15,6 +15,7 @@
 //! | file | noun |
 //! |---|---|
 //! | `gpu` | one GPU through the runtime's function table |
+//! | `inspect` | what there is, for `weightsync doctor` |
 //! | `place` | what kind of memory an address is |
 //! | `words` | words that host and GPU both see |
 //! | `queue` | a stream, its fences and gates |
@@ -26,6 +27,7 @@
 
 pub mod channel;
 pub mod gpu;
+pub mod inspect;
 pub mod ipc;
 pub mod place;
 pub mod queue;

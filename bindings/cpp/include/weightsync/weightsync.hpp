@@ -23,6 +23,7 @@
 
 #include <weightsync.h>
 
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -114,6 +115,13 @@ enum class State : std::uint32_t {
 enum class TransportKind : std::uint32_t {
   loopback = WSYNC_TRANSPORT_KIND_LOOPBACK,
   shm = WSYNC_TRANSPORT_KIND_SHM,
+  nccl = WSYNC_TRANSPORT_KIND_NCCL,
+};
+
+enum class NcclMode : std::uint32_t {
+  own = WSYNC_NCCL_MODE_OWN,
+  split = WSYNC_NCCL_MODE_SPLIT,
+  direct = WSYNC_NCCL_MODE_DIRECT,
 };
 
 enum class MappingKind : std::uint32_t {
@@ -294,6 +302,21 @@ struct Selector {
 
 struct TransportOptions : wsync_transport_options {
   TransportOptions() noexcept : wsync_transport_options WSYNC_TRANSPORT_OPTIONS_INIT {}
+};
+
+/** What NCCL's ranks find each other by. */
+using NcclId = std::array<std::uint8_t, WSYNC_NCCL_ID_BYTES>;
+
+/** How a transport uses NCCL. What it points to is read when a transport is made. */
+struct NcclOptions : wsync_nccl_options {
+  NcclOptions() noexcept : wsync_nccl_options WSYNC_NCCL_OPTIONS_INIT {}
+  /** From a unique id, the same on all ranks. */
+  explicit NcclOptions(const NcclId &unique_id) noexcept : NcclOptions() { id = unique_id.data(); }
+  /** With an ncclComm_t of the caller's. */
+  NcclOptions(NcclMode how, void *nccl_comm) noexcept : NcclOptions() {
+    mode = static_cast<std::uint32_t>(how);
+    comm = nccl_comm;
+  }
 };
 
 struct SessionOptions : wsync_session_options {
@@ -1089,6 +1112,32 @@ public:
     return create(options, err);
   }
 
+  /** Rank `rank` of ranks 0, 1, .. rank_count - 1, on a GPU. */
+  static Transport create(const NcclOptions &nccl, std::uint32_t rank, std::uint32_t rank_count,
+                          ErrorRecord &err) noexcept {
+    TransportOptions options;
+    options.kind = static_cast<std::uint32_t>(TransportKind::nccl);
+    options.rank = rank;
+    options.rank_count = rank_count;
+    options.nccl = &nccl;
+    return create(options, err);
+  }
+
+  /** A unique id, for one rank to give to all; `library` may be NULL. */
+  static NcclId nccl_id(const char *library, ErrorRecord &err) noexcept {
+    NcclId id{};
+    std::size_t needed = 0;
+    detail::first_call(err, wsync_transport_nccl_id, library, id.data(), id.size(), &needed);
+    return id;
+  }
+
+  /** The version of NCCL that a transport would use, 23007 for 2.30.7. */
+  static std::uint32_t nccl_version(const char *library, ErrorRecord &err) noexcept {
+    std::uint32_t version = 0;
+    detail::first_call(err, wsync_transport_nccl_version, library, &version);
+    return version;
+  }
+
   std::vector<std::uint8_t> greeting(ErrorRecord &err) const noexcept {
     return detail::fetch_all<std::vector<std::uint8_t>>(
         err, [this](void *buffer, std::size_t capacity, std::size_t *needed, wsync_error *e) {
@@ -1133,6 +1182,15 @@ public:
   }
   static Transport create(TransportKind kind, std::uint32_t rank, std::uint32_t rank_count) {
     return detail::checked([&](ErrorRecord &e) { return create(kind, rank, rank_count, e); });
+  }
+  static Transport create(const NcclOptions &nccl, std::uint32_t rank, std::uint32_t rank_count) {
+    return detail::checked([&](ErrorRecord &e) { return create(nccl, rank, rank_count, e); });
+  }
+  static NcclId nccl_id(const char *library = nullptr) {
+    return detail::checked([&](ErrorRecord &e) { return nccl_id(library, e); });
+  }
+  static std::uint32_t nccl_version(const char *library = nullptr) {
+    return detail::checked([&](ErrorRecord &e) { return nccl_version(library, e); });
   }
   std::vector<std::uint8_t> greeting() const {
     return detail::checked([&](ErrorRecord &e) { return greeting(e); });

@@ -26,6 +26,7 @@ from .enums import (
     MappingList,
     MemoryKind,
     NativeDomain,
+    NcclMode,
     Outcome,
     RegroupKind,
     RequestFlag,
@@ -49,6 +50,7 @@ from .errors import (
 )
 from .layout import BufferInfo, Check, Layout, Tensor, View
 from .mapping import Mapping, Pair
+from .nccl import NcclOptions, nccl_id, nccl_version
 from .plan import Plan, ProgramInfo, TwoStageOptions
 from .request import Outcomes, Request
 from .session import Session
@@ -84,6 +86,8 @@ __all__ = [
     "Memory",
     "MemoryKind",
     "NativeDomain",
+    "NcclMode",
+    "NcclOptions",
     "Outcome",
     "Outcomes",
     "Pair",
@@ -113,5 +117,7 @@ __all__ = [
     "describe",
     "env",
     "library_version",
+    "nccl_id",
+    "nccl_version",
     "set_log",
 ]

@@ -24,6 +24,7 @@ WSYNC_NO_DEADLINE = 18446744073709551615
 WSYNC_DIM_COUNT_MAX = 8
 WSYNC_NAME_BYTES_MAX = 1024
 WSYNC_GREETING_BYTES_MAX = 512
+WSYNC_NCCL_ID_BYTES = 128
 WSYNC_VERSION = 256
 WSYNC_VERSION_MAJOR = 0
 WSYNC_VERSION_MINOR = 1
@@ -60,6 +61,7 @@ class wsync_transport_p(c_void_p):
 
 
 wsync_log_fn = CFUNCTYPE(None, c_void_p, c_uint32, c_char_p)
+wsync_nccl_abort_fn = CFUNCTYPE(None, c_void_p, c_char_p)
 
 
 class wsync_error(Structure):
@@ -396,6 +398,24 @@ class wsync_simulate_options(Structure):
     ]
 
 
+class wsync_nccl_options(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("mode", c_uint32),
+        ("cta_count_min", c_uint32),
+        ("cta_count_max", c_uint32),
+        ("p2p_peer_count_max", c_uint32),
+        ("net_channel_count", c_uint32),
+        ("is_rebuildable", c_uint32),
+        ("comm", c_void_p),
+        ("id", c_void_p),
+        ("library", c_char_p),
+        ("rebuild_from", wsync_transport_p),
+        ("on_abort", wsync_nccl_abort_fn),
+        ("on_abort_user", c_void_p),
+    ]
+
+
 class wsync_transport_options(Structure):
     _fields_ = [
         ("struct_size", c_size_t),
@@ -405,6 +425,7 @@ class wsync_transport_options(Structure):
         ("rank_count", c_uint32),
         ("reserved", c_uint32),
         ("ring_bytes_max", c_uint64),
+        ("nccl", POINTER(wsync_nccl_options)),
     ]
 
 
@@ -668,6 +689,12 @@ FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
         [wsync_plan_p, wsync_plan_p, c_char_p, c_size_t, POINTER(c_size_t), error_p],
     ),
     ("wsync_plan_destroy", None, [wsync_plan_p]),
+    (
+        "wsync_transport_nccl_id",
+        c_int32,
+        [c_char_p, c_void_p, c_size_t, POINTER(c_size_t), error_p],
+    ),
+    ("wsync_transport_nccl_version", c_int32, [c_char_p, POINTER(c_uint32), error_p]),
     (
         "wsync_transport_create",
         c_int32,
