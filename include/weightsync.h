@@ -932,18 +932,6 @@ typedef struct wsync_topology wsync_topology;
 typedef struct wsync_transport wsync_transport;
 
 /**
- * Takes one log line: UTF-8, without a line break, valid during the call.
- *
- * Called from any thread, several at a time. It must not call the library,
- * must not unwind and must not longjmp.
- *
- * Since: 0.1
- */
-typedef void (*wsync_log_fn)(void *user,
-                             uint32_t level,
-                             const char *message);
-
-/**
  * Why a call failed. The caller owns the record, sets struct_size, and may
  * pass NULL instead.
  *
@@ -979,6 +967,18 @@ typedef struct wsync_error {
    */
   char message[496];
 } wsync_error;
+
+/**
+ * Takes one log line: UTF-8, without a line break, valid during the call.
+ *
+ * Called from any thread, several at a time. It must not call the library,
+ * must not unwind and must not longjmp.
+ *
+ * Since: 0.1
+ */
+typedef void (*wsync_log_fn)(void *user,
+                             uint32_t level,
+                             const char *message);
 
 /**
  * One environment variable. All text is static.
@@ -1100,7 +1100,7 @@ typedef struct wsync_buffer {
 
 /**
  * A box of a tensor and where it lies in a buffer: element (i0, i1, ..) is at
- * offset + (i0 - lo[0]) * strides[0] + (i1 - lo[1]) * strides[1] + ..
+ * offset + (i0 - lo[0]) * strides[0] + (i1 - lo[1]) * strides[1] and so on.
  *
  * Since: 0.1
  */
@@ -1955,6 +1955,27 @@ const char *wsync_version_string(void);
 uint32_t wsync_abi_version(void);
 
 /**
+ * The file that the library was loaded from, or the program it is linked into;
+ * empty where that is not known. Static, never NULL.
+ *
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+const char *wsync_library_file(void);
+
+/**
+ * Checks that a caller compiled with WSYNC_VERSION and WSYNC_ABI_VERSION can
+ * use the loaded library: one binary interface, and nothing declared that it
+ * lacks. The message says which file was loaded and what to do.
+ * wsync_header_matches is the same check without a message.
+ *
+ * Errors: VERSION_MISMATCH.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_header_check(uint32_t header_version,
+                                uint32_t header_abi_version,
+                                struct wsync_error *err);
+
+/**
  * Name of a status, as this header spells it less WSYNC_ and ERR_, such as
  * "BUFFER_TOO_SMALL"; "UNKNOWN" for any other number. Static, never NULL.
  *
@@ -2118,6 +2139,25 @@ wsync_status wsync_layout_to_json(const struct wsync_layout *layout,
  * Writes all findings as JSON, NUL-terminated, and the number of those that
  * hinder: 0 means that a plan can be made. With a `capacity` of 0 only
  * `out_needed` (bytes, the NUL included) and `out_error_count` are written.
+ *
+ * The JSON is one object; what does not apply in it is null:
+ *
+ *   { "errors": 47,                 all that hinder
+ *     "source": S,                  each layout alone
+ *     "destination": S,             null if `destination` is NULL
+ *     "pair": P }                   both together, if each alone is well-formed
+ *   S = { "findings": [F, ..], "omitted": 0, "errors": 0 }
+ *   F = { "kind": "never_held",     of a small set of words
+ *         "side": "source",         the layout it is about
+ *         "tensor": "w",            empty if it is about none
+ *         "axis": 0, "rank": 3,     the axis, and the lowest rank it shows on
+ *         "bytes": 4096,            how many are concerned; 0 if not the point
+ *         "message": ".." }         a sentence for people
+ *   P = S with { "source": C, "destination": C,
+ *                "source_only": ["w", ..], "destination_only": [..] }
+ *   C = { "tensors": 46, "bytes": 23497216, "matched_bytes": 23497216 }
+ *
+ * At most 100 findings of a kind are listed; "omitted" counts the others.
  *
  * Errors: BUFFER_TOO_SMALL.
  * Thread safety: any thread, concurrently. Since: 0.1

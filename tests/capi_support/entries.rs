@@ -59,6 +59,7 @@ fn globals(e: &mut Entries) {
         "wsync_version",
         "wsync_version_string",
         "wsync_abi_version",
+        "wsync_library_file",
         "wsync_status_name",
         "wsync_status_is_retryable",
         "wsync_status_is_transport_lost",
@@ -66,6 +67,8 @@ fn globals(e: &mut Entries) {
     ] {
         add(e, name, Alone, Plain);
     }
+    let args = vec![Number(0), Number(0), Err];
+    add(e, "wsync_header_check", Alone, ok(args));
     let args = vec![Number(0), Number(0), Enum(0), Err];
     add(e, "wsync_set_log", Alone, ok(args));
     let args = vec![Number(0), OutStruct(size_of::<wsync_env_info>()), Err];

@@ -390,6 +390,9 @@ private:
 /** True if the loaded library fits the header that this was compiled with. */
 inline bool header_matches() noexcept { return wsync_header_matches() != 0; }
 
+/** The file that the library was loaded from. */
+inline const char *library_file() noexcept { return wsync_library_file(); }
+
 namespace detail {
 
 /** Calls a C function; the record is last among its arguments. */
@@ -400,19 +403,21 @@ Status call(ErrorRecord &err, wsync_status (*function)(Parameters...),
   return static_cast<Status>(function(std::forward<Arguments>(arguments)..., err.c_ptr()));
 }
 
+} // namespace detail
+
+/** Like header_matches; the record says which file was loaded and what to do. */
+inline Status header_check(ErrorRecord &err) noexcept {
+  return detail::call(err, wsync_header_check, WSYNC_VERSION, WSYNC_ABI_VERSION);
+}
+
+namespace detail {
+
 /** Like call, for what makes the first objects: checks the library once. */
 template <class... Parameters, class... Arguments>
 Status first_call(ErrorRecord &err, wsync_status (*function)(Parameters...),
                   Arguments &&...arguments) noexcept {
-  static const bool matches = header_matches();
-  if (!matches) {
-    static constexpr char text[] = "the loaded library is not the one of this header";
-    err.clear();
-    err.c_ptr()->status = WSYNC_ERR_VERSION_MISMATCH;
-    err.c_ptr()->rank = WSYNC_RANK_NONE;
-    for (std::size_t i = 0; i < sizeof text; i++) err.c_ptr()->message[i] = text[i];
-    return Status::version_mismatch;
-  }
+  static const bool matches = wsync_header_matches() != 0;
+  if (!matches) return header_check(err);
   return call(err, function, std::forward<Arguments>(arguments)...);
 }
 

@@ -466,6 +466,8 @@ FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
     ("wsync_version", c_uint32, []),
     ("wsync_version_string", c_char_p, []),
     ("wsync_abi_version", c_uint32, []),
+    ("wsync_library_file", c_char_p, []),
+    ("wsync_header_check", c_int32, [c_uint32, c_uint32, POINTER(wsync_error)]),
     ("wsync_status_name", c_char_p, [c_int32]),
     ("wsync_status_is_retryable", c_int32, [c_int32]),
     ("wsync_status_is_transport_lost", c_int32, [c_int32]),
