@@ -192,7 +192,7 @@ pub fn deliver_with(
     let count = plan.ranks().last().unwrap().0 + 1;
     let hub = match carrier {
         Carrier::Staged | Carrier::GpuStaged => LoopbackHub::staged(count),
-        Carrier::Loopback | Carrier::Shm | Carrier::Gpu => LoopbackHub::new(count),
+        Carrier::Loopback | Carrier::Shm | Carrier::Gpu | Carrier::Nccl => LoopbackHub::new(count),
     };
     let options = ShmOptions {
         ring_bytes_max: 1 << 20,
@@ -207,6 +207,7 @@ pub fn deliver_with(
                 let shm = shm(r);
                 (shm.clone(), Box::new(Shm::of(shm)))
             }
+            Carrier::Nccl => panic!("these buffers are on the host"),
             Carrier::Loopback | Carrier::Staged | Carrier::Gpu | Carrier::GpuStaged => {
                 let member = hub.attach(Rank(r)).unwrap();
                 (member.clone(), Box::new(Ready::new(Kind::Loopback, member)))
@@ -252,7 +253,9 @@ fn device(carrier: Carrier, rank: Rank, devices: &Devices) -> Arc<dyn Device> {
         (Some(device), _) => device.clone(),
         (None, Carrier::Staged) => Arc::new(DeferredDevice::pumped(u64::from(rank.0)).unwrap()),
         (None, Carrier::Loopback | Carrier::Shm) => Arc::new(HostDevice::new().unwrap()),
-        (None, Carrier::Gpu | Carrier::GpuStaged) => panic!("these buffers are on the host"),
+        (None, Carrier::Gpu | Carrier::GpuStaged | Carrier::Nccl) => {
+            panic!("these buffers are on the host")
+        }
     }
 }
 
