@@ -118,6 +118,21 @@
 #define WSYNC_ABI_VERSION 0
 
 /**
+ * No choice: everything.
+ */
+#define WSYNC_SELECT_ANY 0
+
+/**
+ * Only what has the property.
+ */
+#define WSYNC_SELECT_ONLY 1
+
+/**
+ * Only what has it not.
+ */
+#define WSYNC_SELECT_WITHOUT 2
+
+/**
  * The result of a call.
  *
  * Zero is success, positive means not finished yet, negative means failed.
@@ -1336,7 +1351,18 @@ typedef struct wsync_plan_options {
 } wsync_plan_options;
 
 /**
- * Which tensors a plan moves, by globs (*, ?) on canonical names.
+ * A range [first, end) of numbers.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_number_range {
+  uint32_t first;
+  uint32_t end;
+} wsync_number_range;
+
+/**
+ * Which tensors a plan moves, and to which copies. What is left zero selects
+ * all; what is given must all hold.
  *
  * Since: 0.1
  */
@@ -1355,6 +1381,30 @@ typedef struct wsync_selector {
    */
   const struct wsync_text *exclude;
   size_t exclude_count;
+  /**
+   * Layers: the first component of a name that is a number.
+   */
+  const struct wsync_number_range *layers;
+  size_t layers_count;
+  /**
+   * Experts: of names with a component "experts", the number after it or
+   * else the indices of the first axis.
+   */
+  const struct wsync_number_range *experts;
+  size_t experts_count;
+  /**
+   * Destination copies; the plan numbers them anew.
+   */
+  const uint32_t *copies;
+  size_t copies_count;
+  /**
+   * WSYNC_SELECT_*: what is trained, by the "frozen" marks of both layouts.
+   */
+  uint32_t trainable;
+  /**
+   * WSYNC_SELECT_*: the draft model, by the "draft" marks of both layouts.
+   */
+  uint32_t draft;
 } wsync_selector;
 
 /**
@@ -2580,7 +2630,7 @@ static inline int wsync_header_matches(void) {
 #define WSYNC_TWO_STAGE_OPTIONS_INIT \
   { sizeof(wsync_two_stage_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0 }
 #define WSYNC_PLAN_OPTIONS_INIT { sizeof(wsync_plan_options), 0, 0, 0, 0, 0, 0, NULL, 0, NULL }
-#define WSYNC_SELECTOR_INIT { sizeof(wsync_selector), NULL, 0, NULL, 0 }
+#define WSYNC_SELECTOR_INIT { sizeof(wsync_selector), NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, 0, 0 }
 #define WSYNC_PROGRAM_INFO_INIT { sizeof(wsync_program_info), 0, 0, 0, 0, 0, 0, 0, 0 }
 #define WSYNC_TRANSPORT_OPTIONS_INIT \
   { sizeof(wsync_transport_options), 0, 0, NULL, 0, 0, 0 }

@@ -319,7 +319,7 @@ fn mistakes_are_named() {
     let arguments = small.arguments();
     let message = fail(&Small::with(&arguments, &[]));
     assert!(
-        message.contains("\"x\" is F32") && message.contains("bf16"),
+        message.contains("\"x\" is f32") && message.contains("bf16"),
         "{message}"
     );
 

@@ -32,6 +32,7 @@ mod map;
 mod message;
 mod plan;
 mod reference;
+mod select;
 mod shard;
 mod simulate;
 mod summary;

@@ -214,12 +214,26 @@ fn selector() -> Arg {
         include_count: 0,
         exclude: std::ptr::null(),
         exclude_count: 0,
+        layers: std::ptr::null(),
+        layers_count: 0,
+        experts: std::ptr::null(),
+        experts_count: 0,
+        copies: std::ptr::null(),
+        copies_count: 0,
+        trainable: WSYNC_SELECT_ANY,
+        draft: WSYNC_SELECT_ANY,
     };
+    let layers = offset_of!(wsync_selector, layers_count);
+    let copies = offset_of!(wsync_selector, copies_count);
+    let draft = offset_of!(wsync_selector, draft);
     let include = offset_of!(wsync_selector, include_count);
     let exclude = offset_of!(wsync_selector, exclude_count);
     let bad = vec![
         (include, 1, WSYNC_ERR_INVALID_ARGUMENT),
         (exclude, u64::MAX, WSYNC_ERR_LIMIT_EXCEEDED),
+        (layers, 1, WSYNC_ERR_INVALID_ARGUMENT),
+        (copies, u64::MAX, WSYNC_ERR_LIMIT_EXCEEDED),
+        (draft, 3, WSYNC_ERR_INVALID_ARGUMENT),
     ];
     Struct(bytes_of(selector), bad)
 }

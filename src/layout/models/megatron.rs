@@ -432,7 +432,10 @@ impl<'a> Builder<'a> {
     }
 
     fn build(&self, first_rank: u32) -> Result<Layout> {
-        let mut spec = LayoutSpec::default();
+        let mut spec = LayoutSpec {
+            marks: self.model.marks(),
+            ..LayoutSpec::default()
+        };
         let mut numbers: HashMap<String, TensorIndex> = HashMap::new();
         for t in self.model.tensors() {
             match self.model.root(&t) {

@@ -258,6 +258,28 @@ struct PlanOptions : wsync_plan_options {
   PlanOptions() noexcept : wsync_plan_options WSYNC_PLAN_OPTIONS_INIT {}
 };
 
+/** Everything, only what has a property, or only what has it not. */
+enum class Choice : std::uint32_t {
+  any = WSYNC_SELECT_ANY,
+  only = WSYNC_SELECT_ONLY,
+  without = WSYNC_SELECT_WITHOUT,
+};
+
+/** What a plan moves; what is left empty selects all, what is given must all hold. */
+struct Selector {
+  /** Globs on names; `exclude` takes names out again. */
+  std::vector<std::string_view> include{};
+  std::vector<std::string_view> exclude{};
+  /** Ranges of layers and of experts, the end excluded. */
+  std::vector<wsync_number_range> layers{};
+  std::vector<wsync_number_range> experts{};
+  /** Destination copies; the plan numbers them anew. */
+  std::vector<std::uint32_t> copies{};
+  /** By the marks "frozen" and "draft" of both layouts. */
+  Choice trainable = Choice::any;
+  Choice draft = Choice::any;
+};
+
 struct TransportOptions : wsync_transport_options {
   TransportOptions() noexcept : wsync_transport_options WSYNC_TRANSPORT_OPTIONS_INIT {}
 };
@@ -765,18 +787,25 @@ public:
     return Plan(out);
   }
 
-  /** The plan of the tensors that match `include` (all if empty) less `exclude`. */
-  Plan select(Span<const std::string_view> include, Span<const std::string_view> exclude,
-              ErrorRecord &err) const noexcept {
+  /** The plan of what is selected. */
+  Plan select(const Selector &what, ErrorRecord &err) const noexcept {
     std::vector<wsync_text> in;
     std::vector<wsync_text> out_again;
-    for (std::string_view glob : include) in.push_back(detail::text(glob));
-    for (std::string_view glob : exclude) out_again.push_back(detail::text(glob));
+    for (std::string_view glob : what.include) in.push_back(detail::text(glob));
+    for (std::string_view glob : what.exclude) out_again.push_back(detail::text(glob));
     wsync_selector selector = WSYNC_SELECTOR_INIT;
     selector.include = in.data();
     selector.include_count = in.size();
     selector.exclude = out_again.data();
     selector.exclude_count = out_again.size();
+    selector.layers = what.layers.data();
+    selector.layers_count = what.layers.size();
+    selector.experts = what.experts.data();
+    selector.experts_count = what.experts.size();
+    selector.copies = what.copies.data();
+    selector.copies_count = what.copies.size();
+    selector.trainable = static_cast<std::uint32_t>(what.trainable);
+    selector.draft = static_cast<std::uint32_t>(what.draft);
     wsync_plan *out = nullptr;
     detail::call(err, wsync_plan_select, c_ptr(), &selector, &out);
     return Plan(out);
@@ -881,9 +910,16 @@ public:
   static Plan from_bytes(Bytes bytes) {
     return detail::checked([&](ErrorRecord &e) { return from_bytes(bytes, e); });
   }
+  Plan select(const Selector &what) const {
+    return detail::checked([&](ErrorRecord &e) { return select(what, e); });
+  }
+  /** The plan of the tensors that match `include` (all if empty) less `exclude`. */
   Plan select(Span<const std::string_view> include,
               Span<const std::string_view> exclude = {}) const {
-    return detail::checked([&](ErrorRecord &e) { return select(include, exclude, e); });
+    Selector what;
+    what.include.assign(include.data(), include.data() + include.size());
+    what.exclude.assign(exclude.data(), exclude.data() + exclude.size());
+    return select(what);
   }
   std::vector<std::uint8_t> serialize() const {
     return detail::checked([&](ErrorRecord &e) { return serialize(e); });

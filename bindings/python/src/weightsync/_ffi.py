@@ -244,6 +244,13 @@ class wsync_plan_options(Structure):
     ]
 
 
+class wsync_number_range(Structure):
+    _fields_ = [
+        ("first", c_uint32),
+        ("end", c_uint32),
+    ]
+
+
 class wsync_selector(Structure):
     _fields_ = [
         ("struct_size", c_size_t),
@@ -251,6 +258,14 @@ class wsync_selector(Structure):
         ("include_count", c_size_t),
         ("exclude", POINTER(wsync_text)),
         ("exclude_count", c_size_t),
+        ("layers", POINTER(wsync_number_range)),
+        ("layers_count", c_size_t),
+        ("experts", POINTER(wsync_number_range)),
+        ("experts_count", c_size_t),
+        ("copies", POINTER(c_uint32)),
+        ("copies_count", c_size_t),
+        ("trainable", c_uint32),
+        ("draft", c_uint32),
     ]
 
 
