@@ -9,7 +9,31 @@ use weightsync::plan::Plan;
 use weightsync::plan::decision::PlanOptions;
 
 fn main() {
+    weigh();
     divan::main();
+}
+
+/// Says what the large plan adds to the process: the layouts it holds, its
+/// tables, and what it keeps of a program that was asked for.
+fn weigh() {
+    let before = resident_bytes();
+    let plan = large();
+    plan.program(Rank(60_003)).unwrap();
+    let after = resident_bytes();
+    println!(
+        "plan of 102,400 ranks, {} tensors: {:.1} MB resident, {:.1} MB serialised",
+        plan.tensors().len(),
+        after.saturating_sub(before) as f64 / 1e6,
+        plan.to_bytes().unwrap().len() as f64 / 1e6
+    );
+}
+
+/// Resident memory of this process.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
 }
 
 /// PP16 EP64 trainers with data parallel to 51,200 ranks, and as many

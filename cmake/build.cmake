@@ -51,14 +51,14 @@ add_custom_target(weightsync_cargo
   COMMENT "Building weightsync ${weightsync_VERSION} with cargo"
   USES_TERMINAL VERBATIM)
 
-# weightsync_strip(FROM TO FLAG KEEP_DEBUG): a copy without debug information.
-function(weightsync_strip from to flag keep_debug)
+# weightsync_strip(FROM TO KEEP_DEBUG FLAG...): a copy without debug information.
+function(weightsync_strip from to keep_debug)
   set(commands COMMAND "${CMAKE_COMMAND}" -E copy "${from}" "${to}")
   if(CMAKE_STRIP AND CMAKE_OBJCOPY)
     if(keep_debug)
       list(APPEND commands COMMAND "${CMAKE_OBJCOPY}" --only-keep-debug "${from}" "${to}.debug")
     endif()
-    list(APPEND commands COMMAND "${CMAKE_STRIP}" ${flag} -R .comment "${to}")
+    list(APPEND commands COMMAND "${CMAKE_STRIP}" ${ARGN} -R .comment "${to}")
     if(keep_debug)
       list(APPEND commands COMMAND "${CMAKE_OBJCOPY}" "--add-gnu-debuglink=${to}.debug" "${to}")
     endif()
@@ -69,7 +69,7 @@ function(weightsync_strip from to flag keep_debug)
     COMMENT "Stripping ${to}" VERBATIM)
 endfunction()
 
-weightsync_strip("${cargo_out}/libweightsync.so" "${weightsync_SO}" --strip-unneeded ON)
+weightsync_strip("${cargo_out}/libweightsync.so" "${weightsync_SO}" ON --strip-unneeded)
 # The names that the loader and the linker look for, so that programs of the
 # build tree link and run.
 add_custom_command(
@@ -78,12 +78,15 @@ add_custom_command(
     "libweightsync.so.${weightsync_ABI}"
   COMMAND "${CMAKE_COMMAND}" -E create_symlink "libweightsync.so.${weightsync_ABI}" libweightsync.so
   DEPENDS "${weightsync_SO}" WORKING_DIRECTORY "${weightsync_STAGE}" VERBATIM)
-weightsync_strip("${cargo_out}/libweightsync.a" "${weightsync_ARCHIVE}" --strip-debug OFF)
+# Rust's standard library comes with LLVM bitcode, which no linker of C looks at
+# and which is four fifths of the archive.
+weightsync_strip("${cargo_out}/libweightsync.a" "${weightsync_ARCHIVE}" OFF
+  --strip-debug -R .llvmbc -R .llvmcmd)
 set(staged "${weightsync_SO}" "${weightsync_STAGE}/libweightsync.so.${weightsync_ABI}"
   "${weightsync_STAGE}/libweightsync.so" "${weightsync_ARCHIVE}")
 
 if(WEIGHTSYNC_COMMAND)
-  weightsync_strip("${cargo_out}/weightsync" "${weightsync_PROGRAM}" --strip-all ON)
+  weightsync_strip("${cargo_out}/weightsync" "${weightsync_PROGRAM}" ON --strip-all)
   set(weightsync_MANUAL "${weightsync_STAGE}/man")
   set(weightsync_COMPLETIONS "${weightsync_STAGE}/completions")
   file(MAKE_DIRECTORY "${weightsync_MANUAL}" "${weightsync_COMPLETIONS}")
@@ -94,6 +97,8 @@ if(WEIGHTSYNC_COMMAND)
   endforeach()
   add_custom_command(
     OUTPUT "${weightsync_MANUAL}/weightsync.1.gz" "${weightsync_COMPLETIONS}/fish"
+    COMMAND "${CMAKE_COMMAND}" -E rm -rf "${weightsync_MANUAL}"
+    COMMAND "${CMAKE_COMMAND}" -E make_directory "${weightsync_MANUAL}"
     COMMAND "${weightsync_PROGRAM}" manual --out "${weightsync_MANUAL}"
     COMMAND gzip -9nfr "${weightsync_MANUAL}"
     ${shells}

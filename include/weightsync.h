@@ -118,6 +118,21 @@
 #define WSYNC_ABI_VERSION 0
 
 /**
+ * No choice: everything.
+ */
+#define WSYNC_SELECT_ANY 0
+
+/**
+ * Only what has the property.
+ */
+#define WSYNC_SELECT_ONLY 1
+
+/**
+ * Only what has it not.
+ */
+#define WSYNC_SELECT_WITHOUT 2
+
+/**
  * The result of a call.
  *
  * Zero is success, positive means not finished yet, negative means failed.
@@ -850,18 +865,6 @@ typedef struct wsync_session wsync_session;
 typedef struct wsync_transport wsync_transport;
 
 /**
- * Takes one log line: UTF-8, without a line break, valid during the call.
- *
- * Called from any thread, several at a time. It must not call the library,
- * must not unwind and must not longjmp.
- *
- * Since: 0.1
- */
-typedef void (*wsync_log_fn)(void *user,
-                             uint32_t level,
-                             const char *message);
-
-/**
  * Why a call failed. The caller owns the record, sets struct_size, and may
  * pass NULL instead.
  *
@@ -897,6 +900,18 @@ typedef struct wsync_error {
    */
   char message[496];
 } wsync_error;
+
+/**
+ * Takes one log line: UTF-8, without a line break, valid during the call.
+ *
+ * Called from any thread, several at a time. It must not call the library,
+ * must not unwind and must not longjmp.
+ *
+ * Since: 0.1
+ */
+typedef void (*wsync_log_fn)(void *user,
+                             uint32_t level,
+                             const char *message);
 
 /**
  * One environment variable. All text is static.
@@ -1018,7 +1033,7 @@ typedef struct wsync_buffer {
 
 /**
  * A box of a tensor and where it lies in a buffer: element (i0, i1, ..) is at
- * offset + (i0 - lo[0]) * strides[0] + (i1 - lo[1]) * strides[1] + ..
+ * offset + (i0 - lo[0]) * strides[0] + (i1 - lo[1]) * strides[1] and so on.
  *
  * Since: 0.1
  */
@@ -1272,7 +1287,18 @@ typedef struct wsync_plan_options {
 } wsync_plan_options;
 
 /**
- * Which tensors a plan moves, by globs (*, ?) on canonical names.
+ * A range [first, end) of numbers.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_number_range {
+  uint32_t first;
+  uint32_t end;
+} wsync_number_range;
+
+/**
+ * Which tensors a plan moves, and to which copies. What is left zero selects
+ * all; what is given must all hold.
  *
  * Since: 0.1
  */
@@ -1291,6 +1317,30 @@ typedef struct wsync_selector {
    */
   const struct wsync_text *exclude;
   size_t exclude_count;
+  /**
+   * Layers: the first component of a name that is a number.
+   */
+  const struct wsync_number_range *layers;
+  size_t layers_count;
+  /**
+   * Experts: of names with a component "experts", the number after it or
+   * else the indices of the first axis.
+   */
+  const struct wsync_number_range *experts;
+  size_t experts_count;
+  /**
+   * Destination copies; the plan numbers them anew.
+   */
+  const uint32_t *copies;
+  size_t copies_count;
+  /**
+   * WSYNC_SELECT_*: what is trained, by the "frozen" marks of both layouts.
+   */
+  uint32_t trainable;
+  /**
+   * WSYNC_SELECT_*: the draft model, by the "draft" marks of both layouts.
+   */
+  uint32_t draft;
 } wsync_selector;
 
 /**
@@ -1501,6 +1551,27 @@ const char *wsync_version_string(void);
 uint32_t wsync_abi_version(void);
 
 /**
+ * The file that the library was loaded from, or the program it is linked into;
+ * empty where that is not known. Static, never NULL.
+ *
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+const char *wsync_library_file(void);
+
+/**
+ * Checks that a caller compiled with WSYNC_VERSION and WSYNC_ABI_VERSION can
+ * use the loaded library: one binary interface, and nothing declared that it
+ * lacks. The message says which file was loaded and what to do.
+ * wsync_header_matches is the same check without a message.
+ *
+ * Errors: VERSION_MISMATCH.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_header_check(uint32_t header_version,
+                                uint32_t header_abi_version,
+                                struct wsync_error *err);
+
+/**
  * Name of a status, as this header spells it less WSYNC_ and ERR_, such as
  * "BUFFER_TOO_SMALL"; "UNKNOWN" for any other number. Static, never NULL.
  *
@@ -1664,6 +1735,25 @@ wsync_status wsync_layout_to_json(const struct wsync_layout *layout,
  * Writes all findings as JSON, NUL-terminated, and the number of those that
  * hinder: 0 means that a plan can be made. With a `capacity` of 0 only
  * `out_needed` (bytes, the NUL included) and `out_error_count` are written.
+ *
+ * The JSON is one object; what does not apply in it is null:
+ *
+ *   { "errors": 47,                 all that hinder
+ *     "source": S,                  each layout alone
+ *     "destination": S,             null if `destination` is NULL
+ *     "pair": P }                   both together, if each alone is well-formed
+ *   S = { "findings": [F, ..], "omitted": 0, "errors": 0 }
+ *   F = { "kind": "never_held",     of a small set of words
+ *         "side": "source",         the layout it is about
+ *         "tensor": "w",            empty if it is about none
+ *         "axis": 0, "rank": 3,     the axis, and the lowest rank it shows on
+ *         "bytes": 4096,            how many are concerned; 0 if not the point
+ *         "message": ".." }         a sentence for people
+ *   P = S with { "source": C, "destination": C,
+ *                "source_only": ["w", ..], "destination_only": [..] }
+ *   C = { "tensors": 46, "bytes": 23497216, "matched_bytes": 23497216 }
+ *
+ * At most 100 findings of a kind are listed; "omitted" counts the others.
  *
  * Errors: BUFFER_TOO_SMALL.
  * Thread safety: any thread, concurrently. Since: 0.1
@@ -2519,7 +2609,7 @@ static inline int wsync_header_matches(void) {
   { sizeof(wsync_mapping_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, \
     NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
 #define WSYNC_PLAN_OPTIONS_INIT { sizeof(wsync_plan_options), 0, 0, 0, 0, 0, 0, NULL, 0 }
-#define WSYNC_SELECTOR_INIT { sizeof(wsync_selector), NULL, 0, NULL, 0 }
+#define WSYNC_SELECTOR_INIT { sizeof(wsync_selector), NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, 0, 0 }
 #define WSYNC_PROGRAM_INFO_INIT { sizeof(wsync_program_info), 0, 0, 0, 0, 0, 0, 0, 0 }
 #define WSYNC_TRANSPORT_OPTIONS_INIT \
   { sizeof(wsync_transport_options), 0, 0, NULL, 0, 0, 0 }

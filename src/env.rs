@@ -9,7 +9,8 @@
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
 use std::path::{Path, PathBuf};
-use std::sync::{Once, OnceLock};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One variable: what it is called, what holds without it, what it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,23 +235,30 @@ fn parse_bytes(text: &str) -> Option<u64> {
 /// Warns, once, of what is set and cannot be meant: `WSYNC_*` variables that
 /// nothing reads, mostly typing errors, and levels that are none.
 pub fn warn_of_unknown() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        for (name, _) in std::env::vars_os() {
-            let name = name.to_string_lossy();
-            if name.starts_with("WSYNC_") && !VARIABLES.iter().any(|v| v.name == name) {
-                log::line(Level::Warn, format_args!("variable {name} is unknown"));
-            }
-        }
-        if let Some(text) = get(LOG).filter(|text| Level::from_name(text).is_none()) {
-            let names: Vec<&str> = Level::ALL.iter().map(|l| l.name()).collect();
-            let known = names.join(", ");
+    // No `Once`: the first line that is logged comes here again.
+    static IS_DONE: AtomicBool = AtomicBool::new(false);
+    if IS_DONE.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("WSYNC_") && !VARIABLES.iter().any(|v| v.name == name) {
             log::line(
                 Level::Warn,
-                format_args!("variable {LOG} is \"{text}\"; levels are {known}"),
+                format_args!(
+                    "variable {name} is unknown; \"weightsync env\" lists those that are read"
+                ),
             );
         }
-    });
+    }
+    if let Some(text) = get(LOG).filter(|text| Level::from_name(text).is_none()) {
+        let names: Vec<&str> = Level::ALL.iter().map(|l| l.name()).collect();
+        let known = names.join(", ");
+        log::line(
+            Level::Warn,
+            format_args!("variable {LOG} is \"{text}\"; levels are {known}"),
+        );
+    }
 }
 
 #[cfg(test)]

@@ -310,12 +310,24 @@ fn structs_are_pinned() {
         unused_allowed: 40,
         unused_allowed_count: 48,
     });
-    layout!(wsync_selector, 40, 8, {
+    layout!(wsync_number_range, 8, 4, {
+        first: 0,
+        end: 4,
+    });
+    layout!(wsync_selector, 96, 8, {
         struct_size: 0,
         include: 8,
         include_count: 16,
         exclude: 24,
         exclude_count: 32,
+        layers: 40,
+        layers_count: 48,
+        experts: 56,
+        experts_count: 64,
+        copies: 72,
+        copies_count: 80,
+        trainable: 88,
+        draft: 92,
     });
     layout!(wsync_program_info, 64, 8, {
         struct_size: 0,

@@ -219,16 +219,52 @@ fn a_plan_is_reported_saved_and_read() {
 }
 
 #[test]
+fn odd_variables_are_named_once_and_stop_nothing() {
+    let output = Command::new(env!("CARGO_BIN_EXE_weightsync"))
+        .arg("version")
+        .env("WSYNC_LOG", "warn")
+        .env("WSYNC_LOGG", "1")
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said.matches("WSYNC_LOGG is unknown").count(), 1, "{said}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_an_error_and_no_panic() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = Command::new(env!("CARGO_BIN_EXE_weightsync"))
+        .args(["env", "--json"])
+        .stdout(writer.try_clone().unwrap())
+        .stderr(writer)
+        .status();
+    assert_eq!(status.unwrap().code(), Some(1));
+}
+
+#[test]
+fn files_without_end_are_refused() {
+    let said = fail(&["check", "/dev/zero"]);
+    assert!(said.contains("268435456 bytes"), "{said}");
+}
+
+#[test]
 fn the_demo_delivers_every_byte() {
-    for transport in ["shm", "loopback"] {
-        let report = json(&[
+    for (transport, is_tied) in [("shm", true), ("loopback", false)] {
+        let mut args = vec![
             "demo",
             "--megabytes",
             "8",
+            "--json",
             "--transport",
             transport,
-            "--json",
-        ]);
+        ];
+        if !is_tied {
+            args.push("--untied");
+        }
+        let report = json(&args);
+        assert_eq!(report["model"]["is_tied"], is_tied);
         let delivery = &report["delivery"];
         assert_eq!(delivery["transport"], transport);
         let versions = delivery["versions"].as_array().unwrap();
@@ -319,7 +355,7 @@ fn mistakes_are_named() {
     let arguments = small.arguments();
     let message = fail(&Small::with(&arguments, &[]));
     assert!(
-        message.contains("\"x\" is F32") && message.contains("bf16"),
+        message.contains("\"x\" is f32") && message.contains("bf16"),
         "{message}"
     );
 

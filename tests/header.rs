@@ -114,3 +114,54 @@ fn every_function_is_documented_for_c() {
         }
     }
 }
+
+/// The header tells every field of the report of a check, and no other.
+#[test]
+fn the_report_of_a_check_is_documented() {
+    use weightsync::layout::LayoutSpec;
+    use weightsync::layout::check::Inspection;
+
+    let spec = |first: u32, tensor: &str| {
+        let text = format!(
+            r#"{{"weightsync_layout": 1, "ranks": {{"first": {first}, "count": 1}},
+            "tensors": [{{"name": "{tensor}", "shape": [4], "dtype": "u8"}}]}}"#
+        );
+        LayoutSpec::from_json(text.as_bytes()).expect("the layout is well-formed")
+    };
+    let found = Inspection::of(&spec(0, "a"), Some(&spec(1, "b"))).expect("both can be read");
+    assert!(found.errors > 0);
+    let report = serde_json::to_value(&found).expect("a report is JSON");
+    let bindings = bindings();
+    let function = bindings
+        .functions
+        .iter()
+        .find(|f| f.path.name() == "wsync_layout_check");
+    let doc = function
+        .expect("it is in the header")
+        .documentation
+        .doc_comment
+        .join("\n");
+    let mut fields = std::collections::BTreeSet::new();
+    collect_fields(&report, &mut fields);
+    let told: std::collections::BTreeSet<String> = doc
+        .split('"')
+        .zip(doc.split('"').skip(1))
+        .zip(doc.split('"').skip(2))
+        .filter(|((_, _), after)| after.starts_with(':'))
+        .map(|((_, name), _)| name.to_string())
+        .collect();
+    assert_eq!(told, fields);
+}
+
+fn collect_fields(value: &serde_json::Value, into: &mut std::collections::BTreeSet<String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (name, value) in fields {
+                into.insert(name.clone());
+                collect_fields(value, into);
+            }
+        }
+        serde_json::Value::Array(items) => items.iter().for_each(|v| collect_fields(v, into)),
+        _ => (),
+    }
+}

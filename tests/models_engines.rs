@@ -52,6 +52,7 @@ fn every_parameter_of_a_vllm_rank_has_its_name_and_size() {
         let sizes = VllmSizes {
             tp: fact["tp"].as_u64().unwrap() as u32,
             ep: fact["ep"].as_bool().unwrap(),
+            mtp: false,
             ..VllmSizes::default()
         };
         let layout = Layout::vllm(&model, std::slice::from_ref(&sizes), 0).unwrap();
@@ -376,6 +377,7 @@ fn a_draft_model_is_a_target_of_its_own() {
         tp: 2,
         pp: 2,
         ep: true,
+        mtp: false,
         ..VllmSizes::default()
     };
     let layout = Layout::vllm(&model, std::slice::from_ref(&plain), 0).unwrap();
@@ -385,15 +387,7 @@ fn a_draft_model_is_a_target_of_its_own() {
             .iter()
             .all(|t| !t.name.contains("layers.4"))
     );
-    let layout = Layout::vllm(
-        &model,
-        &[VllmSizes {
-            draft: true,
-            ..plain
-        }],
-        0,
-    )
-    .unwrap();
+    let layout = Layout::vllm(&model, &[VllmSizes { mtp: true, ..plain }], 0).unwrap();
     let draft = |rank| -> Vec<String> {
         let all = buffers(&layout, rank).into_keys();
         all.filter(|n| n.starts_with("draft.")).collect()
@@ -551,7 +545,7 @@ fn sizes_that_the_model_does_not_allow_are_named() {
 
 #[test]
 fn sizes_are_read_as_they_are_written() {
-    let sizes: VllmSizes = "tp=8, dp=2,ep=on,replicas=4,pp=2,pp_layers=5:3,shared=cut,draft=on"
+    let sizes: VllmSizes = "tp=8, dp=2,ep=on,replicas=4,pp=2,pp_layers=5:3,shared=cut,mtp=on"
         .parse()
         .unwrap();
     assert_eq!(
@@ -564,7 +558,7 @@ fn sizes_are_read_as_they_are_written() {
             replicas: 4,
             pp_layers: vec![5, 3],
             shared_cut: Some(true),
-            draft: true,
+            mtp: true,
         }
     );
     assert_eq!("".parse(), Ok(VllmSizes::default()));

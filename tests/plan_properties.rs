@@ -124,14 +124,28 @@ proptest! {
             two_stage: two_stage(&source, &destination),
             ..PlanOptions::default()
         };
-        match Plan::create(Arc::new(s), Arc::new(d), &options) {
+        let (s, d) = (Arc::new(s), Arc::new(d));
+        match Plan::create(s.clone(), d.clone(), &options) {
             Ok(plan) => {
                 for rank in plan.ranks() {
                     prop_assert!(plan.program(rank).unwrap().memory_bytes() <= budget);
                 }
             }
             Err(e) if two_stages && e.status == weightsync::Status::Unsupported => {}
-            Err(e) => prop_assert_eq!(e.status, weightsync::Status::StagingTooSmall),
+            Err(e) => {
+                prop_assert_eq!(e.status, weightsync::Status::StagingTooSmall);
+                let advice = e.message.split("set it to ").nth(1);
+                let advice = advice.and_then(|a| a.split(' ').next()?.parse::<u64>().ok());
+                let Some(staging_bytes_max) = advice else {
+                    panic!("no budget that works: {e}");
+                };
+                let options = PlanOptions { staging_bytes_max, ..options };
+                let plan = Plan::create(s, d, &options).unwrap();
+                for rank in plan.ranks() {
+                    let bytes = plan.program(rank).unwrap().memory_bytes();
+                    prop_assert!(bytes <= staging_bytes_max);
+                }
+            }
         }
     }
 }

@@ -179,6 +179,7 @@ pub fn deepseek(first: u32, pp: u32, dp: u32, tp: u32, ep: u32, copies: bool) ->
         aliases: Vec::new(),
         parts: vec![part],
         explicit: Vec::new(),
+        marks: Default::default(),
     })
     .unwrap()
 }

@@ -4,9 +4,9 @@
 //!   wsync_plan *  ──►  Object { magic, pid era, busy, poisoned, value }
 //! ```
 //!
-//! * A *magic* word per type turns a pointer to another type into
-//!   `BAD_HANDLE`. It does not detect use after destroy; nothing can, short of
-//!   reading freed memory.
+//! * A *magic* word per type, and per copy of the library in the process, turns
+//!   a pointer to anything else into `BAD_HANDLE`. It does not detect use after
+//!   destroy; nothing can, short of reading freed memory.
 //! * *Busy* turns two exclusive calls at a time into `BUSY` instead of a race.
 //! * *Poisoned* is set when a panic unwinds through a call; every later call
 //!   but destroy answers `POISONED`.
@@ -14,6 +14,7 @@
 //!   `INVALID_STATE`, and destroying them there frees nothing, so that the
 //!   parent's peers see nothing of it.
 
+use super::copies;
 use crate::error::{Error, Result, Status};
 use std::ops::Deref;
 use std::sync::Once;
@@ -23,7 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 pub(super) trait Handle: Sized {
     /// What the object holds.
     type Value: Send + Sync;
-    /// The first word of every such object.
+    /// What tells such objects from others; their first word comes from it.
     const MAGIC: u64;
     /// As messages call it: `"plan"`.
     const NOUN: &'static str;
@@ -65,10 +66,15 @@ fn era() -> u32 {
     ERA.load(Ordering::Relaxed)
 }
 
+/// The first word of every live object of this copy of the library.
+fn magic<H: Handle>() -> u64 {
+    H::MAGIC ^ copies::own_number()
+}
+
 /// Moves `value` behind a new handle.
 pub(super) fn into_raw<H: Handle>(value: H::Value) -> *mut H {
     let object = Box::new(Object {
-        magic: AtomicU64::new(H::MAGIC),
+        magic: AtomicU64::new(magic::<H>()),
         era: era(),
         is_busy: AtomicBool::new(false),
         is_poisoned: AtomicBool::new(false),
@@ -112,8 +118,8 @@ unsafe fn enter<'a, H: Handle>(handle: *const H, exclusive: bool) -> Result<Ente
     }
     // SAFETY: the caller promises memory that begins like an object; the magic
     // word is its first, so reading it is in bounds for every type of ours.
-    let magic = unsafe { &*object.cast::<AtomicU64>() }.load(Ordering::Acquire);
-    if magic != H::MAGIC {
+    let found = unsafe { &*object.cast::<AtomicU64>() }.load(Ordering::Acquire);
+    if found != magic::<H>() {
         return Err(bad_handle(noun));
     }
     // SAFETY: the magic word says that this is a live object of type `H`.
@@ -144,10 +150,11 @@ unsafe fn enter<'a, H: Handle>(handle: *const H, exclusive: bool) -> Result<Ente
 }
 
 fn bad_handle(noun: &str) -> Error {
-    Error::new(
-        Status::BadHandle,
-        format!("the pointer is not a {noun} of this library"),
-    )
+    let mut text = format!("the pointer is not a {noun} of this library");
+    if let Some(others) = copies::others() {
+        text = format!("{text}; {others}");
+    }
+    Error::new(Status::BadHandle, text)
 }
 
 /// Ends an object; NULL and foreign pointers are left alone.
@@ -162,8 +169,13 @@ pub(super) unsafe fn destroy<H: Handle>(handle: *mut H) {
         return;
     }
     // SAFETY: as in `enter`.
-    let magic = unsafe { &*object.cast::<AtomicU64>() };
-    let swapped = magic.compare_exchange(H::MAGIC, MAGIC_DEAD, Ordering::AcqRel, Ordering::Relaxed);
+    let word = unsafe { &*object.cast::<AtomicU64>() };
+    let swapped = word.compare_exchange(
+        magic::<H>(),
+        MAGIC_DEAD,
+        Ordering::AcqRel,
+        Ordering::Relaxed,
+    );
     if swapped.is_err() {
         return;
     }

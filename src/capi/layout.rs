@@ -240,6 +240,25 @@ pub unsafe extern "C" fn wsync_layout_to_json(
 /// hinder: 0 means that a plan can be made. With a `capacity` of 0 only
 /// `out_needed` (bytes, the NUL included) and `out_error_count` are written.
 ///
+/// The JSON is one object; what does not apply in it is null:
+///
+///   { "errors": 47,                 all that hinder
+///     "source": S,                  each layout alone
+///     "destination": S,             null if `destination` is NULL
+///     "pair": P }                   both together, if each alone is well-formed
+///   S = { "findings": [F, ..], "omitted": 0, "errors": 0 }
+///   F = { "kind": "never_held",     of a small set of words
+///         "side": "source",         the layout it is about
+///         "tensor": "w",            empty if it is about none
+///         "axis": 0, "rank": 3,     the axis, and the lowest rank it shows on
+///         "bytes": 4096,            how many are concerned; 0 if not the point
+///         "message": ".." }         a sentence for people
+///   P = S with { "source": C, "destination": C,
+///                "source_only": ["w", ..], "destination_only": [..] }
+///   C = { "tensors": 46, "bytes": 23497216, "matched_bytes": 23497216 }
+///
+/// At most 100 findings of a kind are listed; "omitted" counts the others.
+///
 /// Errors: BUFFER_TOO_SMALL.
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]

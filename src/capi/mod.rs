@@ -29,6 +29,7 @@
 
 mod args;
 mod buffers;
+mod copies;
 pub mod env;
 mod handle;
 pub mod layout;

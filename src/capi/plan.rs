@@ -10,7 +10,7 @@ use super::types::{
 };
 use super::{count_u32, guard, guard_value};
 use crate::env;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::limits::{DIM_COUNT_MAX, FILE_BYTES_MAX, TENSOR_COUNT_MAX};
 use crate::log::{Level, line};
 use crate::plan::decision::{
@@ -108,7 +108,25 @@ pub struct wsync_plan_options {
 
 plain_struct!(wsync_plan_options, 56, "wsync_plan_options");
 
-/// Which tensors a plan moves, by globs (*, ?) on canonical names.
+/// A range [first, end) of numbers.
+///
+/// Since: 0.1
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct wsync_number_range {
+    pub first: u32,
+    pub end: u32,
+}
+
+/// No choice: everything.
+pub const WSYNC_SELECT_ANY: u32 = 0;
+/// Only what has the property.
+pub const WSYNC_SELECT_ONLY: u32 = 1;
+/// Only what has it not.
+pub const WSYNC_SELECT_WITHOUT: u32 = 2;
+
+/// Which tensors a plan moves, and to which copies. What is left zero selects
+/// all; what is given must all hold.
 ///
 /// Since: 0.1
 #[repr(C)]
@@ -122,9 +140,23 @@ pub struct wsync_selector {
     /// Any match takes the name out again.
     pub exclude: *const wsync_text,
     pub exclude_count: usize,
+    /// Layers: the first component of a name that is a number.
+    pub layers: *const wsync_number_range,
+    pub layers_count: usize,
+    /// Experts: of names with a component "experts", the number after it or
+    /// else the indices of the first axis.
+    pub experts: *const wsync_number_range,
+    pub experts_count: usize,
+    /// Destination copies; the plan numbers them anew.
+    pub copies: *const u32,
+    pub copies_count: usize,
+    /// WSYNC_SELECT_*: what is trained, by the "frozen" marks of both layouts.
+    pub trainable: u32,
+    /// WSYNC_SELECT_*: the draft model, by the "draft" marks of both layouts.
+    pub draft: u32,
 }
 
-plain_struct!(wsync_selector, 40, "wsync_selector");
+plain_struct!(wsync_selector, 96, "wsync_selector");
 
 /// What one rank does in one execution of a plan.
 ///
@@ -649,6 +681,12 @@ unsafe fn selector_of(selector: *const wsync_selector) -> Result<Selector> {
     // SAFETY: passed on.
     unsafe {
         Ok(Selector {
+            layers: ranges(given.layers, given.layers_count, "layers")?,
+            experts: ranges(given.experts, given.experts_count, "experts")?,
+            copies: args::slice(given.copies, given.copies_count, "copies", TENSOR_COUNT_MAX)?
+                .to_vec(),
+            trainable: choice(given.trainable, "trainable")?,
+            draft: choice(given.draft, "draft")?,
             include: args::texts(
                 given.include,
                 given.include_count,
@@ -662,6 +700,30 @@ unsafe fn selector_of(selector: *const wsync_selector) -> Result<Selector> {
                 TENSOR_COUNT_MAX,
             )?,
         })
+    }
+}
+
+/// # Safety
+///
+/// `list` has `count` ranges.
+unsafe fn ranges(
+    list: *const wsync_number_range,
+    count: usize,
+    what: &str,
+) -> Result<Vec<(u32, u32)>> {
+    // SAFETY: passed on.
+    let list = unsafe { args::slice(list, count, what, TENSOR_COUNT_MAX)? };
+    Ok(list.iter().map(|r| (r.first, r.end)).collect())
+}
+
+fn choice(value: u32, what: &str) -> Result<Option<bool>> {
+    match value {
+        WSYNC_SELECT_ANY => Ok(None),
+        WSYNC_SELECT_ONLY => Ok(Some(true)),
+        WSYNC_SELECT_WITHOUT => Ok(Some(false)),
+        _ => Err(Error::invalid(format!(
+            "{what} is {value}; WSYNC_SELECT_ANY, _ONLY and _WITHOUT are 0, 1 and 2"
+        ))),
     }
 }
 

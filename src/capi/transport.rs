@@ -4,7 +4,7 @@ use super::args::{self, plain_struct};
 use super::handle::{self, Handle, exclusive, shared};
 use super::out::Out;
 use super::types::{WSYNC_RANK_NONE, wsync_bytes, wsync_error, wsync_rank_list, wsync_status};
-use super::{count_u32, guard, guard_value};
+use super::{copies, count_u32, guard, guard_value};
 use crate::env;
 use crate::error::Result;
 use crate::exec::{Endpoint, RankSet};
@@ -119,6 +119,7 @@ pub unsafe extern "C" fn wsync_transport_create(
         let options = unsafe { args::structure(options)? };
         // SAFETY: its list has the count that stands beside it.
         let endpoint = unsafe { endpoint(&options)? };
+        copies::warn_of_others();
         out.put(TransportObject { endpoint });
         Ok(())
     })

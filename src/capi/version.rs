@@ -1,6 +1,8 @@
 //! Versions, statuses by name, and what to do about a status.
 
-use crate::error::Status;
+use super::types::{wsync_error, wsync_status};
+use super::{copies, guard};
+use crate::error::{Error, Status};
 use std::ffi::{CStr, c_char};
 
 /// Version of the header: major, minor and patch, 8 bits each.
@@ -57,6 +59,51 @@ pub extern "C" fn wsync_version_string() -> *const c_char {
 #[unsafe(no_mangle)]
 pub extern "C" fn wsync_abi_version() -> u32 {
     WSYNC_ABI_VERSION
+}
+
+/// The file that the library was loaded from, or the program it is linked into;
+/// empty where that is not known. Static, never NULL.
+///
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub extern "C" fn wsync_library_file() -> *const c_char {
+    copies::own_file().as_ptr()
+}
+
+/// Checks that a caller compiled with WSYNC_VERSION and WSYNC_ABI_VERSION can
+/// use the loaded library: one binary interface, and nothing declared that it
+/// lacks. The message says which file was loaded and what to do.
+/// wsync_header_matches is the same check without a message.
+///
+/// Errors: VERSION_MISMATCH.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_header_check(
+    header_version: u32,
+    header_abi_version: u32,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        if header_abi_version == WSYNC_ABI_VERSION && header_version <= WSYNC_VERSION {
+            return Ok(());
+        }
+        let (wanted, soname) = (dotted(header_version), "libweightsync.so");
+        let text = format!(
+            "the program was compiled for version {wanted} with binary interface \
+             {header_abi_version}, and the library {} has version {} with binary interface \
+             {WSYNC_ABI_VERSION}; have {soname}.{header_abi_version} of {wanted} or newer found \
+             (LD_LIBRARY_PATH, rpath, ldconfig), or compile anew",
+            copies::own_file().to_string_lossy(),
+            dotted(WSYNC_VERSION),
+        );
+        Err(Error::new(Status::VersionMismatch, text))
+    })
+}
+
+/// A packed version as people write it.
+fn dotted(version: u32) -> String {
+    let byte = |shift: u32| version >> shift & 0xff;
+    format!("{}.{}.{}", byte(16), byte(8), byte(0))
 }
 
 /// Name of a status, as this header spells it less WSYNC_ and ERR_, such as

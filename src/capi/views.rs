@@ -52,7 +52,7 @@ pub struct wsync_buffer {
 plain_element!(wsync_buffer, 32, "wsync_buffer");
 
 /// A box of a tensor and where it lies in a buffer: element (i0, i1, ..) is at
-/// offset + (i0 - lo[0]) * strides[0] + (i1 - lo[1]) * strides[1] + ..
+/// offset + (i0 - lo[0]) * strides[0] + (i1 - lo[1]) * strides[1] and so on.
 ///
 /// Since: 0.1
 #[repr(C)]

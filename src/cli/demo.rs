@@ -23,6 +23,17 @@ use weightsync::{Result, env};
 const TRAINER: &str = include_str!("demo/trainer.json");
 const INFERENCE: &str = include_str!("demo/inference.json");
 
+/// What an output layer of its own adds to the two layouts.
+const LM_HEAD_SHAPE: &str = r#"
+      "shape": [$VOCABULARY, $HIDDEN], "dtype": "bf16","#;
+const LM_HEAD: &str = r#"
+    {
+      "name": "lm_head.weight", "shape": [$VOCABULARY, $HIDDEN], "dtype": "bf16",
+      "cuts": [{"dim": 0, "axes": ["tp"], "kind": {"chunk": $CHUNK_OF_4}, "pad": true}]
+    },"#;
+/// What ties it to the embedding instead.
+const ALIASES: &str = r#"{"lm_head.weight": "model.embed_tokens.weight"}"#;
+
 /// Bytes of a bf16.
 const ELEMENT: u64 = 2;
 
@@ -32,6 +43,9 @@ pub struct DemoArgs {
     /// Size of the model, in 10^6 bytes
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(4..=1_000_000))]
     megabytes: u64,
+    /// Give the output layer weights of its own, instead of the embedding's
+    #[arg(long)]
+    untied: bool,
     /// What carries the bytes
     #[arg(long, value_enum, default_value = "shm")]
     transport: Carrier,
@@ -56,13 +70,15 @@ struct Model {
     head: u64,
     intermediate: u64,
     vocabulary: u64,
+    /// The output layer uses the embedding's weights.
+    is_tied: bool,
 }
 
 impl Model {
     /// About as large as asked for: three quarters are layers, the rest is
     /// vocabulary, of which there is an odd number of pairs, so that no cut
     /// comes out even.
-    fn of_bytes(wanted: u64) -> Model {
+    fn of_bytes(wanted: u64, is_tied: bool) -> Model {
         let (hidden, groups, head) = match wanted {
             0..64_000_000 => (256, 4, 64),
             _ => (1024, 8, 128),
@@ -74,11 +90,12 @@ impl Model {
             head,
             intermediate: 3 * hidden,
             vocabulary: 0,
+            is_tied,
         };
         let layer = model.layer_elements() * ELEMENT;
         model.layers = (wanted / 4 * 3 / layer).max(2);
         let left = wanted.saturating_sub(model.layers * layer);
-        model.vocabulary = (left / (hidden * ELEMENT)).max(1000) / 4 * 4 + 2;
+        model.vocabulary = (left / (model.tables() * hidden * ELEMENT)).max(1000) / 4 * 4 + 2;
         model
     }
 
@@ -88,9 +105,14 @@ impl Model {
         attention + 3 * self.hidden * self.intermediate + norms
     }
 
+    /// Tensors with a row per word.
+    fn tables(&self) -> u64 {
+        if self.is_tied { 1 } else { 2 }
+    }
+
     fn bytes(&self) -> u64 {
         let layers = self.layers * self.layer_elements();
-        ELEMENT * (layers + self.hidden * (self.vocabulary + 1))
+        ELEMENT * (layers + self.hidden * (self.tables() * self.vocabulary + 1))
     }
 
     /// A layout file for this model.
@@ -111,7 +133,15 @@ impl Model {
             ("$CHUNK_OF_2", chunk(2, 128)),
             ("$CHUNK_OF_4", chunk(4, 16)),
         ];
-        let mut text = template.replace("$STAGES", &stages.join(", "));
+        let (aliases, shape, entry) = match self.is_tied {
+            true => (ALIASES, "", ""),
+            false => ("{}", LM_HEAD_SHAPE, LM_HEAD),
+        };
+        let mut text = template
+            .replace("$STAGES", &stages.join(", "))
+            .replace("$ALIASES", aliases)
+            .replace("$LM_HEAD_SHAPE", shape)
+            .replace("$LM_HEAD", entry);
         for (name, number) in numbers {
             text = text.replace(name, &number.to_string());
         }
@@ -121,7 +151,7 @@ impl Model {
 
 /// Runs `weightsync demo`.
 pub fn run(args: &DemoArgs) -> Result<()> {
-    let model = Model::of_bytes(args.megabytes * 1_000_000);
+    let model = Model::of_bytes(args.megabytes * 1_000_000, !args.untied);
     let source = Layout::from_json(model.fill_in(TRAINER).as_bytes())?;
     let destination = Layout::from_json(model.fill_in(INFERENCE).as_bytes())?;
     let options = PlanOptions {
@@ -146,7 +176,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         }));
     }
     print(format_args!(
-        "model        Qwen3-shaped, {} in bf16: {} layers, hidden {}, {} query and {} key heads of {}, vocabulary {}, tied\n\
+        "model        Qwen3-shaped, {} in bf16: {} layers, hidden {}, {} query and {} key heads of {}, vocabulary {}, {}\n\
          source       trainer, ranks 0-7: TP2 x PP2 x DP2, heads interleaved, gate and up fused\n\
          destination  inference, ranks 8-15: 2 replicas of TP4, heads packed, vocabulary padded\n\n\
          {}\n{}",
@@ -157,6 +187,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         model.groups,
         model.head,
         model.vocabulary,
+        if model.is_tied { "tied" } else { "untied" },
         report_text(&summary.plan),
         summary.text()
     ))
@@ -168,8 +199,9 @@ mod tests {
 
     #[test]
     fn models_have_the_size_that_was_asked_for() {
-        for megabytes in [8, 63, 64, 100, 256, 1000] {
-            let model = Model::of_bytes(megabytes * 1_000_000);
+        let sizes = [8, 63, 64, 100, 256, 1000];
+        for (megabytes, is_tied) in sizes.iter().flat_map(|&m| [(m, true), (m, false)]) {
+            let model = Model::of_bytes(megabytes * 1_000_000, is_tied);
             let off = model.bytes().abs_diff(megabytes * 1_000_000);
             assert!(
                 off < megabytes * 20_000,

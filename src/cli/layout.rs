@@ -1,7 +1,7 @@
 //! `weightsync layout`: the layout file of a real model.
 
 use super::check::of_file;
-use super::table::{grouped, print, print_json, read_file};
+use super::table::{complain, grouped, print, print_json, read_file};
 use clap::{ArgGroup, Args};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -21,8 +21,8 @@ pub struct LayoutArgs {
     output: Option<PathBuf>,
     /// Megatron-core: tp=,cp=,pp=,vpp=,ep=,etp=,dp=, pp_layers=24:24:23:23,
     /// order=tp-cp-ep-dp-pp, vocab_multiple=128,
-    /// experts=per_expert|sequential|grouped, mla_down=whole|cut, mtp=on|off;
-    /// a missing size is 1
+    /// experts=per_expert|sequential|grouped, mla_down=whole|cut,
+    /// norms=fused|separate, mtp=on|off; a missing size is 1
     #[arg(long, value_name = "SIZES", group = "framework")]
     megatron: Option<String>,
     /// vLLM: tp=,pp=,dp=,ep=on|off,replicas=; given again, a group of other
@@ -115,10 +115,10 @@ pub fn run(args: &LayoutArgs) -> Result<()> {
 /// Remarks and hazards, to standard error.
 fn say(made: &ModelLayout) {
     for remark in &made.remarks {
-        eprintln!("remark: {remark}");
+        complain(format_args!("remark: {remark}"));
     }
     for hazard in &made.hazards {
-        eprintln!("hazard: {hazard}");
+        complain(format_args!("hazard: {hazard}"));
     }
 }
 

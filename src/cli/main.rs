@@ -32,6 +32,7 @@ mod map;
 mod message;
 mod plan;
 mod reference;
+mod select;
 mod shard;
 mod simulate;
 mod summary;
@@ -105,7 +106,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("weightsync: {e}");
+            table::complain(format_args!("weightsync: {e}"));
             ExitCode::FAILURE
         }
     }

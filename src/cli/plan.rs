@@ -2,17 +2,18 @@
 
 use super::account::Account;
 use super::check::of_file;
+use super::select::SelectArgs;
 use super::table::{Table, bytes, grouped, print, print_json, read_file};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weightsync::layout::Layout;
+use weightsync::plan::Plan;
 use weightsync::plan::decision::{
     DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule,
 };
 use weightsync::plan::report::{Op, PlanReport};
 use weightsync::plan::topology::TopologySpec;
-use weightsync::plan::{Plan, Selector};
 use weightsync::{Error, Rank, Result, env};
 
 /// Plan the way from one layout to another
@@ -29,11 +30,10 @@ pub struct PlanArgs {
     /// a line
     #[arg(long, value_name = "RANK")]
     ops: Option<u32>,
-    /// Plan only tensors whose name matches; may be given several times
-    #[arg(long, value_name = "GLOB")]
-    include: Vec<String>,
     #[command(flatten)]
     options: OptionArgs,
+    #[command(flatten)]
+    select: SelectArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -88,13 +88,8 @@ impl OptionArgs {
 pub fn run(args: &PlanArgs) -> Result<()> {
     let source = Arc::new(read_layout(&args.source)?);
     let destination = Arc::new(read_layout(&args.destination)?);
-    let mut plan = Plan::create(source, destination, &args.options.to_options()?)?;
-    if !args.include.is_empty() {
-        plan = plan.select(&Selector {
-            include: args.include.clone(),
-            exclude: Vec::new(),
-        })?;
-    }
+    let plan = Plan::create(source, destination, &args.options.to_options()?)?;
+    let plan = args.select.apply(plan)?;
     if let Some(path) = &args.output {
         std::fs::write(path, plan.to_bytes()?)
             .map_err(|e| Error::os(format_args!("cannot write {}", path.display()), &e))?;

@@ -4,10 +4,12 @@
 //! the version, so that an element in a wrong place, or of an old version, is
 //! seen. None of them is zero, infinite or NaN.
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, Stored};
 use half::{bf16, f16};
+use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::sync::Arc;
 use weightsync::layout::Layout;
 use weightsync::layout::dtype::Dtype;
 use weightsync::layout::tensor::TensorIndex;
@@ -18,7 +20,12 @@ use weightsync::{Error, Result};
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
     Generated,
-    Checkpoint(PathBuf),
+    Checkpoint {
+        /// A file, or a directory with several.
+        path: PathBuf,
+        /// The `config.json` of its model, where it is not beside it.
+        config: Option<PathBuf>,
+    },
 }
 
 /// Where values come from.
@@ -29,10 +36,10 @@ pub enum Reference {
 }
 
 /// The canonical values of one tensor in one version.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Values<'a> {
     Generated(u64),
-    Bytes(&'a [u8]),
+    Stored(Stored<'a>),
 }
 
 impl Reference {
@@ -40,8 +47,18 @@ impl Reference {
     pub fn open(origin: &Origin) -> Result<Reference> {
         Ok(match origin {
             Origin::Generated => Reference::Generated,
-            Origin::Checkpoint(path) => Reference::Checkpoint(Checkpoint::open(path)?),
+            Origin::Checkpoint { path, config } => {
+                Reference::Checkpoint(Checkpoint::open(path, config.as_deref())?)
+            }
         })
+    }
+
+    /// The file of a checkpoint that is the whole of a buffer.
+    pub fn file(&self, name: &str, bytes: u64) -> Option<&Arc<Mmap>> {
+        match self {
+            Reference::Generated => None,
+            Reference::Checkpoint(c) => c.file(name, bytes),
+        }
     }
 
     /// The values of a tensor of `layout`, which is the source's.
@@ -55,7 +72,7 @@ impl Reference {
                 let seed = xxhash_rust::xxh3::xxh3_64_with_seed(t.name.as_bytes(), version);
                 Ok(Values::Generated(seed))
             }
-            Reference::Checkpoint(c) => Ok(Values::Bytes(c.values(layout, tensor)?)),
+            Reference::Checkpoint(c) => Ok(Values::Stored(c.values(layout, tensor)?)),
         }
     }
 }
@@ -64,15 +81,15 @@ impl Values<'_> {
     /// Puts the elements from `first` on into `out`, which is a whole number
     /// of elements long.
     pub fn read(&self, first: u64, element: u64, out: &mut [u8]) {
-        match *self {
+        match self {
             Values::Generated(seed) => {
                 for (i, two) in (first..).zip(out.chunks_exact_mut(2)) {
-                    two.copy_from_slice(&made_up(seed, i).to_le_bytes());
+                    two.copy_from_slice(&made_up(*seed, i).to_le_bytes());
                 }
             }
-            Values::Bytes(all) => {
+            Values::Stored(all) => {
                 let from = (first * element) as usize;
-                out.copy_from_slice(&all[from..from + out.len()]);
+                out.copy_from_slice(&all.bytes()[from..from + out.len()]);
             }
         }
     }

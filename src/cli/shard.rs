@@ -9,6 +9,7 @@
 //! byte of them, those between the views included.
 
 use super::reference::{Reference, Values, convert};
+use memmap2::Mmap;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use weightsync::device::MemoryRange;
@@ -42,8 +43,33 @@ pub struct Shard {
 pub struct Buffer {
     pub name: String,
     pub views: Vec<View<BufferKey>>,
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     memory: Memory,
+}
+
+/// The memory of a buffer.
+#[derive(Debug)]
+pub enum Bytes {
+    Owned(Vec<u8>),
+    /// A file, which is only read.
+    File(Arc<Mmap>),
+}
+
+impl Bytes {
+    pub fn all(&self) -> &[u8] {
+        match self {
+            Bytes::Owned(b) => b,
+            Bytes::File(m) => m,
+        }
+    }
+
+    /// Where it is; written to only if it is ours.
+    fn address(&mut self) -> usize {
+        match self {
+            Bytes::Owned(b) => b.as_mut_ptr().expose_provenance(),
+            Bytes::File(m) => m.as_ptr().expose_provenance(),
+        }
+    }
 }
 
 /// What became of the bytes of a destination buffer that belong to no view.
@@ -57,9 +83,9 @@ enum Rest {
 }
 
 impl Shard {
-    /// Allocates and touches the buffers of `rank`; none if it is not on that
-    /// side.
-    pub fn new(plan: &Arc<Plan>, rank: Rank, side: Side) -> Result<Shard> {
+    /// The buffers of `rank`, none if it is not on that side: files of the
+    /// checkpoint that a source holds as they are, and touched memory.
+    pub fn new(plan: &Arc<Plan>, rank: Rank, side: Side, reference: &Reference) -> Result<Shard> {
         let layout = plan.layout(side);
         let mut by_key: BTreeMap<BufferKey, Vec<View<BufferKey>>> = BTreeMap::new();
         for view in layout.views(rank) {
@@ -70,8 +96,15 @@ impl Shard {
             let b = layout
                 .buffer(rank, key)
                 .ok_or_else(|| Error::internal("a view is in no buffer"))?;
+            let file = match side {
+                Side::Source => reference.file(&b.name, b.bytes),
+                Side::Destination => None,
+            };
             buffers.push(Buffer {
-                bytes: memory(&b.name, b.bytes)?,
+                bytes: match file {
+                    Some(file) => Bytes::File(file.clone()),
+                    None => Bytes::Owned(memory(&b.name, b.bytes)?),
+                },
                 name: b.name,
                 views,
                 memory: b.memory,
@@ -91,7 +124,10 @@ impl Shard {
 
     /// Bytes of all buffers.
     pub fn bytes(&self) -> u64 {
-        self.buffers.iter().map(|b| b.bytes.len() as u64).sum()
+        self.buffers
+            .iter()
+            .map(|b| b.bytes.all().len() as u64)
+            .sum()
     }
 
     /// Gives the session the addresses of the buffers. They are not touched
@@ -105,8 +141,8 @@ impl Shard {
                 side,
                 name: &b.name,
                 range: MemoryRange {
-                    address: b.bytes.as_mut_ptr().expose_provenance(),
-                    bytes: b.bytes.len() as u64,
+                    bytes: b.bytes.all().len() as u64,
+                    address: b.bytes.address(),
                 },
                 memory: b.memory,
             })
@@ -119,9 +155,12 @@ impl Shard {
     pub fn fill(&mut self, reference: &Reference, version: u64) -> Result<()> {
         let mut buffers = std::mem::take(&mut self.buffers);
         let filled = buffers.iter_mut().try_for_each(|b| {
-            b.bytes.fill(CANARY);
+            let Bytes::Owned(bytes) = &mut b.bytes else {
+                return Ok(());
+            };
+            bytes.fill(CANARY);
             match self.side {
-                Side::Source => self.paint(&b.views, reference, version, &mut b.bytes),
+                Side::Source => self.paint(&b.views, reference, version, bytes),
                 Side::Destination => Ok(()),
             }
         });
@@ -135,19 +174,20 @@ impl Shard {
         let mut image = Vec::new();
         for b in &self.buffers {
             image.clear();
+            let bytes = b.bytes.all();
             image.resize(
-                b.bytes.len(),
+                bytes.len(),
                 if self.rest == Rest::Zeroed { 0 } else { CANARY },
             );
             self.paint(&b.views, reference, version, &mut image)?;
-            if b.bytes == image {
+            if bytes == image {
                 continue;
             }
             if self.rest == Rest::Either {
                 // The image with zeros for the canary: either is right.
                 let mut zeroed = vec![0; image.len()];
                 self.paint(&b.views, reference, version, &mut zeroed)?;
-                let pairs = b.bytes.iter().zip(image.iter().zip(&zeroed));
+                let pairs = bytes.iter().zip(image.iter().zip(&zeroed));
                 if pairs.clone().all(|(got, (a, z))| got == a || got == z) {
                     continue;
                 }
@@ -313,7 +353,8 @@ fn paint(
 }
 
 fn wrong(b: &Buffer, image: &[u8], version: u64) -> Error {
-    let pairs = || b.bytes.iter().zip(image).enumerate();
+    let bytes = b.bytes.all();
+    let pairs = || bytes.iter().zip(image).enumerate();
     let count = pairs().filter(|(_, (got, want))| got != want).count();
     let first = pairs().find(|(_, (got, want))| got != want);
     let (at, (got, want)) = first.unwrap_or((0, (&0, &0)));
@@ -322,7 +363,7 @@ fn wrong(b: &Buffer, image: &[u8], version: u64) -> Error {
         format!(
             "version {version}: {count} of {} bytes of buffer \"{}\" are wrong; \
              byte {at} is {got:#04x} and should be {want:#04x}",
-            b.bytes.len(),
+            bytes.len(),
             b.name
         ),
     )

@@ -5,10 +5,11 @@ use super::drive::{Delivery, drive};
 use super::message::Carrier;
 use super::plan::{OptionArgs, read_layout, report_text};
 use super::reference::Origin;
+use super::select::SelectArgs;
 use super::table::{print, print_json};
 use clap::Args;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use weightsync::layout::Layout;
@@ -19,14 +20,23 @@ use weightsync::{Error, Result};
 ///
 /// Starts one process per rank, loads each source rank's shard, plans,
 /// transfers, and compares every destination byte with the checkpoint.
+/// Without a source layout the checkpoint is the source itself: its files are
+/// mapped by the readers, and nothing is loaded.
 #[derive(Args, Debug)]
 pub struct SyncArgs {
-    /// Checkpoint to deliver
-    #[arg(long, value_name = "FILE.safetensors")]
+    /// Checkpoint to deliver: a .safetensors file, or a directory with several
+    #[arg(long, value_name = "PATH")]
     checkpoint: PathBuf,
-    /// Layout file of the source
+    /// Configuration of its model [default: config.json of the directory]
+    #[arg(long, value_name = "CONFIG.json")]
+    config: Option<PathBuf>,
+    /// Layout file of the source [default: the files of the checkpoint]
     #[arg(long, value_name = "LAYOUT")]
-    source: PathBuf,
+    source: Option<PathBuf>,
+    /// Ranks that read the files, where they are the source; they come after
+    /// those of the destination
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "source")]
+    readers: u32,
     /// Layout file of the destination
     #[arg(long, value_name = "LAYOUT")]
     destination: PathBuf,
@@ -42,6 +52,8 @@ pub struct SyncArgs {
     save: Option<PathBuf>,
     #[command(flatten)]
     options: OptionArgs,
+    #[command(flatten)]
+    select: SelectArgs,
     /// Seconds that any step may take
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     deadline: u64,
@@ -52,21 +64,24 @@ pub struct SyncArgs {
 
 /// Runs `weightsync sync`.
 pub fn run(args: &SyncArgs) -> Result<()> {
-    let source = read_layout(&args.source)?;
     let destination = read_layout(&args.destination)?;
-    let absolute = std::path::absolute(&args.checkpoint).map_err(|e| {
-        Error::os(
-            format_args!("cannot find {}", args.checkpoint.display()),
-            &e,
-        )
-    })?;
-    let checkpoint = Checkpoint::open(&absolute)?;
+    let path = absolute(&args.checkpoint)?;
+    let config = args.config.as_deref().map(absolute).transpose()?;
+    let checkpoint = Checkpoint::open(&path, config.as_deref())?;
+    let source = match &args.source {
+        Some(file) => read_layout(file)?,
+        None => {
+            let last = destination.ranks().last().map_or(0, |r| r.0);
+            checkpoint.layout(last.saturating_add(1), args.readers)?
+        }
+    };
     let used = look_up(&checkpoint, &source)?;
     let options = args.options.to_options()?;
     let plan = Plan::create(Arc::new(source), Arc::new(destination), &options)?;
+    let plan = args.select.apply(plan)?;
     let summary = drive(&Delivery {
         plan: Arc::new(plan),
-        origin: Origin::Checkpoint(absolute),
+        origin: Origin::Checkpoint { path, config },
         carrier: args.transport,
         versions: args.repeat,
         save: args.save.clone(),
@@ -85,6 +100,11 @@ pub fn run(args: &SyncArgs) -> Result<()> {
     ))
 }
 
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path)
+        .map_err(|e| Error::os(format_args!("cannot find {}", path.display()), &e))
+}
+
 /// Looks up every tensor that a source rank holds, so that mistakes are found
 /// before any process is started. Returns how many there are.
 fn look_up(checkpoint: &Checkpoint, source: &Layout) -> Result<usize> {
@@ -92,7 +112,7 @@ fn look_up(checkpoint: &Checkpoint, source: &Layout) -> Result<usize> {
     let views = ranks.iter().flat_map(|&r| source.views(r));
     let held: BTreeSet<_> = views.map(|v| v.tensor).collect();
     for &tensor in &held {
-        checkpoint.values(source, tensor)?;
+        checkpoint.look_up(source, tensor)?;
     }
     Ok(held.len())
 }

@@ -1,7 +1,8 @@
 //! What commands print: aligned columns for people, JSON for programs.
 
 use serde::Serialize;
-use std::io::Write;
+use std::io::{Read, Write};
+use weightsync::limits::FILE_BYTES_MAX;
 use weightsync::{Error, Result};
 
 /// Rows of text under each other; every column but the last is as wide as its
@@ -54,9 +55,25 @@ pub fn print_json(value: &impl Serialize) -> Result<()> {
     print(format_args!("{text}\n"))
 }
 
-/// Reads a whole file; the error names it.
+/// Writes a line to standard error, if anybody still reads it.
+pub fn complain(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Reads a whole file, unless it is too large to be a layout or a plan; the
+/// error names it.
 pub fn read_file(path: &std::path::Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|e| Error::os(format_args!("cannot read {}", path.display()), &e))
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes))
+        .map_err(|e| Error::os(format_args!("cannot read {}", path.display()), &e))?;
+    if bytes.len() > FILE_BYTES_MAX {
+        return Err(Error::limit(format!(
+            "{} has more than {FILE_BYTES_MAX} bytes; that is no layout and no plan",
+            path.display()
+        )));
+    }
+    Ok(bytes)
 }
 
 /// `12,345,678`.

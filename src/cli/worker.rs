@@ -3,6 +3,7 @@
 use super::message::{Answer, Carrier, Failure, Job, Moved, Order, from_hex, to_hex};
 use super::reference::Reference;
 use super::shard::Shard;
+use super::table::complain;
 use clap::Args;
 use serde_json::json;
 use std::collections::HashMap;
@@ -34,7 +35,7 @@ pub struct RankArgs {
 /// output.
 pub fn run(args: &RankArgs) -> ExitCode {
     if let Err(e) = end_with(args.parent) {
-        eprintln!("weightsync: {e}");
+        complain(format_args!("weightsync: {e}"));
         return ExitCode::FAILURE;
     }
     let mut lines = std::io::stdin().lock().lines();
@@ -189,8 +190,13 @@ impl Worker {
             load_deadline_ns: self.job.deadline_ns,
         };
         let session = Session::new(&self.endpoint, device, options)?;
-        let mut source = Shard::new(&self.plan, self.job.rank, Side::Source)?;
-        let mut destination = Shard::new(&self.plan, self.job.rank, Side::Destination)?;
+        let mut source = Shard::new(&self.plan, self.job.rank, Side::Source, &self.reference)?;
+        let mut destination = Shard::new(
+            &self.plan,
+            self.job.rank,
+            Side::Destination,
+            &self.reference,
+        )?;
         source.bind(&session)?;
         destination.bind(&session)?;
         let slot = session.load(self.plan.clone())?;
@@ -257,9 +263,10 @@ impl Worker {
         let mut tensors = Vec::new();
         let mut views = Vec::new();
         for b in &shard.buffers {
-            let shape = vec![b.bytes.len()];
+            let bytes = b.bytes.all();
+            let shape = vec![bytes.len()];
             let u8s = safetensors::tensor::Dtype::U8;
-            let view = safetensors::tensor::TensorView::new(u8s, shape, &b.bytes);
+            let view = safetensors::tensor::TensorView::new(u8s, shape, bytes);
             tensors.push((b.name.as_str(), view.map_err(failed)?));
             views.extend(b.views.iter().map(|v| {
                 let bounds = v.bounds.spans().iter().map(|s| [s.lo, s.hi]);

@@ -44,6 +44,7 @@ pub(super) fn canonical(spec: LayoutSpec) -> Result<(LayoutSpec, RankIndex)> {
         .collect::<Result<Vec<RankViews>>>()?;
     explicit.sort_by_key(|r| r.rank);
     let spec = LayoutSpec {
+        marks: spec.marks.canonical()?,
         tensors: table.tensors,
         aliases,
         parts,

@@ -19,11 +19,14 @@ pub mod dtype;
 pub mod frame;
 mod index;
 mod json;
+pub mod marks;
 pub mod mesh;
 pub mod models;
+mod narrow;
 pub mod placement;
 mod recast;
 mod restrict;
+mod safetensors;
 pub mod tensor;
 mod torch;
 pub mod view;
@@ -32,6 +35,7 @@ mod wire;
 
 pub use json::LAYOUT_FILE_VERSION;
 pub(crate) use json::place_in_json;
+pub use safetensors::SafetensorsFile;
 pub use torch::DTENSOR_FILE_VERSION;
 pub use wire::{LAYOUT_BLOB_MAGIC, LAYOUT_BLOB_VERSION};
 
@@ -41,6 +45,7 @@ pub const LAYOUT_SCHEMA: &str = include_str!("layout.schema.json");
 use crate::error::Result;
 use crate::rank::Rank;
 use index::RankIndex;
+use marks::Marks;
 use placement::{LocalBuffer, Part, Seat};
 use serde::{Deserialize, Serialize};
 use tensor::{Tensor, TensorIndex};
@@ -55,6 +60,7 @@ pub struct LayoutSpec {
     pub aliases: Vec<(String, String)>,
     pub parts: Vec<Part>,
     pub explicit: Vec<RankViews>,
+    pub marks: Marks,
 }
 
 /// One side's description, checked and in canonical order.

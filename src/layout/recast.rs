@@ -220,6 +220,7 @@ impl Layout {
         let mut spec = LayoutSpec {
             tensors: self.tensors().to_vec(),
             aliases: self.spec().aliases.clone(),
+            marks: self.spec().marks.clone(),
             ..LayoutSpec::default()
         };
         let mut count = 0;
@@ -237,9 +238,9 @@ impl Layout {
     /// The same memory in the tensors of `template`: a layout of one rank in
     /// which every buffer is a tensor of this layout, stored without gaps.
     ///
-    /// Tensors that are the same in both keep their rules where all are;
-    /// otherwise ranks are described view by view. Fails where a tensor is not
-    /// a buffer of the template, or has another size there.
+    /// Ranks are described view by view. Tensors that are copies of others by
+    /// the template's aliases are left out. Fails where a tensor is not a
+    /// buffer of the template, or has another size there.
     pub fn recast(&self, template: &Layout) -> Result<Layout> {
         let stored = Stored::of(template)?;
         let grids = self
@@ -250,6 +251,7 @@ impl Layout {
         let mut spec = LayoutSpec {
             tensors: template.tensors().to_vec(),
             aliases: template.spec().aliases.clone(),
+            marks: template.spec().marks.clone(),
             ..LayoutSpec::default()
         };
         let mut count = 0;
@@ -380,6 +382,10 @@ impl Stored {
         shape: &[u64],
         template: &Layout,
     ) -> Result<Vec<(TensorIndex, Grid)>> {
+        // A copy of another tensor under a name of its own.
+        if template.resolve_alias(name) != name {
+            return Ok(Vec::new());
+        }
         let Some((elements, windows)) = self.windows.get(name) else {
             return Err(Error::layout(format!(
                 "tensor \"{name}\" is not one of the model's; it has {} stored tensors",

@@ -51,6 +51,7 @@ impl Layout {
             aliases: aliases.cloned().collect(),
             parts,
             explicit,
+            marks: spec.marks.clone(),
         })
     }
 

@@ -59,6 +59,7 @@ impl Layout {
                 numbers.push(n);
             }
             merged.aliases.extend(spec.aliases.iter().cloned());
+            merged.marks.extend(&spec.marks);
             merged.parts.extend(spec.parts.iter().cloned());
             merged.explicit.extend(spec.explicit.iter().cloned());
             renumber(&mut merged, spec, &numbers);

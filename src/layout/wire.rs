@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 pub const LAYOUT_BLOB_MAGIC: [u8; 8] = *b"WSYNCLAY";
 
 /// The version of the blob that this library reads and writes.
-pub const LAYOUT_BLOB_VERSION: u32 = 2;
+pub const LAYOUT_BLOB_VERSION: u32 = 3;
 
 impl Layout {
     /// The layout as a blob. Layouts of equal meaning give equal bytes.

@@ -22,6 +22,8 @@ const PROBE_COUNT: usize = 4;
 /// alignment, is not asked: two are in flight, the rest is for rounding.
 const SAFE_BUCKET_COUNT: u128 = 8;
 const ALIGNMENT_BYTES: u64 = 1 << 20;
+/// Budgets that are tried for the sake of a good error.
+const BUDGET_ATTEMPT_COUNT: usize = 8;
 
 /// What a rank needs and moves with one bucket.
 struct Load {
@@ -42,14 +44,19 @@ impl Plan {
     /// Takes the smallest bucket count that keeps staging inside the budget,
     /// or checks the one that was given.
     pub(super) fn choose_buckets(&mut self, is_given: bool) -> Result<()> {
+        match self.try_buckets(is_given)? {
+            None => Ok(()),
+            Some(peak) => self.refuse(is_given, peak),
+        }
+    }
+
+    /// The same; what cannot be kept inside the budget, if anything.
+    fn try_buckets(&mut self, is_given: bool) -> Result<Option<Peak>> {
         let budget = self.decision.staging_bytes_max;
         let (ranks, is_exact) = self.sample_ranks();
         if is_given {
             let peak = self.peak(&ranks)?;
-            return match peak.bytes > budget {
-                true => Err(self.too_small(peak)),
-                false => Ok(()),
-            };
+            return Ok((peak.bytes > budget).then_some(peak));
         }
         // Of ranks that were not asked, none is much heavier.
         let room = if is_exact {
@@ -60,23 +67,26 @@ impl Plan {
         self.decision.bucket_count = 1;
         let loads = self.loads(&ranks)?;
         let Some(heaviest) = loads.first() else {
-            return Ok(());
+            return Ok(None);
         };
         if heaviest.memory_bytes <= room {
-            return Ok(());
+            return Ok(None);
         }
         let twice = 2 * u128::from(heaviest.memory_bytes);
         let mut count = twice.div_ceil(u128::from(room.max(1)));
         let mut probes: Vec<Rank> = loads.iter().take(PROBE_COUNT).map(|l| l.rank).collect();
         loop {
-            count = self.count_that_suits(&probes, count, room)?;
+            count = match self.count_that_suits(&probes, count, room)? {
+                Ok(count) => count,
+                Err(peak) => return Ok(Some(peak)),
+            };
             let safe = count * u128::from(room.saturating_sub(ALIGNMENT_BYTES));
             let may_exceed = |l: &&Load| {
                 SAFE_BUCKET_COUNT * u128::from(l.moved_bytes) > safe && !probes.contains(&l.rank)
             };
             let asked: Vec<Rank> = loads.iter().filter(may_exceed).map(|l| l.rank).collect();
             match self.first_above(&asked, room)? {
-                None => return Ok(()),
+                None => return Ok(None),
                 Some(rank) => probes.push(rank),
             }
         }
@@ -97,15 +107,21 @@ impl Plan {
         Ok(loads)
     }
 
-    /// The first bucket count from `count` on that keeps `ranks` inside `room`.
-    fn count_that_suits(&mut self, ranks: &[Rank], count: u128, room: u64) -> Result<u128> {
+    /// The first bucket count from `count` on that keeps `ranks` inside `room`;
+    /// if there is none, the least that they need.
+    fn count_that_suits(
+        &mut self,
+        ranks: &[Rank],
+        count: u128,
+        room: u64,
+    ) -> Result<Result<u128, Peak>> {
         let mut count = count;
         let mut smallest: Option<Peak> = None;
         while count <= u128::from(BUCKET_COUNT_MAX) {
             self.decision.bucket_count = count as u32;
             let peak = self.peak(ranks)?;
             if peak.bytes <= room {
-                return Ok(count);
+                return Ok(Ok(count));
             }
             if smallest.is_none_or(|s| peak.bytes < s.bytes) {
                 smallest = Some(peak);
@@ -114,8 +130,8 @@ impl Plan {
             count = scaled.min(2 * count).max(count + 1);
         }
         match smallest {
-            Some(peak) => Err(self.too_small(peak)),
-            None => Err(self.too_small(self.peak(ranks)?)),
+            Some(peak) => Ok(Err(peak)),
+            None => Ok(Err(self.peak(ranks)?)),
         }
     }
 
@@ -149,13 +165,35 @@ impl Plan {
         Ok(None)
     }
 
-    fn too_small(&self, peak: Peak) -> Error {
-        Error::new(
+    /// Says what was given, what is needed, and with which budget it works:
+    /// that one was tried.
+    fn refuse(&mut self, is_given: bool, peak: Peak) -> Result<()> {
+        let budget = self.decision.staging_bytes_max;
+        let mut enough = None;
+        let mut wanted = peak.bytes;
+        for _ in 0..BUDGET_ATTEMPT_COUNT {
+            self.decision.staging_bytes_max = wanted;
+            match self.try_buckets(is_given)? {
+                None => {
+                    enough = Some(wanted);
+                    break;
+                }
+                // Ranks that were not asked may need a little more.
+                Some(more) => wanted = more.bytes.max(wanted + wanted / 32 + 1),
+            }
+        }
+        self.decision.staging_bytes_max = budget;
+        let advice = match (enough, is_given) {
+            (Some(n), false) => format!("set it to {n} or more"),
+            (Some(n), true) => format!("set it to {n} or more, or take more buckets"),
+            (None, _) => "set it much higher".into(),
+        };
+        Err(Error::new(
             Status::StagingTooSmall,
             format!(
-                "staging_bytes_max is {}; rank {} needs {} with {} buckets",
-                self.decision.staging_bytes_max, peak.rank, peak.bytes, peak.bucket_count
+                "staging_bytes_max is {budget}; rank {} needs {} with {} buckets: {advice}",
+                peak.rank, peak.bytes, peak.bucket_count
             ),
-        )
+        ))
     }
 }

@@ -21,6 +21,7 @@ pub mod mapping;
 pub mod origin;
 pub mod program;
 pub mod report;
+mod selector;
 pub mod topology;
 pub mod traffic;
 pub mod two_stage;
@@ -43,6 +44,7 @@ use crate::rank::Rank;
 use decision::{Decision, PlanOptions, Strategy};
 use derive::Inputs;
 use program::{BufferUse, Program, Side};
+pub use selector::Selector;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
@@ -59,22 +61,6 @@ pub const PLANNER_VERSION: u32 = 1;
 /// Up to this many ranks every program is derived to choose the bucket count;
 /// above, one rank of each kind and some between.
 const EXACT_RANK_COUNT: usize = 1024;
-
-/// Which tensors a plan moves. Empty selects all.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Selector {
-    /// Globs (`*`, `?`) on canonical tensor names; any match selects.
-    pub include: Vec<String>,
-    /// Globs that take names out again.
-    pub exclude: Vec<String>,
-}
-
-impl Selector {
-    pub fn selects(&self, name: &str) -> bool {
-        let hit = |globs: &[String]| globs.iter().any(|g| WildMatch::new(g).matches(name));
-        (self.include.is_empty() || hit(&self.include)) && !hit(&self.exclude)
-    }
-}
 
 /// The canonical inputs and the decision. Immutable; any thread may use it.
 #[derive(Debug)]
@@ -172,28 +158,39 @@ impl Plan {
         Ok(plan)
     }
 
+    /// The plan of a decision that was made before: nothing is chosen, and no
+    /// rank is looked at until its program is asked for.
+    pub fn with_decision(
+        source: Arc<Layout>,
+        destination: Arc<Layout>,
+        decision: Decision,
+        topology: Option<topology::TopologySpec>,
+    ) -> Result<Plan> {
+        let ground = Ground::new(topology, &source, &destination)?;
+        let mut plan = Plan::assemble(source, destination, decision, ground, Vec::new())?;
+        plan.seal()?;
+        Ok(plan)
+    }
+
     /// The part of this plan that moves the selected tensors, with its own
     /// fingerprint. Selecting again narrows further.
     pub fn select(&self, selector: &Selector) -> Result<Plan> {
+        let (by_name, destination) = selector.narrow(&self.destination)?;
         let mut selectors = self.selectors.clone();
-        selectors.push(selector.clone());
+        selectors.push(by_name);
+        let ground = Ground::new(self.topology_spec.clone(), &self.source, &destination)?;
         let mut plan = Plan::assemble(
             self.source.clone(),
-            self.destination.clone(),
+            destination,
             self.decision.clone(),
-            Ground {
-                spec: self.topology_spec.clone(),
-                placed: self.topology.clone(),
-            },
+            ground,
             selectors,
         )?;
         if plan.tables.tensors.is_empty() {
             return Err(Error::new(
                 Status::NotFound,
                 format!(
-                    "no tensor matches include {:?} less exclude {:?}; the plan has {} tensors, the first is \"{}\"",
-                    selector.include,
-                    selector.exclude,
+                    "no tensor matches {selector}; the plan has {} tensors, the first is \"{}\"",
                     self.tensors.len(),
                     self.tensors.first().map_or("", |t| &t.name)
                 ),
@@ -211,8 +208,10 @@ impl Plan {
         ground: Ground,
         selectors: Vec<Selector>,
     ) -> Result<Plan> {
+        let mut marks = destination.spec().marks.clone();
+        marks.extend(&source.spec().marks);
         let tables = Tables::join(&source, &destination, |name| {
-            selectors.iter().all(|s| s.selects(name))
+            selectors.iter().all(|s| s.selects(name, &marks))
         })?;
         let tensors = tables
             .tensors

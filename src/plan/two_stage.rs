@@ -1,6 +1,6 @@
 //! The two-stage mapping between two layouts: who receives for whom.
 //!
-//! The rank mapping ([`mapping`](super::mapping)) knows sizes and placement but
+//! The rank mapping ([`mapping`]) knows sizes and placement but
 //! no tensors; a plan knows tensors. Here the former is made from the latter,
 //! and kept so that one rank finds its part at once. Its rank lists come from
 //! the meshes of the layouts, unless given:

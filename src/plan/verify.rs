@@ -64,6 +64,13 @@ impl Plan {
         Ok(())
     }
 
+    /// Checks what one rank gets and forwards, and nothing of its peers.
+    pub fn verify_rank(&self, rank: Rank) -> Result<()> {
+        let p = self.program(rank)?;
+        self.verify_coverage(rank, &p)?;
+        verify_forwards(&p)
+    }
+
     fn verify_coverage(&self, rank: Rank, p: &Program) -> Result<()> {
         let mut got: BTreeMap<(u32, TensorIndex), Vec<&IndexBox>> = BTreeMap::new();
         for m in p

@@ -144,12 +144,24 @@ OFFSET(wsync_plan_options, reserved, 36);
 OFFSET(wsync_plan_options, unused_allowed, 40);
 OFFSET(wsync_plan_options, unused_allowed_count, 48);
 
-SIZE(wsync_selector, 40);
+SIZE(wsync_selector, 96);
 OFFSET(wsync_selector, struct_size, 0);
 OFFSET(wsync_selector, include, 8);
 OFFSET(wsync_selector, include_count, 16);
 OFFSET(wsync_selector, exclude, 24);
 OFFSET(wsync_selector, exclude_count, 32);
+OFFSET(wsync_selector, layers, 40);
+OFFSET(wsync_selector, layers_count, 48);
+OFFSET(wsync_selector, experts, 56);
+OFFSET(wsync_selector, experts_count, 64);
+OFFSET(wsync_selector, copies, 72);
+OFFSET(wsync_selector, copies_count, 80);
+OFFSET(wsync_selector, trainable, 88);
+OFFSET(wsync_selector, draft, 92);
+
+SIZE(wsync_number_range, 8);
+OFFSET(wsync_number_range, first, 0);
+OFFSET(wsync_number_range, end, 4);
 
 SIZE(wsync_program_info, 64);
 OFFSET(wsync_program_info, struct_size, 0);

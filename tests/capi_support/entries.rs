@@ -57,6 +57,7 @@ fn globals(e: &mut Entries) {
         "wsync_version",
         "wsync_version_string",
         "wsync_abi_version",
+        "wsync_library_file",
         "wsync_status_name",
         "wsync_status_is_retryable",
         "wsync_status_is_transport_lost",
@@ -64,6 +65,8 @@ fn globals(e: &mut Entries) {
     ] {
         add(e, name, Alone, Plain);
     }
+    let args = vec![Number(0), Number(0), Err];
+    add(e, "wsync_header_check", Alone, ok(args));
     let args = vec![Number(0), Number(0), Enum(0), Err];
     add(e, "wsync_set_log", Alone, ok(args));
     let args = vec![Number(0), OutStruct(size_of::<wsync_env_info>()), Err];
@@ -218,12 +221,26 @@ fn selector() -> Arg {
         include_count: 0,
         exclude: std::ptr::null(),
         exclude_count: 0,
+        layers: std::ptr::null(),
+        layers_count: 0,
+        experts: std::ptr::null(),
+        experts_count: 0,
+        copies: std::ptr::null(),
+        copies_count: 0,
+        trainable: WSYNC_SELECT_ANY,
+        draft: WSYNC_SELECT_ANY,
     };
+    let layers = offset_of!(wsync_selector, layers_count);
+    let copies = offset_of!(wsync_selector, copies_count);
+    let draft = offset_of!(wsync_selector, draft);
     let include = offset_of!(wsync_selector, include_count);
     let exclude = offset_of!(wsync_selector, exclude_count);
     let bad = vec![
         (include, 1, WSYNC_ERR_INVALID_ARGUMENT),
         (exclude, u64::MAX, WSYNC_ERR_LIMIT_EXCEEDED),
+        (layers, 1, WSYNC_ERR_INVALID_ARGUMENT),
+        (copies, u64::MAX, WSYNC_ERR_LIMIT_EXCEEDED),
+        (draft, 3, WSYNC_ERR_INVALID_ARGUMENT),
     ];
     Struct(bytes_of(selector), bad)
 }

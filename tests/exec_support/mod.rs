@@ -191,6 +191,7 @@ impl Shape {
                 aliases: vec![],
                 parts: vec![],
                 explicit: ranks.filter(|s| s.0 == side).map(|s| s.1).collect(),
+                marks: Default::default(),
             })
             .unwrap(),
         )

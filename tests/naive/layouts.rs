@@ -164,6 +164,7 @@ impl Side {
             aliases: Vec::new(),
             parts: vec![part],
             explicit: Vec::new(),
+            marks: Default::default(),
         })
         .unwrap();
         if self.is_explicit {
@@ -299,6 +300,7 @@ pub fn explicit(layout: &Layout) -> Layout {
         aliases: Vec::new(),
         parts: Vec::new(),
         explicit,
+        marks: Default::default(),
     })
     .unwrap()
 }

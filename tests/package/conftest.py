@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -25,6 +26,17 @@ WORK = ROOT / "target" / "package"
 TOOLS = WORK / "venv" / "bin"
 CARGO_TARGET = WORK / "cargo"
 GLIBC = "2.17"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes minutes; left out with WSYNC_TEST_QUICK=1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("WSYNC_TEST_QUICK"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="WSYNC_TEST_QUICK is set"))
 
 
 def run(
@@ -142,7 +154,8 @@ def version() -> str:
 @pytest.fixture
 def scratch(request: pytest.FixtureRequest) -> Path:
     """An empty folder of this test's own, kept afterwards."""
-    folder = WORK / "scratch" / request.node.name.replace("/", "_")
+    # Not every tool can bear the brackets of parameters.
+    folder = WORK / "scratch" / re.sub(r"[^\w.-]+", "_", request.node.name)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder

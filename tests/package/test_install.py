@@ -63,6 +63,12 @@ def test_the_library_is_small(library: Path) -> None:
     assert ".symtab" not in run("readelf", "-SW", library)
 
 
+def test_the_archive_has_no_bitcode(prefix: Path) -> None:
+    archive = prefix / "lib/libweightsync.a"
+    print(f"libweightsync.a: {archive.stat().st_size / 1e6:.1f} MB")
+    assert archive.stat().st_size < 20_000_000
+
+
 def test_old_systems_have_all_symbols(prefix: Path) -> None:
     for name in ("lib/libweightsync.so.0", "bin/weightsync"):
         symbols = run("objdump", "-T", prefix / name)

@@ -14,6 +14,11 @@ pub(super) struct FileDoc {
     pub weightsync_layout: u32,
     #[serde(default, skip_serializing_if = "Pairs::is_empty")]
     pub aliases: Pairs<String>,
+    /// Globs on the names of tensors that are set apart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub frozen: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub draft: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<PartDoc>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -13,6 +13,7 @@ use super::names::{Names, declare_only, declare_part};
 use crate::error::Error;
 use crate::layout::LayoutSpec;
 use crate::layout::cut::{Cut, CutKind};
+use crate::layout::marks::Marks;
 use crate::layout::mesh::{Mesh, MeshAxis, RankList};
 use crate::layout::placement::{CopyAxes, Padding, Part, Rule};
 use crate::layout::view::{Memory, RankViews};
@@ -24,6 +25,8 @@ pub(super) fn read(file: FileDoc) -> Read<LayoutSpec> {
     let FileDoc {
         weightsync_layout: _,
         aliases,
+        frozen,
+        draft,
         parts,
         explicit,
         tensors,
@@ -85,6 +88,7 @@ pub(super) fn read(file: FileDoc) -> Read<LayoutSpec> {
         aliases: names.alias_list,
         parts,
         explicit,
+        marks: Marks { frozen, draft },
     })
 }
 

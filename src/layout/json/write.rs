@@ -18,6 +18,8 @@ pub(super) fn write(spec: &LayoutSpec) -> String {
     let file = FileDoc {
         weightsync_layout: LAYOUT_FILE_VERSION,
         aliases: Pairs(spec.aliases.clone()),
+        frozen: spec.marks.frozen.clone(),
+        draft: spec.marks.draft.clone(),
         parts: spec
             .parts
             .iter()

@@ -13,18 +13,18 @@
 //!   embed_tokens  [ vocabulary padded to 64, cut evenly ]
 //! ```
 
+use super::assembly::{Assembly, Home};
 use super::hazard::{Hazard, HazardKind};
 use super::inventory::{Inventory, TensorTemplate};
 use super::role::Role;
 use crate::error::{Error, Result};
 use crate::layout::cut::{Cut, CutKind};
 use crate::layout::mesh::{Mesh, RankList};
-use crate::layout::placement::{Buffer, CopyAxes, Padding, Part, Placement, Rule};
+use crate::layout::placement::{CopyAxes, Padding, Part, Rule};
 use crate::layout::tensor::{Tensor, TensorIndex};
-use crate::layout::view::Memory;
 use crate::layout::{Layout, LayoutSpec};
 use smallvec::SmallVec;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 /// Rows to a multiple of which engines pad the vocabulary.
 pub const VOCAB_PADDING: u64 = 64;
@@ -84,7 +84,7 @@ pub(super) struct Spread {
     /// The pipeline axis has this name in every mesh.
     pub stages: Stages,
     pub names: Names,
-    pub draft: bool,
+    pub mtp: bool,
 }
 
 /// The pipeline stage of each layer.
@@ -157,10 +157,13 @@ pub(super) fn layout(model: &Inventory, spreads: &[Spread], first_rank: u32) -> 
         hazards.extend(s.hazards(model));
     }
     Hazard::refuse(&hazards)?;
-    let mut spec = LayoutSpec::default();
+    let mut spec = LayoutSpec {
+        marks: model.marks(),
+        ..LayoutSpec::default()
+    };
     let mut numbers: HashMap<String, TensorIndex> = HashMap::new();
-    let with_draft = spreads.iter().any(|s| s.draft);
-    for t in model.tensors().filter(|t| with_draft || !t.template.is_mtp) {
+    let with_mtp = spreads.iter().any(|s| s.mtp);
+    for t in model.tensors().filter(|t| with_mtp || !t.template.is_mtp) {
         match model.root(&t) {
             Some(root) => spec.aliases.push((t.name, root)),
             None => {
@@ -187,7 +190,7 @@ impl Spread {
     fn hazards(&self, model: &Inventory) -> Vec<Hazard> {
         let mut out = Vec::new();
         let templates = model.templates.iter();
-        for t in templates.filter(|t| t.alias_of.is_none() && (self.draft || !t.is_mtp)) {
+        for t in templates.filter(|t| t.alias_of.is_none() && (self.mtp || !t.is_mtp)) {
             for problem in self.problems(model, t) {
                 out.push(problem);
             }
@@ -400,23 +403,13 @@ impl Spread {
         numbers: &HashMap<String, TensorIndex>,
         first: u32,
     ) -> Result<Part> {
-        let mut rules: Vec<Rule> = Vec::new();
-        let mut placements: Vec<Placement> = Vec::new();
-        // Members by buffer and stage, in memory order.
-        let mut groups: BTreeMap<(String, Option<u32>), (u8, Vec<(u8, u32)>)> = BTreeMap::new();
+        let mut assembly = Assembly::default();
         for t in &model.templates {
-            if t.alias_of.is_some() || (t.is_mtp && !self.draft) {
+            if t.alias_of.is_some() || (t.is_mtp && !self.mtp) {
                 continue;
             }
             let home = self.home(model, t);
             let rule = self.rule(model, t)?;
-            let number = match rules.iter().position(|r| *r == rule) {
-                Some(n) => n,
-                None => {
-                    rules.push(rule);
-                    rules.len() - 1
-                }
-            };
             let layers: Vec<Option<u32>> = match t.layers.is_empty() {
                 true => vec![None],
                 false => t.layers.iter().copied().map(Some).collect(),
@@ -427,66 +420,33 @@ impl Spread {
                     None => name.to_string(),
                 };
                 let tensor = numbers[&spell(&t.name)];
+                let own = Home {
+                    buffer: spell(&home.buffer),
+                    ..home
+                };
                 for stage in self.stages_of(model, t, layer) {
                     let stage = Some(stage).filter(|_| self.stages.count > 1);
-                    let key = (spell(&home.buffer), stage);
-                    let group = groups.entry(key).or_insert((home.shared_dims, Vec::new()));
-                    group.1.push((home.place, placements.len() as u32));
-                    placements.push(Placement {
-                        tensor,
-                        rule: number as u32,
-                        stage,
-                        buffer: 0,
-                        member: 0,
-                    });
+                    assembly.place(tensor, &rule, stage, own.clone());
                 }
             }
         }
-        let mut buffers = Vec::with_capacity(groups.len());
-        for ((name, _), (shared_dims, mut members)) in groups {
-            members.sort_unstable();
-            for (k, &(_, p)) in members.iter().enumerate() {
-                placements[p as usize].buffer = buffers.len() as u32;
-                placements[p as usize].member = k as u16;
-            }
-            buffers.push(Buffer {
-                name,
-                memory: Memory::Host,
-                shared_dims,
-                members: members.into_iter().map(|(_, p)| p).collect(),
-            });
-        }
         let count = self.meshes[0].size();
-        Ok(Part {
-            ranks: RankList::Range {
-                first,
-                count: u32::try_from(count)
-                    .map_err(|_| Error::limit(format!("{count} ranks are too many")))?,
-            },
-            meshes: self.meshes.clone(),
-            copies: Some(self.copies.clone()),
-            padding: Padding::Zero,
-            rules,
-            placements,
-            spacers: Vec::new(),
-            buffers,
-        })
+        let ranks = RankList::Range {
+            first,
+            count: u32::try_from(count)
+                .map_err(|_| Error::limit(format!("{count} ranks are too many")))?,
+        };
+        let mut part = assembly.part(ranks, self.meshes.clone(), Some(self.copies.clone()));
+        // As their loaders leave it.
+        part.padding = Padding::Zero;
+        Ok(part)
     }
 
     /// The parameter of the engine that a tensor is in.
     fn home(&self, model: &Inventory, t: &TensorTemplate) -> Home {
         use Role::*;
         let has = |role| model.find(role).is_some();
-        let own = |buffer: String| Home {
-            buffer,
-            place: 0,
-            shared_dims: 0,
-        };
-        let fused = |own: &str, fused: &str, place| Home {
-            buffer: t.name.replace(own, fused),
-            place,
-            shared_dims: 0,
-        };
+        let fused = |own: &str, fused: &str, place| Home::member(t.name.replace(own, fused), place);
         let expert = |name: &str, place, shared_dims| {
             let prefix = t.name.split_once(".experts").map_or("", |(p, _)| p);
             Home {
@@ -511,7 +471,7 @@ impl Spread {
             ExpertGateBias => expert(self.names.w13_bias, 0, rows),
             ExpertUpBias => expert(self.names.w13_bias, 1, rows),
             ExpertDownBias => expert(self.names.w2_bias, 0, 0),
-            _ => own(t.name.clone()),
+            _ => Home::own(&t.name),
         };
         if t.is_mtp {
             home.buffer = self.draft_name(t, &home.buffer);
@@ -533,14 +493,6 @@ impl Spread {
         };
         format!("draft.{name}")
     }
-}
-
-/// A parameter of an engine, and which of its members a tensor is.
-struct Home {
-    /// Holds `{layer}` where there are layers.
-    buffer: String,
-    place: u8,
-    shared_dims: u8,
 }
 
 /// Vocabulary rows with padding.

@@ -50,7 +50,10 @@ impl Layout {
         sizes: &HuggingFaceSizes,
         first_rank: u32,
     ) -> Result<Layout> {
-        let mut spec = LayoutSpec::default();
+        let mut spec = LayoutSpec {
+            marks: model.marks(),
+            ..LayoutSpec::default()
+        };
         let mut assembly = Assembly::default();
         let mut numbers: HashMap<String, TensorIndex> = HashMap::new();
         for t in model.tensors().filter(|t| sizes.mtp || !t.template.is_mtp) {

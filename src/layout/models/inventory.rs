@@ -5,6 +5,7 @@ use super::family::{MoeLayers, Row};
 use super::role::Role;
 use crate::error::{Error, Result};
 use crate::layout::dtype::Dtype;
+use crate::layout::marks::Marks;
 use crate::layout::tensor::{Dims, Tensor};
 use crate::limits::MODEL_LAYER_COUNT_MAX;
 use std::collections::HashMap;
@@ -235,6 +236,16 @@ impl Inventory {
             }
         }
         Some(name.clone())
+    }
+
+    /// What a layout of the model sets apart: the layers of multi-token
+    /// prediction are a draft model.
+    pub fn marks(&self) -> Marks {
+        let layers = self.layers..self.layers + self.mtp_layers;
+        Marks {
+            draft: layers.map(|l| format!("model.layers.{l}.*")).collect(),
+            ..Marks::default()
+        }
     }
 
     /// True if a checkpoint, and what is loaded from it, has the rows of an

@@ -63,6 +63,9 @@ pub struct MegatronSizes {
     /// Whether latent attention's down projections are cut over `tp`, rather
     /// than held whole by every rank.
     pub mla_down_cut: bool,
+    /// Whether norms are part of the linear layer after them, as with
+    /// Transformer Engine, rather than modules of their own.
+    pub norms_fused: bool,
     /// Whether the layers of multi-token prediction are trained.
     pub mtp: bool,
 }
@@ -82,6 +85,7 @@ impl Default for MegatronSizes {
             vocab_multiple: 128,
             experts: ExpertStorage::default(),
             mla_down_cut: false,
+            norms_fused: true,
             mtp: true,
         }
     }
@@ -100,6 +104,7 @@ const KEYS: &[&str] = &[
     "vocab_multiple",
     "experts",
     "mla_down",
+    "norms",
     "mtp",
 ];
 
@@ -108,7 +113,8 @@ impl FromStr for MegatronSizes {
 
     /// Reads `tp=,cp=,pp=,vpp=,ep=,etp=,dp=,pp_layers=,order=`, and
     /// `vocab_multiple=128`, `experts=per_expert|sequential|grouped`,
-    /// `mla_down=whole|cut`, `mtp=on|off`. A missing size is 1.
+    /// `mla_down=whole|cut`, `norms=fused|separate`, `mtp=on|off`. A missing
+    /// size is 1.
     ///
     /// ```
     /// use weightsync::layout::models::MegatronSizes;
@@ -139,6 +145,7 @@ impl FromStr for MegatronSizes {
                 _ => ExpertStorage::PerExpert,
             },
             mla_down_cut: s.word("mla_down", &["whole", "cut"])? == "cut",
+            norms_fused: s.word("norms", &["fused", "separate"])? == "fused",
             mtp: s.flag("mtp")?.unwrap_or(default.mtp),
         })
     }
@@ -432,7 +439,10 @@ impl<'a> Builder<'a> {
     }
 
     fn build(&self, first_rank: u32) -> Result<Layout> {
-        let mut spec = LayoutSpec::default();
+        let mut spec = LayoutSpec {
+            marks: self.model.marks(),
+            ..LayoutSpec::default()
+        };
         let mut numbers: HashMap<String, TensorIndex> = HashMap::new();
         for t in self.model.tensors() {
             match self.model.root(&t) {
@@ -543,9 +553,13 @@ impl<'a> Builder<'a> {
             false => !moe_layers.is_empty(),
         };
         Ok(match t.role {
-            InputNorm if self.is_latent => Home::own("input_layernorm.weight"),
+            InputNorm if self.is_latent || !self.sizes.norms_fused => {
+                Home::own("input_layernorm.weight")
+            }
             InputNorm => Home::own("self_attention.linear_qkv.layer_norm_weight"),
-            PostAttentionNorm if has_experts => Home::own("pre_mlp_layernorm.weight"),
+            PostAttentionNorm if has_experts || !self.sizes.norms_fused => {
+                Home::own("pre_mlp_layernorm.weight")
+            }
             PostAttentionNorm => Home::own("mlp.linear_fc1.layer_norm_weight"),
             QProj if self.is_latent => Home::own("self_attention.linear_q_proj.weight"),
             QProj => Home::member("self_attention.linear_qkv.weight", 0),
@@ -560,9 +574,11 @@ impl<'a> Builder<'a> {
             KNorm => Home::own("self_attention.k_layernorm.weight"),
             Sinks => Home::own("self_attention.core_attention.softmax_offset"),
             QAProj => Home::own("self_attention.linear_q_down_proj.weight"),
+            QANorm if !self.sizes.norms_fused => Home::own("self_attention.q_layernorm.weight"),
             QANorm => Home::own("self_attention.linear_q_up_proj.layer_norm_weight"),
             QBProj => Home::own("self_attention.linear_q_up_proj.weight"),
             KvAProj => Home::own("self_attention.linear_kv_down_proj.weight"),
+            KvANorm if !self.sizes.norms_fused => Home::own("self_attention.kv_layernorm.weight"),
             KvANorm => Home::own("self_attention.linear_kv_up_proj.layer_norm_weight"),
             KvBProj => Home::own("self_attention.linear_kv_up_proj.weight"),
             Gate => Home::member("mlp.linear_fc1.weight", 0),

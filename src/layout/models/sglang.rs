@@ -34,7 +34,7 @@ pub struct SglangSizes {
     /// split, where it is empty.
     pub pp_layers: Vec<u32>,
     /// With the multi-token prediction layers, as a draft model.
-    pub draft: bool,
+    pub mtp: bool,
 }
 
 impl Default for SglangSizes {
@@ -46,7 +46,7 @@ impl Default for SglangSizes {
             pp: 1,
             replicas: 1,
             pp_layers: Vec::new(),
-            draft: false,
+            mtp: true,
         }
     }
 }
@@ -56,7 +56,7 @@ impl FromStr for SglangSizes {
 
     /// Reads `tp=8,dp=2,ep=4,replicas=4`; a size that is missing is 1.
     fn from_str(text: &str) -> Result<SglangSizes> {
-        let keys = ["tp", "dp", "ep", "pp", "replicas", "pp_layers", "draft"];
+        let keys = ["tp", "dp", "ep", "pp", "replicas", "pp_layers", "mtp"];
         let given = Sizes::read("sglang", text, &keys)?;
         Ok(SglangSizes {
             tp: given.size("tp")?,
@@ -65,7 +65,7 @@ impl FromStr for SglangSizes {
             pp: given.size("pp")?,
             replicas: given.size("replicas")?,
             pp_layers: given.counts("pp_layers")?,
-            draft: given.flag("draft")?.unwrap_or(false),
+            mtp: given.flag("mtp")?.unwrap_or(true),
         })
     }
 }
@@ -136,7 +136,7 @@ impl SglangSizes {
             expert_rows: Over::new(1, &meshes, &["etp"])?,
             stages: stages(model.layers, self.pp, &self.pp_layers)?,
             names: NAMES,
-            draft: self.draft,
+            mtp: self.mtp,
             meshes,
         })
     }

@@ -35,7 +35,7 @@ pub struct VllmSizes {
     /// Whether shared experts are cut over `tp`; `None` is as vLLM does.
     pub shared_cut: Option<bool>,
     /// With the multi-token prediction layers, as a draft model.
-    pub draft: bool,
+    pub mtp: bool,
 }
 
 impl Default for VllmSizes {
@@ -48,7 +48,7 @@ impl Default for VllmSizes {
             replicas: 1,
             pp_layers: Vec::new(),
             shared_cut: None,
-            draft: false,
+            mtp: true,
         }
     }
 }
@@ -74,7 +74,7 @@ impl FromStr for VllmSizes {
             "replicas",
             "pp_layers",
             "shared",
-            "draft",
+            "mtp",
         ];
         let given = Sizes::read("vllm", text, &keys)?;
         Ok(VllmSizes {
@@ -89,7 +89,7 @@ impl FromStr for VllmSizes {
                 "whole" => Some(false),
                 _ => None,
             },
-            draft: given.flag("draft")?.unwrap_or(false),
+            mtp: given.flag("mtp")?.unwrap_or(true),
         })
     }
 }
@@ -150,7 +150,7 @@ impl VllmSizes {
             head: tp,
             stages: stages(model.layers, self.pp, &self.pp_layers)?,
             names: NAMES,
-            draft: self.draft,
+            mtp: self.mtp,
             meshes,
         })
     }

@@ -254,6 +254,28 @@ struct PlanOptions : wsync_plan_options {
   PlanOptions() noexcept : wsync_plan_options WSYNC_PLAN_OPTIONS_INIT {}
 };
 
+/** Everything, only what has a property, or only what has it not. */
+enum class Choice : std::uint32_t {
+  any = WSYNC_SELECT_ANY,
+  only = WSYNC_SELECT_ONLY,
+  without = WSYNC_SELECT_WITHOUT,
+};
+
+/** What a plan moves; what is left empty selects all, what is given must all hold. */
+struct Selector {
+  /** Globs on names; `exclude` takes names out again. */
+  std::vector<std::string_view> include{};
+  std::vector<std::string_view> exclude{};
+  /** Ranges of layers and of experts, the end excluded. */
+  std::vector<wsync_number_range> layers{};
+  std::vector<wsync_number_range> experts{};
+  /** Destination copies; the plan numbers them anew. */
+  std::vector<std::uint32_t> copies{};
+  /** By the marks "frozen" and "draft" of both layouts. */
+  Choice trainable = Choice::any;
+  Choice draft = Choice::any;
+};
+
 struct TransportOptions : wsync_transport_options {
   TransportOptions() noexcept : wsync_transport_options WSYNC_TRANSPORT_OPTIONS_INIT {}
 };
@@ -329,6 +351,9 @@ private:
 /** True if the loaded library fits the header that this was compiled with. */
 inline bool header_matches() noexcept { return wsync_header_matches() != 0; }
 
+/** The file that the library was loaded from. */
+inline const char *library_file() noexcept { return wsync_library_file(); }
+
 namespace detail {
 
 /** Calls a C function; the record is last among its arguments. */
@@ -339,19 +364,21 @@ Status call(ErrorRecord &err, wsync_status (*function)(Parameters...),
   return static_cast<Status>(function(std::forward<Arguments>(arguments)..., err.c_ptr()));
 }
 
+} // namespace detail
+
+/** Like header_matches; the record says which file was loaded and what to do. */
+inline Status header_check(ErrorRecord &err) noexcept {
+  return detail::call(err, wsync_header_check, WSYNC_VERSION, WSYNC_ABI_VERSION);
+}
+
+namespace detail {
+
 /** Like call, for what makes the first objects: checks the library once. */
 template <class... Parameters, class... Arguments>
 Status first_call(ErrorRecord &err, wsync_status (*function)(Parameters...),
                   Arguments &&...arguments) noexcept {
-  static const bool matches = header_matches();
-  if (!matches) {
-    static constexpr char text[] = "the loaded library is not the one of this header";
-    err.clear();
-    err.c_ptr()->status = WSYNC_ERR_VERSION_MISMATCH;
-    err.c_ptr()->rank = WSYNC_RANK_NONE;
-    for (std::size_t i = 0; i < sizeof text; i++) err.c_ptr()->message[i] = text[i];
-    return Status::version_mismatch;
-  }
+  static const bool matches = wsync_header_matches() != 0;
+  if (!matches) return header_check(err);
   return call(err, function, std::forward<Arguments>(arguments)...);
 }
 
@@ -761,18 +788,25 @@ public:
     return Plan(out);
   }
 
-  /** The plan of the tensors that match `include` (all if empty) less `exclude`. */
-  Plan select(Span<const std::string_view> include, Span<const std::string_view> exclude,
-              ErrorRecord &err) const noexcept {
+  /** The plan of what is selected. */
+  Plan select(const Selector &what, ErrorRecord &err) const noexcept {
     std::vector<wsync_text> in;
     std::vector<wsync_text> out_again;
-    for (std::string_view glob : include) in.push_back(detail::text(glob));
-    for (std::string_view glob : exclude) out_again.push_back(detail::text(glob));
+    for (std::string_view glob : what.include) in.push_back(detail::text(glob));
+    for (std::string_view glob : what.exclude) out_again.push_back(detail::text(glob));
     wsync_selector selector = WSYNC_SELECTOR_INIT;
     selector.include = in.data();
     selector.include_count = in.size();
     selector.exclude = out_again.data();
     selector.exclude_count = out_again.size();
+    selector.layers = what.layers.data();
+    selector.layers_count = what.layers.size();
+    selector.experts = what.experts.data();
+    selector.experts_count = what.experts.size();
+    selector.copies = what.copies.data();
+    selector.copies_count = what.copies.size();
+    selector.trainable = static_cast<std::uint32_t>(what.trainable);
+    selector.draft = static_cast<std::uint32_t>(what.draft);
     wsync_plan *out = nullptr;
     detail::call(err, wsync_plan_select, c_ptr(), &selector, &out);
     return Plan(out);
@@ -877,9 +911,16 @@ public:
   static Plan from_bytes(Bytes bytes) {
     return detail::checked([&](ErrorRecord &e) { return from_bytes(bytes, e); });
   }
+  Plan select(const Selector &what) const {
+    return detail::checked([&](ErrorRecord &e) { return select(what, e); });
+  }
+  /** The plan of the tensors that match `include` (all if empty) less `exclude`. */
   Plan select(Span<const std::string_view> include,
               Span<const std::string_view> exclude = {}) const {
-    return detail::checked([&](ErrorRecord &e) { return select(include, exclude, e); });
+    Selector what;
+    what.include.assign(include.data(), include.data() + include.size());
+    what.exclude.assign(exclude.data(), exclude.data() + exclude.size());
+    return select(what);
   }
   std::vector<std::uint8_t> serialize() const {
     return detail::checked([&](ErrorRecord &e) { return serialize(e); });

@@ -16,6 +16,8 @@ The way through, on every rank:
 
 from __future__ import annotations
 
+import os
+
 from ._buffers import Buffer, DType, Memory, SupportsCudaArray, SupportsDLPack, describe
 from ._loader import lib as _lib
 from .enums import (
@@ -61,6 +63,12 @@ def library_version() -> str:
     """Version of the loaded library, such as "0.1.0"."""
     text: bytes = _lib.wsync_version_string()
     return text.decode()
+
+
+def library_file() -> str:
+    """The file that the loaded library came from."""
+    text: bytes = _lib.wsync_library_file()
+    return os.fsdecode(text)
 
 
 __all__ = [
@@ -109,6 +117,7 @@ __all__ = [
     "WeightsyncError",
     "describe",
     "env",
+    "library_file",
     "library_version",
     "set_log",
 ]

@@ -223,6 +223,13 @@ class wsync_plan_options(Structure):
     ]
 
 
+class wsync_number_range(Structure):
+    _fields_ = [
+        ("first", c_uint32),
+        ("end", c_uint32),
+    ]
+
+
 class wsync_selector(Structure):
     _fields_ = [
         ("struct_size", c_size_t),
@@ -230,6 +237,14 @@ class wsync_selector(Structure):
         ("include_count", c_size_t),
         ("exclude", POINTER(wsync_text)),
         ("exclude_count", c_size_t),
+        ("layers", POINTER(wsync_number_range)),
+        ("layers_count", c_size_t),
+        ("experts", POINTER(wsync_number_range)),
+        ("experts_count", c_size_t),
+        ("copies", POINTER(c_uint32)),
+        ("copies_count", c_size_t),
+        ("trainable", c_uint32),
+        ("draft", c_uint32),
     ]
 
 
@@ -309,6 +324,8 @@ FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
     ("wsync_version", c_uint32, []),
     ("wsync_version_string", c_char_p, []),
     ("wsync_abi_version", c_uint32, []),
+    ("wsync_library_file", c_char_p, []),
+    ("wsync_header_check", c_int32, [c_uint32, c_uint32, POINTER(wsync_error)]),
     ("wsync_status_name", c_char_p, [c_int32]),
     ("wsync_status_is_retryable", c_int32, [c_int32]),
     ("wsync_status_is_transport_lost", c_int32, [c_int32]),

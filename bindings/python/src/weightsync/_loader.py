@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +26,60 @@ def candidate() -> tuple[str, str]:
     return SONAME, "by its name, for none is bundled and WSYNC_LIBRARY is not set"
 
 
+def dotted(version: int) -> str:
+    """A packed version as people write it."""
+    return f"{version >> 16 & 255}.{version >> 8 & 255}.{version & 255}"
+
+
+def expected() -> str:
+    """What this package needs, and how to have it found."""
+    remedy = f"set WSYNC_LIBRARY to the full path of such a {SONAME}"
+    if os.environ.get("WSYNC_LIBRARY") and BUNDLED.is_file():
+        remedy += ", or unset it to take the bundled one"
+    elif not BUNDLED.is_file():
+        remedy += ", or install a wheel that has one inside, or the system's package"
+    return (
+        f"the package in {BUNDLED.parent.parent} needs version {dotted(_ffi.WSYNC_VERSION)} or newer with "
+        f"binary interface {_ffi.WSYNC_ABI_VERSION}; {remedy}"
+    )
+
+
+def loaded_files() -> list[str]:
+    """Every libweightsync that is in this process, as the kernel names it."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return []
+    files: list[str] = []
+    for line in maps.splitlines():
+        file = line.partition("/")
+        path = file[1] + file[2]
+        if path.rpartition("/")[2].startswith("libweightsync.so") and path not in files:
+            files.append(path)
+    return files
+
+
 def load() -> ctypes.CDLL:
     """Loads and checks the library; LibraryProblem says what is wrong."""
     path, origin = candidate()
+    before = loaded_files()
     try:
         # CDLL, and not PyDLL: calls that wait must let other threads run.
         library = ctypes.CDLL(path)
     except OSError as error:
         raise LibraryProblem(
-            f"cannot load {path} ({origin}): {error}", Status.LIBRARY_NOT_FOUND
+            f"cannot load {path} ({origin}): {error}; {expected()}", Status.LIBRARY_NOT_FOUND
         ) from None
     try:
         abi_version = library.wsync_abi_version
     except AttributeError:
         raise LibraryProblem(
-            f"{path} ({origin}) is not libweightsync", Status.LIBRARY_NOT_FOUND
+            f"{path} ({origin}) is not libweightsync; {expected()}", Status.LIBRARY_NOT_FOUND
         ) from None
     abi_version.restype = ctypes.c_uint32
     if abi_version() != _ffi.WSYNC_ABI_VERSION:
         raise LibraryProblem(
-            f"{path} ({origin}) has binary interface {abi_version()}, "
-            f"this package needs {_ffi.WSYNC_ABI_VERSION}",
+            f"{path} ({origin}) has binary interface {abi_version()}; {expected()}",
             Status.LIBRARY_TOO_OLD,
         )
     for name, result, arguments in _ffi.FUNCTIONS:
@@ -53,11 +87,26 @@ def load() -> ctypes.CDLL:
             function = getattr(library, name)
         except AttributeError:
             raise LibraryProblem(
-                f"{path} ({origin}) lacks {name}: it is older than this package",
+                f"{path} ({origin}) lacks {name}: it is older than this package; {expected()}",
                 Status.LIBRARY_TOO_OLD,
             ) from None
         function.restype = result
         function.argtypes = arguments
+    found = library.wsync_version()
+    if found < _ffi.WSYNC_VERSION:
+        raise LibraryProblem(
+            f"{path} ({origin}) is of version {dotted(found)}; {expected()}",
+            Status.LIBRARY_TOO_OLD,
+        )
+    now = loaded_files()
+    if len(now) > 1 and now != before:
+        warnings.warn(
+            f"two copies of libweightsync are in this process: {', '.join(now)}; handles and "
+            f"loopback ranks of one are unknown to the other; this package uses {path} "
+            f"({origin}): set WSYNC_LIBRARY={before[0] if before else now[0]} to use one for all",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return library
 
 

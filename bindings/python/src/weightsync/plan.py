@@ -87,16 +87,36 @@ class Plan(Handle):
         call(lib.wsync_plan_create_from_bytes, data, len(data), ctypes.byref(made))
         return cls._adopt(made)
 
-    def select(self, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> Plan:
-        """The plan that moves only some tensors, by globs on their names.
+    def select(
+        self,
+        include: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+        *,
+        layers: Iterable[int | range] = (),
+        experts: Iterable[int | range] = (),
+        copies: Iterable[int] = (),
+        trainable: bool | None = None,
+        draft: bool | None = None,
+    ) -> Plan:
+        """The plan that moves only some tensors, or to some copies.
 
-        Without `include` all are in; `exclude` takes names out again.
+        `include` and `exclude` are globs on names. Layers and experts are
+        numbers or ranges; copies are those of the destination, which the plan
+        numbers anew. `trainable` and `draft` go by the marks "frozen" and
+        "draft" of both layouts: True is only that, False is all but that.
+        What is left out selects all, what is given must all hold.
         """
         selector = _ffi.wsync_selector()
         selector.struct_size = ctypes.sizeof(selector)
         included, selector.include_count = text_array(include)
         excluded, selector.exclude_count = text_array(exclude)
         selector.include, selector.exclude = included, excluded
+        selector.layers, selector.layers_count = _ranges(layers)
+        selector.experts, selector.experts_count = _ranges(experts)
+        chosen = list(copies)
+        selector.copies = (ctypes.c_uint32 * len(chosen))(*chosen)
+        selector.copies_count = len(chosen)
+        selector.trainable, selector.draft = _choice(trainable), _choice(draft)
         made = _ffi.wsync_plan_p()
         with self._use() as pointer:
             call(lib.wsync_plan_select, pointer, ctypes.byref(selector), ctypes.byref(made))
@@ -214,3 +234,21 @@ class Plan(Handle):
 
     def _destroy(self, pointer: Any) -> None:
         lib.wsync_plan_destroy(pointer)
+
+
+def _ranges(numbers: Iterable[int | range]) -> tuple[Any, int]:
+    """Numbers and ranges as an array of wsync_number_range, and its length."""
+    found = []
+    for n in numbers:
+        if isinstance(n, range):
+            if n.step != 1:
+                raise ValueError(f"{n} skips numbers; give several ranges")
+            found.append(_ffi.wsync_number_range(n.start, n.stop))
+        else:
+            found.append(_ffi.wsync_number_range(n, n + 1))
+    return (_ffi.wsync_number_range * len(found))(*found), len(found)
+
+
+def _choice(flag: bool | None) -> int:
+    """The WSYNC_SELECT_* of a flag."""
+    return {None: 0, True: 1, False: 2}[flag]

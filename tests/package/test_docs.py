@@ -1,0 +1,173 @@
+"""Guides and references: every block of code in docs/ is run, or is a part of what is run.
+
+- `sh` blocks of a page run one after the other, with the installed command in the
+  path; a comment above one, `<!-- not run: why -->`, excuses it.
+- Blocks in c, cpp, python, json, cmake and toml stand in some file of the
+  repository that tests build or run; or they are whole programs, and run here.
+- `text` blocks are what somebody saw.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from conftest import CARGO_TARGET, GLIBC, ROOT, TOOLS, run
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+LANGUAGES = {"c", "cpp", "python", "json", "cmake", "toml", "sh", "text"}
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+    excuse: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    out: list[Block] = []
+    lines = page.read_text().splitlines()
+    start = None
+    for i, line in enumerate(lines):
+        if not line.startswith("```"):
+            continue
+        if start is None:
+            start = i
+            continue
+        above = lines[start - 1] if start else ""
+        excuse = re.findall(r"<!-- not run: (.+) -->", above)
+        text = "\n".join(lines[start + 1 : i]) + "\n"
+        out.append(Block(lines[start][3:].strip(), text, "".join(excuse), start + 1))
+        start = None
+    assert start is None, f"{page.name}: a block in line {start} does not end"
+    return out
+
+
+def repository() -> str:
+    """All that tests build or run, each line without its indentation."""
+    names = run("git", "ls-files", "-co", "--exclude-standard", "--", "*.c", "*.cc", "*.hpp", "*.py", "*.json",
+                "*.toml", "*CMakeLists.txt", "*.cmake").split()  # fmt: skip
+    texts = ((ROOT / name).read_text() for name in names if (ROOT / name).exists())
+    return "\n".join(flat(text) for text in texts)
+
+
+def flat(text: str) -> str:
+    return "\n".join(line.strip() for line in text.strip().splitlines())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_says_what_it_is(page: Path) -> None:
+    for block in blocks(page):
+        assert block.language in LANGUAGES, f"{page.name}:{block.line}: {block.language!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_is_a_part_of_what_is_tested_or_runs_by_itself(
+    page: Path, prefix: Path, scratch: Path
+) -> None:
+    source = repository()
+    for block in blocks(page):
+        if block.language in ("sh", "text") or block.excuse or flat(block.text) in source:
+            continue
+        where = f"{page.name}:{block.line}"
+        if block.language in ("c", "cpp"):
+            assert "int main" in block.text, f"{where}: neither a part of a file nor a program"
+            program = scratch / f"line{block.line}.{ {'c': 'c', 'cpp': 'cc'}[block.language] }"
+            program.write_text(block.text)
+            run("gcc" if block.language == "c" else "g++", program, "-o", scratch / "program",
+                f"-I{prefix / 'include'}", f"-L{prefix / 'lib'}", "-lweightsync",
+                f"-Wl,-rpath,{prefix / 'lib'}", "-pthread")  # fmt: skip
+            run(scratch / "program")
+        elif block.language == "python":
+            program = scratch / f"line{block.line}.py"
+            program.write_text(block.text)
+            run(TOOLS / "python", program, cwd=scratch, env=python_environment(prefix))
+        else:
+            pytest.fail(f"{where}: no file of the repository has this {block.language}")
+
+
+def python_environment(prefix: Path) -> dict[str, str]:
+    return {
+        "PYTHONPATH": str(ROOT / "bindings/python/src"),
+        "WSYNC_LIBRARY": str(prefix / "lib/libweightsync.so.0"),
+    }
+
+
+# What a build from scratch would take minutes for is shared with the other tests.
+SHARE = f"""#!/bin/sh
+if [ "$1 $2" = "-S cmake" ]; then
+    set -- "$@" -G Ninja -DWEIGHTSYNC_GLIBC={GLIBC} "-DWEIGHTSYNC_CARGO_TARGET_DIR={CARGO_TARGET}"
+fi
+exec {{cmake}} "$@"
+"""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_run(page: Path, prefix: Path, scratch: Path) -> None:
+    script = "\n".join(b.text for b in blocks(page) if b.language == "sh" and not b.excuse)
+    if not script:
+        return
+    cmake = scratch / "bin/cmake"
+    cmake.parent.mkdir()
+    cmake.write_text(SHARE.format(cmake=run("sh", "-c", "command -v cmake").strip()))
+    cmake.chmod(0o755)
+    path = f"{cmake.parent}:{prefix / 'bin'}:{TOOLS}:" + run("sh", "-c", "echo $PATH").strip()
+    # A page that installs does so beside; one that does not finds what is installed.
+    installs = "cmake --install" in script
+    env = {
+        "PATH": path,
+        "BUILD": str(scratch / "build"),
+        "PREFIX": str(scratch / "prefix" if installs else prefix),
+        "OUT": str(scratch),
+        **python_environment(prefix),
+    }
+    told = run("bash", "-euo", "pipefail", "-c", script, env=env, timeout=1800)
+    print(textwrap.indent(told, "    "))
+    # Pictures that were drawn are the ones that the page shows.
+    for drawn in scratch.glob("*.svg"):
+        shown = ROOT / "docs/pictures" / drawn.name
+        assert drawn.read_text() == shown.read_text(), f"{shown} was drawn by another version"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if "://" not in link:
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+# ---- references -----------------------------------------------------------------------
+
+
+def test_the_reference_of_c_and_cpp_builds_without_a_warning(tree: Path) -> None:
+    run("cmake", "--build", tree, "--target", "reference")
+    pages = {path.name for path in (tree / "reference/html").glob("*.html")}
+    assert "classweightsync_1_1v0_1_1Session.html" in pages
+    text = (tree / "reference/html/weightsync_8h.html").read_text()
+    for function in (ROOT / "include/weightsync.sym").read_text().split():
+        assert function in text, f"{function} is not in the reference"
+
+
+def test_the_rust_docs_build_without_a_warning() -> None:
+    run("cargo", "doc", "--locked", "--no-deps", "--lib", "-q",
+        env={"RUSTDOCFLAGS": "-D warnings"}, timeout=1800)  # fmt: skip
+
+
+def test_everything_public_in_python_has_a_docstring(prefix: Path) -> None:
+    ask = """
+import inspect, weightsync
+for name in weightsync.__all__:
+    thing = getattr(weightsync, name)
+    if not inspect.getdoc(thing): print(name)
+    if inspect.isclass(thing) and thing.__module__.startswith("weightsync"):
+        for method, value in vars(thing).items():
+            value = getattr(value, "fget", None) or getattr(value, "__func__", value)
+            if inspect.isfunction(value) and not method.startswith("_") and not inspect.getdoc(value):
+                print(f"{name}.{method}")
+"""
+    assert run(TOOLS / "python", "-c", ask, env=python_environment(prefix)) == ""
