@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use weightsync::Rank;
 use weightsync::layout::Layout;
-use weightsync::layout::models::{Inventory, SglangSizes, VllmSizes};
+use weightsync::layout::check::{Finding, FindingKind, check_pair};
+use weightsync::layout::models::{Framework, Inventory, MegatronSizes, SglangSizes, VllmSizes};
 
 fn read(name: &str) -> Vec<u8> {
     let path = format!("{}/tests/models/{name}.json", env!("CARGO_MANIFEST_DIR"));
@@ -576,4 +577,68 @@ fn sizes_are_read_as_they_are_written() {
     ] {
         assert!(refused(text).contains(want), "{}", refused(text));
     }
+}
+
+#[test]
+fn cuts_inside_heads_and_blocks_are_worth_knowing() {
+    let hazards = |name: &str, framework: Framework, sizes: &str| -> Vec<String> {
+        let made = Layout::from_model(&read(name), framework, sizes, 0).unwrap();
+        made.hazards.iter().map(|h| h.to_string()).collect()
+    };
+    // Kimi-K2 is released in blocks of 128: over 32 ranks, 64 rows are left.
+    let found = hazards("kimi-k2", Framework::Vllm, "tp=32,ep=on");
+    let shared = "model.layers.{layer}.mlp.shared_experts.gate_proj.weight: 2048 shared_rows are cut \
+                  at 64, inside a block of 128 that shares a scale";
+    assert!(found.iter().any(|h| h.starts_with(shared)), "{found:?}");
+    assert!(
+        found.iter().all(|h| !h.contains(".experts.gate_proj")),
+        "{found:?}"
+    );
+    let found = hazards("kimi-k2", Framework::Sglang, "tp=32,ep=1");
+    assert!(
+        found
+            .iter()
+            .any(|h| h.contains("mlp.experts.up_proj.weight: 2048 expert_rows"))
+    );
+    assert!(hazards("kimi-k2", Framework::Vllm, "tp=16,ep=on").is_empty());
+    // FSDP2 over 64 ranks cuts KV heads of 128 rows; nobody minds but who reads them.
+    let dtensors = r#"{"weightsync_dtensor": 1, "meshes": {"m": {"names": ["dp"], "shape": [64]}},
+        "tensors": [{"name": "model.layers.0.self_attn.k_proj.weight", "shape": [1024, 4096],
+                     "dtype": "bf16", "placements": ["Shard(0)"]}]}"#;
+    let found = hazards("qwen3-8b", Framework::Dtensor, dtensors);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(
+        found[0].contains("1024 kv_rows are cut at 16, inside a head of 128"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn sides_that_pad_differently_are_told_so() {
+    let model = model("qwen3-8b");
+    let trainer: MegatronSizes = "tp=8".parse().unwrap();
+    let trainer = Layout::megatron(&model, &trainer, 0).unwrap();
+    let engine = Layout::vllm(
+        &model,
+        &[VllmSizes {
+            tp: 2,
+            ..VllmSizes::default()
+        }],
+        8,
+    )
+    .unwrap();
+    let report = check_pair(&trainer, &engine);
+    assert!(report.is_ok());
+    let padding: Vec<&Finding> = report
+        .findings
+        .iter()
+        .filter(|f| f.kind == FindingKind::Padding)
+        .collect();
+    assert_eq!(padding.len(), 2, "{padding:?}");
+    assert!(padding[0].message.contains(
+        "axis 0 has 151936 indices, which the source pads to 152576 and the destination to 151936"
+    ));
+    // Coverage is told in bytes of each side.
+    assert_eq!(report.source.bytes, 2 * model.params());
+    assert_eq!(report.destination.matched_bytes, report.source.bytes);
 }

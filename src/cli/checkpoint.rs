@@ -133,12 +133,17 @@ impl Checkpoint {
     fn find(&self, layout: &Layout, tensor: TensorIndex) -> Result<(&Layout, &[View])> {
         let t = &layout.tensors()[tensor.index()];
         let names = || std::iter::once(t.name.as_str()).chain(layout.aliases_of(&t.name));
-        for told in [Some(&self.raw), self.model.as_ref()].into_iter().flatten() {
-            if let Some(found) = names().find_map(|n| told.find_tensor(n)) {
-                let views = views_of(told, found);
-                check(t, &told.tensors()[found.index()], views)?;
-                return Ok((told, views));
-            }
+        // A name may mean one thing in the files and another, with its axes in
+        // another order, in the model: the shape tells, and the model goes first.
+        let told = [self.model.as_ref(), Some(&self.raw)].into_iter().flatten();
+        let mut found: Vec<(&Layout, TensorIndex)> = told
+            .filter_map(|told| Some((told, names().find_map(|n| told.find_tensor(n))?)))
+            .collect();
+        found.sort_by_key(|(told, i)| told.tensors()[i.index()].shape != t.shape);
+        if let Some(&(told, found)) = found.first() {
+            let views = views_of(told, found);
+            check(t, &told.tensors()[found.index()], views)?;
+            return Ok((told, views));
         }
         let why = match &self.template {
             Some(template) => self.raw.recast(template).err(),

@@ -68,8 +68,9 @@ impl Splitter<'_> {
         }
         // Explicit boxes split from the needed box down, whoever asks.
         let mut out = Vec::new();
+        let holders: Vec<&ExplicitBox> = self.tensor.explicit_holders.iter().collect();
         for cell in self.grid(bounds, None) {
-            split_by(&cell, &self.tensor.explicit_holders, &mut out);
+            split_by(&cell, &range, &holders, &mut out);
         }
         out.retain(|c| range.contains(c));
         out.sort();
@@ -185,12 +186,18 @@ fn product(axes: &[SmallVec<[u64; 16]>]) -> Vec<IndexBox> {
     out
 }
 
-/// Splits `cell` until every box either contains a piece or misses it.
-fn split_by(cell: &IndexBox, boxes: &[ExplicitBox], out: &mut Vec<IndexBox>) {
-    let crossing = boxes
+/// Splits `cell` until every box either contains a piece or misses it; pieces
+/// outside of `range` are left out.
+fn split_by(cell: &IndexBox, range: &IndexBox, boxes: &[&ExplicitBox], out: &mut Vec<IndexBox>) {
+    if !cell.overlaps(range) {
+        return;
+    }
+    let near: Vec<&ExplicitBox> = boxes
         .iter()
-        .find(|e| e.bounds.overlaps(cell) && !e.bounds.contains(cell));
-    let Some(e) = crossing else {
+        .copied()
+        .filter(|e| e.bounds.overlaps(cell))
+        .collect();
+    let Some(e) = near.iter().find(|e| !e.bounds.contains(cell)) else {
         out.push(cell.clone());
         return;
     };
@@ -206,8 +213,8 @@ fn split_by(cell: &IndexBox, boxes: &[ExplicitBox], out: &mut Vec<IndexBox>) {
         let (mut low, mut high) = (cell.clone(), cell.clone());
         low.0[d].hi = at;
         high.0[d].lo = at;
-        split_by(&low, boxes, out);
-        split_by(&high, boxes, out);
+        split_by(&low, range, &near, out);
+        split_by(&high, range, &near, out);
         return;
     }
 }

@@ -175,3 +175,21 @@ def test_mapping() -> None:
         assert isinstance(mapping.report(), dict)
     with pytest.raises(ws.WeightsyncError):
         ws.Mapping("two_stage", range(3), range(2), source_tp=3, destination_tp=2)
+
+
+def test_a_plan_of_some_copies_layers_and_experts() -> None:
+    config = {
+        "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 16, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 4, "intermediate_size": 32,
+        "vocab_size": 64, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+    }
+    source = ws.Layout.from_model(config, "hf")
+    engines = ws.Layout.from_model(config, "vllm", {"tp": 2, "replicas": 3}, first_rank=1)
+    plan = ws.Plan(source, engines)
+    part = plan.select(layers=[0, range(2, 3)], experts=[range(1, 3)], copies=[2], draft=False)
+    part.verify()
+    assert part.program_info(1).bytes_received == 0
+    # Two layers, three projections, two experts of 8 by 16, half of the rows, in bf16.
+    assert part.program_info(5).bytes_received == 2 * 3 * 2 * 8 * 16 // 2 * 2
+    with pytest.raises(ws.WeightsyncError, match="draft true"):
+        plan.select(draft=True)

@@ -91,12 +91,14 @@ pub enum FindingKind {
     NeverHeld,
     /// Bytes that no source rank holds, and nobody needs.
     SourceHole,
+    /// The sides allocate different numbers of indices for padding.
+    Padding,
 }
 
 impl FindingKind {
     /// False for what is worth knowing and hinders nobody.
     pub const fn is_error(self) -> bool {
-        !matches!(self, FindingKind::SourceHole)
+        !matches!(self, FindingKind::SourceHole | FindingKind::Padding)
     }
 }
 

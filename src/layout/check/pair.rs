@@ -12,6 +12,7 @@ use crate::layout::placement::{Part, Placement};
 use crate::layout::tensor::{IndexBox, Tensor, TensorIndex};
 use crate::rank::Rank;
 use serde::Serialize;
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything that is wrong between two layouts, and how much fits.
@@ -242,7 +243,29 @@ impl Pair<'_> {
             self.granules(Side::Source, s, b);
             self.granules(Side::Destination, d, a);
         }
+        self.padding(s, d);
         self.coverage(s, d);
+    }
+
+    /// Says where the sides pad an axis differently: what lies there does not
+    /// move.
+    fn padding(&mut self, s: usize, d: usize) {
+        let tensor = &self.destination.tensors()[d];
+        let (Some(held), Some(needed)) = (self.held.0[s].placed, self.needed.0[d].placed) else {
+            return;
+        };
+        for (dim, &size) in tensor.shape.iter().enumerate() {
+            let (own, other) = (allocated(held, dim, size), allocated(needed, dim, size));
+            if own == other {
+                continue;
+            }
+            let text = format!(
+                "axis {dim} has {size} indices, which the source pads to {own} and the \
+                 destination to {other}; padding does not move"
+            );
+            let problem = Problem::new(FindingKind::Padding, dim as u8, text);
+            self.out.push(problem.of(&tensor.name, None, None));
+        }
     }
 
     fn dtypes(&mut self, s: usize, d: usize) {
@@ -442,6 +465,19 @@ fn first_holder(part: &Part, p: &Placement, t: &Tensor, bounds: &IndexBox) -> Op
     let mesh = part.mesh(rule);
     let slice = rule.holders(0, mesh, p.stage, &t.shape, |d| bounds.0[d].lo);
     Some(part.ranks.rank(slice.nth(mesh, 0)))
+}
+
+/// Indices of an axis that all its parts have together, with their padding.
+fn allocated((part, p): (&Part, &Placement), dim: usize, size: u64) -> u64 {
+    let rule = part.rule(p);
+    let mesh = part.mesh(rule);
+    if rule.padded & (1 << dim) == 0 {
+        return size;
+    }
+    let origin: SmallVec<[u32; 8]> = mesh.axes.iter().map(|_| 0).collect();
+    let parts: u64 = rule.cuts_of(dim).map(|c| c.part_count(mesh)).product();
+    let first = rule.local_axis(mesh, &origin, dim, size).extent;
+    first.saturating_mul(parts).max(size)
 }
 
 fn shape_problem(a: &Tensor, b: &Tensor) -> Option<Problem> {

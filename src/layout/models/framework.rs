@@ -1,6 +1,6 @@
 //! One way in: a `config.json`, a framework and its sizes become a layout.
 
-use super::hazard::Hazard;
+use super::hazard::{Hazard, cuts_inside};
 use super::hugging_face::HuggingFaceSizes;
 use super::inventory::Inventory;
 use super::megatron::MegatronSizes;
@@ -109,6 +109,9 @@ impl Layout {
             }
             Framework::Dtensor => of_dtensor(&model, sizes)?,
         };
+        if framework != Framework::Megatron {
+            hazards = cuts_inside(&model, &layout);
+        }
         Ok(ModelLayout {
             layout,
             remarks,

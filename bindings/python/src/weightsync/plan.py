@@ -251,4 +251,6 @@ def _ranges(numbers: Iterable[int | range]) -> tuple[Any, int]:
 
 def _choice(flag: bool | None) -> int:
     """The WSYNC_SELECT_* of a flag."""
-    return {None: 0, True: 1, False: 2}[flag]
+    if flag is None:
+        return _ffi.WSYNC_SELECT_ANY
+    return _ffi.WSYNC_SELECT_ONLY if flag else _ffi.WSYNC_SELECT_WITHOUT
