@@ -288,7 +288,7 @@ fn check(case: &Case, device: &Arc<CudaDevice>, is_pageable: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
 
     #[test]
     fn any_box_in_any_order_and_type_is_what_the_host_makes(case in case()) {

@@ -328,8 +328,7 @@ impl Core {
         self.timeline.order::<Line>().map_or(0, |l| l.word.get())
     }
 
-    /// Takes note of what the GPU has done; false if there is nothing left to
-    /// look for.
+    /// Takes note of what the GPU has done, and opens gates that can be.
     fn look(&self, watch: &Arc<dyn Watch>) -> Look {
         let mut state = self.lock();
         state.gates.open(watch);
