@@ -71,7 +71,9 @@ const CAPACITY: usize = 256;
 /// aborted, because this NCCL cannot stop it otherwise. Called once, from a
 /// thread of ours; aborts the communicator or has somebody do it.
 #[derive(Default)]
-pub struct OnAbort(Option<Box<dyn Fn(&Error) + Send + Sync>>);
+pub struct OnAbort(Option<Box<Call>>);
+
+type Call = dyn Fn(&Error) + Send + Sync;
 
 impl OnAbort {
     pub fn new(call: impl Fn(&Error) + Send + Sync + 'static) -> OnAbort {
