@@ -6,7 +6,7 @@ use divan::{Bencher, black_box};
 use std::sync::{Arc, OnceLock};
 use weightsync::Rank;
 use weightsync::plan::Plan;
-use weightsync::plan::decision::PlanOptions;
+use weightsync::plan::decision::{PlanOptions, Strategy};
 
 fn main() {
     weigh();
@@ -40,16 +40,30 @@ fn resident_bytes() -> u64 {
 /// inference ranks in replicas of 16: 102,400 ranks.
 fn large() -> &'static Plan {
     static PLAN: OnceLock<Plan> = OnceLock::new();
-    PLAN.get_or_init(|| {
-        let source = models::deepseek(0, 16, 3200, 1, 64, false);
-        let destination = models::deepseek(51_200, 1, 3200, 16, 16, true);
-        let options = PlanOptions {
-            bucket_count: 16,
-            staging_bytes_max: 8 << 30,
-            ..PlanOptions::default()
-        };
-        Plan::create(Arc::new(source), Arc::new(destination), &options).unwrap()
-    })
+    PLAN.get_or_init(|| large_by(Strategy::Direct))
+}
+
+fn large_by(strategy: Strategy) -> Plan {
+    let source = models::deepseek(0, 16, 3200, 1, 64, false);
+    let destination = models::deepseek(51_200, 1, 3200, 16, 16, true);
+    let options = PlanOptions {
+        strategy,
+        bucket_count: 16,
+        staging_bytes_max: 64 << 30,
+        ..PlanOptions::default()
+    };
+    Plan::create(Arc::new(source), Arc::new(destination), &options).unwrap()
+}
+
+/// Strategies whose routes have stages, for a sender and a receiver.
+#[divan::bench(args = [
+    ("relay", 25_600), ("relay", 60_003),
+    ("fanout", 25_600), ("fanout", 60_003),
+    ("two_stage", 17), ("two_stage", 60_003),
+])]
+fn program_in_stages_at_102400_ranks(b: Bencher<'_, '_>, (name, rank): (&str, u32)) {
+    let plan = large_by(Strategy::from_name(name).unwrap());
+    b.bench(|| plan.program(black_box(Rank(rank))).unwrap());
 }
 
 #[divan::bench(args = [0, 17, 25_600, 51_199])]

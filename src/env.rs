@@ -8,7 +8,7 @@
 
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -30,6 +30,9 @@ const LIBRARY: &str = "WSYNC_LIBRARY";
 const NCCL_LIBRARY: &str = "WSYNC_NCCL_LIBRARY";
 /// Not ours: vLLM's, honoured so that both use one copy.
 const VLLM_NCCL_SO_PATH: &str = "VLLM_NCCL_SO_PATH";
+const CUDART_LIBRARY: &str = "WSYNC_CUDART_LIBRARY";
+const CUDA_LIBRARY: &str = "WSYNC_CUDA_LIBRARY";
+const CUDA_COPY: &str = "WSYNC_CUDA_COPY";
 
 /// All of them. Sizes are bytes and may end in `KiB`, `MiB` or `GiB`.
 pub const VARIABLES: &[Variable] = &[
@@ -77,6 +80,21 @@ pub const VARIABLES: &[Variable] = &[
         name: VLLM_NCCL_SO_PATH,
         default: "",
         meaning: "the same, as vLLM reads it; WSYNC_NCCL_LIBRARY comes first",
+    },
+    Variable {
+        name: CUDART_LIBRARY,
+        default: "",
+        meaning: "full path of the CUDA runtime to load; else the copy in the process, else the loader's",
+    },
+    Variable {
+        name: CUDA_LIBRARY,
+        default: "",
+        meaning: "full path of the CUDA driver library to load; else libcuda.so.1",
+    },
+    Variable {
+        name: CUDA_COPY,
+        default: "kernels",
+        meaning: "who copies on a GPU: kernels, or engines, which take no multiprocessor",
     },
 ];
 
@@ -142,6 +160,27 @@ pub fn stall_deadline_ns() -> Result<Option<u64>> {
 /// Bytes of all rings of a rank of the shm transport.
 pub fn shm_ring_bytes_max() -> Result<Option<u64>> {
     bytes(SHM_RING_BYTES_MAX)
+}
+
+/// The CUDA runtime to load, and no other.
+pub fn cudart_library() -> Option<&'static Path> {
+    get(CUDART_LIBRARY).filter(|p| !p.is_empty()).map(Path::new)
+}
+
+/// The CUDA driver to load, and no other.
+pub fn cuda_library() -> Option<&'static Path> {
+    get(CUDA_LIBRARY).filter(|p| !p.is_empty()).map(Path::new)
+}
+
+/// True if copy engines shall copy on a GPU, false if kernels.
+pub fn cuda_copies_by_engines() -> Result<bool> {
+    match get(CUDA_COPY) {
+        None | Some("" | "kernels") => Ok(false),
+        Some("engines") => Ok(true),
+        Some(other) => Err(Error::invalid(format!(
+            "{CUDA_COPY} is \"{other}\"; it is kernels or engines"
+        ))),
+    }
 }
 
 /// The NCCL that the environment asks for, and the variable that does.

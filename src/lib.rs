@@ -11,8 +11,8 @@
 //! ```
 //!
 //! The rooms of the house, imports running down only:
-//! `cli, capi -> sim -> plan -> layout` and `cli, capi -> exec -> plan`, with transports and devices behind
-//! traits that take work and return fences.
+//! `cli, capi -> tune -> sim -> plan -> layout` and `cli, capi -> exec -> plan`,
+//! with transports and devices behind traits that take work and return fences.
 
 pub mod capi;
 pub mod device;
@@ -26,6 +26,7 @@ pub mod plan;
 pub mod rank;
 pub mod sim;
 pub mod transport;
+pub mod tune;
 
 pub use error::{Error, Result, Status};
 pub use rank::Rank;

@@ -5,9 +5,11 @@ use std::mem::{align_of, offset_of, size_of};
 use weightsync::capi::env::*;
 use weightsync::capi::log::*;
 use weightsync::capi::mapping::*;
+use weightsync::capi::nccl::*;
 use weightsync::capi::plan::*;
 use weightsync::capi::request::*;
 use weightsync::capi::session::*;
+use weightsync::capi::topology::*;
 use weightsync::capi::transport::*;
 use weightsync::capi::types::*;
 use weightsync::capi::version::*;
@@ -149,6 +151,10 @@ fn values_are_pinned() {
     values!(wsync_strategy: u32, {
         WSYNC_STRATEGY_DEFAULT = 0,
         WSYNC_STRATEGY_DIRECT = 1,
+        WSYNC_STRATEGY_TWO_STAGE = 2,
+        WSYNC_STRATEGY_RELAY = 3,
+        WSYNC_STRATEGY_FANOUT = 4,
+        WSYNC_STRATEGY_AUTO = 5,
     });
     values!(wsync_source_rule: u32, {
         WSYNC_SOURCE_RULE_DEFAULT = 0,
@@ -158,6 +164,12 @@ fn values_are_pinned() {
     values!(wsync_transport_kind: u32, {
         WSYNC_TRANSPORT_KIND_LOOPBACK = 1,
         WSYNC_TRANSPORT_KIND_SHM = 2,
+        WSYNC_TRANSPORT_KIND_NCCL = 3,
+    });
+    values!(wsync_nccl_mode: u32, {
+        WSYNC_NCCL_MODE_OWN = 1,
+        WSYNC_NCCL_MODE_SPLIT = 2,
+        WSYNC_NCCL_MODE_DIRECT = 3,
     });
     values!(wsync_request_flag: u32, {
         WSYNC_REQUEST_FLAG_VERIFY = 1,
@@ -173,6 +185,7 @@ fn constants_are_pinned() {
     assert_eq!(WSYNC_DIM_COUNT_MAX, 8);
     assert_eq!(WSYNC_NAME_BYTES_MAX, 1024);
     assert_eq!(WSYNC_GREETING_BYTES_MAX, 512);
+    assert_eq!(WSYNC_NCCL_ID_BYTES, 128);
     assert_eq!(WSYNC_ABI_VERSION, 0);
     assert_eq!(wsync_abi_version(), WSYNC_ABI_VERSION);
     assert_eq!(wsync_version(), WSYNC_VERSION);
@@ -299,16 +312,106 @@ fn structs_are_pinned() {
         destination_ranks: 120,
         destination_list_count: 128,
     });
-    layout!(wsync_plan_options, 56, 8, {
+    layout!(wsync_two_stage_options, 80, 8, {
+        struct_size: 0,
+        avoid_same_device: 8,
+        source_tp: 12,
+        source_pp: 16,
+        source_ep: 20,
+        source_dp: 24,
+        source_cp: 28,
+        destination_tp: 32,
+        destination_pp: 36,
+        destination_ep: 40,
+        replica_count: 44,
+        source_ranks: 48,
+        source_list_count: 56,
+        destination_ranks: 64,
+        destination_list_count: 72,
+    });
+    layout!(wsync_plan_options, 72, 8, {
         struct_size: 0,
         strategy: 8,
         source_rule: 12,
         staging_bytes_max: 16,
         direct_bytes_min: 24,
         bucket_count: 32,
-        reserved: 36,
+        copy_count: 36,
         unused_allowed: 40,
         unused_allowed_count: 48,
+        two_stage: 56,
+        topology: 64,
+    });
+    layout!(wsync_simulate_options, 32, 8, {
+        struct_size: 0,
+        seed: 8,
+        straggler_count: 16,
+        straggler_percent: 20,
+        failure_count: 24,
+        reserved: 28,
+    });
+    layout!(wsync_host_group, 32, 8, {
+        count: 0,
+        gpus: 4,
+        nics: 8,
+        domain_hosts: 12,
+        nic_bytes_per_s: 16,
+        nvlink_bytes_per_s: 24,
+    });
+    layout!(wsync_placement_run, 24, 8, {
+        ranks: 0,
+        gpu: 16,
+        ranks_per_gpu: 20,
+    });
+    layout!(wsync_speed_factor, 32, 8, {
+        ranks: 0,
+        nic_percent: 16,
+        nvlink_percent: 20,
+        is_drained: 24,
+        reserved: 28,
+    });
+    layout!(wsync_fabric_cut, 40, 8, {
+        name: 0,
+        hosts: 16,
+        is_by_rail: 20,
+        out_bytes_per_s: 24,
+        in_bytes_per_s: 32,
+    });
+    layout!(wsync_topology_options, 120, 8, {
+        struct_size: 0,
+        hosts: 8,
+        host_count: 16,
+        host_stride: 24,
+        placement: 32,
+        placement_count: 40,
+        placement_stride: 48,
+        speeds: 56,
+        speed_count: 64,
+        speed_stride: 72,
+        cuts: 80,
+        cut_count: 88,
+        cut_stride: 96,
+        latency_ns: 104,
+        pack_bytes_per_s: 112,
+    });
+    layout!(wsync_rank_place, 80, 8, {
+        struct_size: 0,
+        rank: 8,
+        reserved: 12,
+        host: 16,
+        device: 32,
+        domain: 48,
+        nics: 64,
+        nic_count: 72,
+    });
+    layout!(wsync_site, 40, 8, {
+        struct_size: 0,
+        gpu: 8,
+        host: 12,
+        domain: 16,
+        rail: 20,
+        nic_bytes_per_s: 24,
+        nvlink_bytes_per_s: 32,
     });
     layout!(wsync_number_range, 8, 4, {
         first: 0,
@@ -340,7 +443,7 @@ fn structs_are_pinned() {
         peer_count: 56,
         buffer_count: 60,
     });
-    layout!(wsync_transport_options, 40, 8, {
+    layout!(wsync_transport_options, 48, 8, {
         struct_size: 0,
         kind: 8,
         rank: 12,
@@ -348,6 +451,22 @@ fn structs_are_pinned() {
         rank_count: 24,
         reserved: 28,
         ring_bytes_max: 32,
+        nccl: 40,
+    });
+    layout!(wsync_nccl_options, 80, 8, {
+        struct_size: 0,
+        mode: 8,
+        cta_count_min: 12,
+        cta_count_max: 16,
+        p2p_peer_count_max: 20,
+        net_channel_count: 24,
+        is_rebuildable: 28,
+        comm: 32,
+        id: 40,
+        library: 48,
+        rebuild_from: 56,
+        on_abort: 64,
+        on_abort_user: 72,
     });
     layout!(wsync_session_options, 16, 8, {
         struct_size: 0,

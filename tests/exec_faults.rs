@@ -136,6 +136,11 @@ fn a_rank_that_stalls_at_any_step_is_named_over_shm() {
     stall_at_every_step(Carrier::Shm);
 }
 
+#[test]
+fn a_rank_that_stalls_at_any_step_is_named_on_gpus() {
+    stall_at_every_step(Carrier::GpuStaged);
+}
+
 fn die_at_every_step(carrier: Carrier) {
     for victim in VICTIMS {
         for step in 0..STEPS {
@@ -172,6 +177,11 @@ fn a_rank_that_dies_at_any_step_is_named_when_staged() {
 #[test]
 fn a_rank_that_dies_at_any_step_is_named_over_shm() {
     die_at_every_step(Carrier::Shm);
+}
+
+#[test]
+fn a_rank_that_dies_at_any_step_is_named_on_gpus() {
+    die_at_every_step(Carrier::Gpu);
 }
 
 #[test]

@@ -140,7 +140,7 @@ fn buffers_may_move_between_versions() {
 fn plans_for_some_and_for_all_ranks_take_turns() {
     for carrier in CARRIERS {
         let world = World::new(carrier, Shape::Apart, 2);
-        let some = Shape::Half.plan(3);
+        let some = Shape::Half.plan_in(3, carrier.memory());
         world.run(|rig| {
             let slot = rig.session.load(some.clone()).unwrap();
             let request = Request::new(&rig.session, slot).unwrap();

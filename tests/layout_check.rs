@@ -789,3 +789,55 @@ fn tables_that_do_not_fit_are_one_finding() {
         "{report:#?}"
     );
 }
+
+#[test]
+fn groups_are_whole_and_their_members_alike() {
+    let grouped = |rows: [u64; 2], groups: u64, more: Value| {
+        let mut f = fused(
+            tensor(&[rows[0], 2], more.clone()),
+            tensor(&[rows[1], 2], more),
+            0,
+        );
+        f["fused"][0]["groups"] = json!(groups);
+        f
+    };
+    // Both members are told.
+    let found = |file: &Value, kind: FindingKind, words: &[&str]| {
+        let report = check(&spec(file));
+        let says = |f: &Finding| f.kind == kind && words.iter().all(|w| f.message.contains(w));
+        assert!(report.findings.iter().any(says), "{:#?}", report.findings);
+    };
+    let by_tp = || json!({"cuts": [{"dim": 0, "axes": ["tp"]}]});
+    // Two groups per rank: q q k | q q k.
+    let sound = layout(&grouped([32, 16], 8, by_tp()));
+    let k = sound.find_tensor("k").unwrap();
+    let views = sound.views(Rank(0));
+    let offsets: Vec<u64> = views
+        .iter()
+        .filter(|v| v.tensor == k)
+        .map(|v| v.offset)
+        .collect();
+    assert_eq!(offsets, [16, 40]);
+    // 12 groups of 4 and 2 rows over 4 ranks would be 3 each; 6 would cut one.
+    found(
+        &grouped([24, 12], 6, by_tp()),
+        FindingKind::Granule,
+        &["lie in groups in a fused buffer", "granules of 4 indices"],
+    );
+    let order = json!({"order": [1, 0], "cuts": [{"dim": 0, "axes": ["tp"]}]});
+    found(
+        &grouped([32, 16], 8, order),
+        FindingKind::Storage,
+        &["lies in groups in a fused buffer", "order"],
+    );
+    let mut shared = grouped([32, 16], 8, by_tp());
+    shared["fused"][0]["shared_dims"] = json!(1);
+    found(&shared, FindingKind::Fused, &["groups share none"]);
+    let e = LayoutSpec::from_json(grouped([30, 16], 8, by_tp()).to_string().as_bytes());
+    let e = e.unwrap_err();
+    assert!(
+        e.message
+            .contains("30 indices on axis 0, not a multiple of 8 groups"),
+        "{e}"
+    );
+}

@@ -423,3 +423,29 @@ fn the_schema_accepts_what_is_read_and_refuses_what_is_not() {
         assert_eq!(is_read, !name.starts_with('b'), "{name}");
     }
 }
+
+#[test]
+fn numbers_of_layers_may_be_given_instead_of_counted() {
+    let file = |numbers: &str| {
+        format!(
+            r#"{{"weightsync_layout": 1, "ranks": {{"first": 0, "count": 2}},
+            "meshes": {{"m": [["pp", 2]]}}, "stages": {{"decoder": [0, 1, 0, 1]}},
+            "local_layers": {{"decoder": {numbers}}},
+            "tensors": [{{"name": "w.{{layer}}", "layers": "decoder", "shape": [4], "dtype": "f32",
+                "stage": {{"axis": "pp", "table": "decoder"}}, "buffer": "b.{{local_layer}}"}}]}}"#
+        )
+    };
+    let layout = Layout::from_json(file("[7, 0, 9, 1]").as_bytes()).unwrap();
+    let names: Vec<String> = layout
+        .buffers(Rank(0))
+        .into_iter()
+        .map(|b| b.name)
+        .collect();
+    assert_eq!(names, ["b.7", "b.9"]);
+    let e = Layout::from_json(file("[0, 0]").as_bytes()).unwrap_err();
+    assert!(
+        e.message
+            .contains("numbers 2 layers of table \"decoder\", which has 4"),
+        "{e}"
+    );
+}

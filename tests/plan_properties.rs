@@ -7,10 +7,14 @@ mod naive;
 use naive::World;
 use proptest::prelude::*;
 use std::sync::Arc;
+use weightsync::layout::mesh::RankList;
 use weightsync::plan::Plan;
-use weightsync::plan::decision::{PlanOptions, SourceRule, Strategy as Way};
+use weightsync::plan::decision::{
+    PlanOptions, SourceCopies, SourceGroup, SourceRule, Strategy as Way,
+};
 use weightsync::plan::mapping::{DestinationSizes, SourceSizes};
 use weightsync::plan::program::Side;
+use weightsync::plan::topology::{HostGroup, PlacementRun, TopologySpec};
 use weightsync::plan::two_stage::TwoStageOptions;
 
 fn options(rotate: bool, buckets: u32, direct: u64) -> PlanOptions {
@@ -24,6 +28,39 @@ fn options(rotate: bool, buckets: u32, direct: u64) -> PlanOptions {
         direct_bytes_min: direct,
         ..PlanOptions::default()
     }
+}
+
+/// Hosts of a few GPUs, with sources and destinations apart or side by side.
+fn topology() -> impl Strategy<Value = TopologySpec> {
+    (1u32..6, 1u32..4, 0u32..4).prop_map(|(gpus, domain_hosts, mix)| {
+        let ranks = RankList::Range {
+            first: 0,
+            count: 128,
+        };
+        TopologySpec {
+            hosts: vec![HostGroup {
+                count: 512 / gpus * domain_hosts,
+                gpus,
+                nics: 1,
+                domain_hosts,
+                ..TopologySpec::default().hosts[0].clone()
+            }],
+            placement: match mix {
+                0 => vec![PlacementRun {
+                    ranks,
+                    gpu: 0,
+                    ranks_per_gpu: 1,
+                }],
+                1 => vec![PlacementRun {
+                    ranks,
+                    gpu: 3,
+                    ranks_per_gpu: 2,
+                }],
+                _ => Vec::new(),
+            },
+            ..TopologySpec::default()
+        }
+    })
 }
 
 /// The mapping's lists, as the sizes of both sides say.
@@ -104,6 +141,33 @@ proptest! {
             strategy: Way::TwoStage,
             two_stage: two_stage(&source, &destination),
             ..options(false, buckets, direct)
+        };
+        deliver(&tensors, &source, &destination, &options);
+    }
+
+    /// The same with clusters of needers that pass bytes on to each other,
+    /// whatever hosts the ranks are on.
+    #[test]
+    fn every_destination_element_arrives_once_in_clusters(
+        tensors in layouts::tensors(),
+        source in layouts::side(0u32..4),
+        destination in layouts::side(0u32..30),
+        rotate: bool,
+        (buckets, rotation) in (1u32..6, 0u32..3),
+        direct in prop_oneof![Just(1u64), Just(8), Just(1 << 20)],
+        topology in topology(),
+        copies in prop::option::of(1u32..5),
+    ) {
+        let group = |stage| SourceGroup { part: 0, stage };
+        let groups = [group(None), group(Some(0)), group(Some(1))];
+        let options = PlanOptions {
+            strategy: if copies.is_some() { Way::Fanout } else { Way::Relay },
+            topology: Some(topology),
+            rotation: Some(rotation),
+            copies: copies.map_or(Vec::new(), |copies| {
+                groups.map(|group| SourceCopies { group, copies }).to_vec()
+            }),
+            ..options(rotate, buckets, direct)
         };
         deliver(&tensors, &source, &destination, &options);
     }

@@ -466,13 +466,13 @@ unsafe fn spec_of(given: &wsync_mapping_options) -> Result<MappingSpec> {
     // SAFETY: passed on.
     let (source_ranks, expert_source_ranks, destination_ranks) = unsafe {
         (
-            lists(given.source_ranks, given.source_list_count, "source_ranks")?,
-            lists(
+            rank_lists(given.source_ranks, given.source_list_count, "source_ranks")?,
+            rank_lists(
                 given.expert_source_ranks,
                 given.expert_source_list_count,
                 "expert_source_ranks",
             )?,
-            lists(
+            rank_lists(
                 given.destination_ranks,
                 given.destination_list_count,
                 "destination_ranks",
@@ -507,7 +507,7 @@ unsafe fn spec_of(given: &wsync_mapping_options) -> Result<MappingSpec> {
 /// # Safety
 ///
 /// `ptr` is NULL or points to `count` lists, each with its number of ranks.
-unsafe fn lists(
+pub(super) unsafe fn rank_lists(
     ptr: *const wsync_rank_list,
     count: usize,
     name: &str,

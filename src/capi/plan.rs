@@ -4,9 +4,12 @@ use super::args::{self, plain_struct};
 use super::buffers::{BufferCache, SideBuffers, buffer_info, no_buffer};
 use super::handle::{self, Handle, shared};
 use super::layout::wsync_layout;
+use super::mapping::rank_lists;
 use super::out::{Buffer, Out, StructOut, TextBuffer};
+use super::topology::wsync_topology;
 use super::types::{
-    WSYNC_STEP_NONE, wsync_buffer_info, wsync_error, wsync_fingerprint, wsync_status, wsync_text,
+    WSYNC_STEP_NONE, wsync_buffer_info, wsync_error, wsync_fingerprint, wsync_rank_list,
+    wsync_status, wsync_text,
 };
 use super::{count_u32, guard, guard_value};
 use crate::env;
@@ -16,9 +19,14 @@ use crate::log::{Level, line};
 use crate::plan::decision::{
     DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Strategy,
 };
+use crate::plan::mapping::{DestinationSizes, SourceSizes};
 use crate::plan::program::BufferUse;
+use crate::plan::topology::Topology;
+use crate::plan::two_stage::TwoStageOptions;
 use crate::plan::{Plan, Selector};
 use crate::rank::Rank;
+use crate::sim::{Certificate, Instance, StressOptions};
+use crate::tune;
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 
@@ -31,7 +39,7 @@ use std::sync::Arc;
 /// wsync_plan_rank_count, wsync_plan_ranks, wsync_plan_tensor_count,
 /// wsync_plan_step_count, wsync_plan_program_info, wsync_plan_buffer_count,
 /// wsync_plan_buffer_at, wsync_plan_tensor_last_step, wsync_plan_rank_ops,
-/// wsync_plan_origin, wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
+/// wsync_plan_origin, wsync_plan_certificate, wsync_plan_simulate, wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
 ///
 /// Since: 0.1
 pub struct wsync_plan {
@@ -60,6 +68,19 @@ pub enum wsync_strategy {
     WSYNC_STRATEGY_DEFAULT = 0,
     /// From a holder straight to the needer.
     WSYNC_STRATEGY_DIRECT = 1,
+    /// As the two-stage rank mapping says: to one member of each
+    /// weight-mapping group, which forwards to the others.
+    WSYNC_STRATEGY_TWO_STAGE = 2,
+    /// Each byte enters an NVLink domain once; the ranks there exchange what
+    /// several of them need.
+    WSYNC_STRATEGY_RELAY = 3,
+    /// Only some copies leave the source; the ranks that get them pass them on
+    /// to the others.
+    WSYNC_STRATEGY_FANOUT = 4,
+    /// Whichever of these (but TWO_STAGE), with whichever source rule and
+    /// bucket count, is predicted to be fastest on the topology. The plan
+    /// keeps what was decided.
+    WSYNC_STRATEGY_AUTO = 5,
 }
 
 /// Which of several holders sends.
@@ -75,6 +96,41 @@ pub enum wsync_source_rule {
     /// every tensor.
     WSYNC_SOURCE_RULE_ROTATE = 2,
 }
+
+/// How WSYNC_STRATEGY_TWO_STAGE maps ranks. A side whose TP is 0 is read from
+/// the meshes of its layout: axis tp, the axis that numbers stages, and all
+/// others as copies. Devices are those of the topology.
+///
+/// Since: 0.1
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct wsync_two_stage_options {
+    /// sizeof(wsync_two_stage_options).
+    pub struct_size: usize,
+    /// Not 0: pairs within one device are avoided by choosing another
+    /// receiver. 0: they are as good as any other.
+    pub avoid_same_device: u32,
+    pub source_tp: u32,
+    /// Sizes of 0 are 1, here and below.
+    pub source_pp: u32,
+    pub source_ep: u32,
+    pub source_dp: u32,
+    pub source_cp: u32,
+    pub destination_tp: u32,
+    pub destination_pp: u32,
+    pub destination_ep: u32,
+    pub replica_count: u32,
+    /// One list per source copy, each [PP][TP]; none means Megatron's order,
+    /// or that of the layout.
+    pub source_ranks: *const wsync_rank_list,
+    pub source_list_count: usize,
+    /// One list per replica, each [PP][EP][TP]; none means ascending ranks, or
+    /// the order of the layout.
+    pub destination_ranks: *const wsync_rank_list,
+    pub destination_list_count: usize,
+}
+
+plain_struct!(wsync_two_stage_options, 80, "wsync_two_stage_options");
 
 /// What a plan is made with. All of it enters the fingerprint, so it has to be
 /// equal on all ranks, the variables behind defaults included.
@@ -98,15 +154,43 @@ pub struct wsync_plan_options {
     /// Steps of the plan; 0 is the smallest number that keeps staging inside
     /// its budget.
     pub bucket_count: u32,
-    /// 0.
-    pub reserved: u32,
+    /// WSYNC_STRATEGY_FANOUT: copies that leave the source; 0 is as many as
+    /// can leave while the fullest NVLink domain receives.
+    pub copy_count: u32,
     /// Globs (*, ?) of source tensors that the destination may leave unused;
     /// without them an unused tensor is an error.
     pub unused_allowed: *const wsync_text,
     pub unused_allowed_count: usize,
+    /// WSYNC_STRATEGY_TWO_STAGE: how ranks are mapped; NULL reads it from the
+    /// layouts.
+    pub two_stage: *const wsync_two_stage_options,
+    /// What stands between the ranks; NULL is the default topology.
+    pub topology: *const wsync_topology,
 }
 
-plain_struct!(wsync_plan_options, 56, "wsync_plan_options");
+plain_struct!(wsync_plan_options, 72, "wsync_plan_options");
+
+/// What a simulation does to a plan; all 0 does nothing to it. Equal seeds
+/// choose equal ranks and times.
+///
+/// Since: 0.1
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct wsync_simulate_options {
+    /// sizeof(wsync_simulate_options).
+    pub struct_size: usize,
+    pub seed: u64,
+    /// Ranks whose links are slow.
+    pub straggler_count: u32,
+    /// Of their full speed, 1 to 100; 0 is 50.
+    pub straggler_percent: u32,
+    /// Ranks that stop for good at some time before the healthy end.
+    pub failure_count: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+plain_struct!(wsync_simulate_options, 32, "wsync_simulate_options");
 
 /// A range [first, end) of numbers.
 ///
@@ -207,13 +291,13 @@ pub unsafe extern "C" fn wsync_plan_create(
         let (source, destination) = unsafe { (shared(source)?, shared(destination)?) };
         // SAFETY: the header asks for NULL or a struct whose struct_size is
         // set and whose array has the count that stands beside it.
-        let options = unsafe { plan_options(options)? };
+        let (options, is_auto) = unsafe { plan_options(options)? };
         let (source, destination) = (source.layout.clone(), destination.layout.clone());
-        out.put(PlanObject::new(Plan::create(
-            source,
-            destination,
-            &options,
-        )?));
+        let plan = match is_auto {
+            true => tune::plan(source, destination, &options)?,
+            false => Plan::create(source, destination, &options)?,
+        };
+        out.put(PlanObject::new(plan));
         Ok(())
     })
 }
@@ -535,6 +619,79 @@ pub unsafe extern "C" fn wsync_plan_origin(
     })
 }
 
+/// Writes how near the plan is to what is possible as JSON, NUL-terminated:
+/// lower_bound_s, predicted_s, ratio, bottleneck and more. `topology` may be
+/// NULL: the one that the plan was made for. Derives and simulates all ranks.
+/// With a `capacity` of 0 only `out_needed` is written: the number of bytes,
+/// the NUL included.
+///
+/// Errors: INVALID_ARGUMENT if the topology leaves ranks out; LIMIT_EXCEEDED
+/// for too many ranks; BUFFER_TOO_SMALL.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_certificate(
+    plan: *const wsync_plan,
+    topology: *const wsync_topology,
+    buffer: *mut c_char,
+    capacity: usize,
+    out_needed: *mut usize,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a buffer of `capacity` bytes.
+        let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
+        // SAFETY: the header asks for a live plan.
+        let plan = unsafe { shared(plan)? };
+        // SAFETY: the header asks for NULL or a live topology.
+        let topology = unsafe { topology_for(&plan.plan, topology)? };
+        out.write_json(&Certificate::of(&plan.plan, &topology)?)
+    })
+}
+
+/// Runs the plan in virtual time with some ranks slow and some dying, and
+/// writes what came of it as JSON, NUL-terminated: healthy_ns, total_ns, the
+/// ranks that were chosen, copies_complete, and who waits for whom. `topology`
+/// and `options` may be NULL. With a `capacity` of 0 only `out_needed` is
+/// written: the number of bytes, the NUL included.
+///
+/// Errors: INVALID_ARGUMENT for more stragglers and failures than ranks;
+/// LIMIT_EXCEEDED for too many ranks; BUFFER_TOO_SMALL.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_simulate(
+    plan: *const wsync_plan,
+    topology: *const wsync_topology,
+    options: *const wsync_simulate_options,
+    buffer: *mut c_char,
+    capacity: usize,
+    out_needed: *mut usize,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a buffer of `capacity` bytes.
+        let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
+        // SAFETY: the header asks for a live plan.
+        let plan = unsafe { shared(plan)? };
+        // SAFETY: the header asks for NULL or a live topology.
+        let topology = unsafe { topology_for(&plan.plan, topology)? };
+        // SAFETY: the header asks for NULL or a struct whose struct_size is set.
+        let stress = match unsafe { args::optional(options)? } {
+            None => StressOptions::default(),
+            Some(given) => {
+                args::reserved("wsync_simulate_options", given.reserved)?;
+                StressOptions {
+                    seed: given.seed,
+                    straggler_count: given.straggler_count,
+                    straggler_percent: given.straggler_percent,
+                    failure_count: given.failure_count,
+                }
+            }
+        };
+        let instance = Instance::of_plan(&plan.plan, &topology)?;
+        out.write_json(&instance.stress(&plan.plan, &stress)?)
+    })
+}
+
 /// Writes totals over all ranks as JSON, NUL-terminated: bytes, pairs,
 /// messages, staging, the busiest ranks. With a `capacity` of 0 only
 /// `out_needed` is written: the number of bytes, the NUL included.
@@ -627,7 +784,7 @@ fn program_info(plan: &Plan, rank: Rank) -> Result<wsync_program_info> {
         bytes_sent: program.bytes_sent,
         bytes_received: program.bytes_received,
         bytes_local: program.bytes_local,
-        staging_bytes: program.staging_bytes,
+        staging_bytes: program.memory_bytes(),
         message_count: program.messages.len() as u64,
         direct_message_count: direct as u64,
         peer_count: count_u32(program.peers().len()),
@@ -639,7 +796,7 @@ fn program_info(plan: &Plan, rank: Rank) -> Result<wsync_program_info> {
 ///
 /// `options` is NULL or has its struct_size set, and its array has the count
 /// that stands beside it.
-unsafe fn plan_options(options: *const wsync_plan_options) -> Result<PlanOptions> {
+unsafe fn plan_options(options: *const wsync_plan_options) -> Result<(PlanOptions, bool)> {
     let mut made = PlanOptions {
         staging_bytes_max: env::staging_bytes_max()?.unwrap_or(STAGING_BYTES_DEFAULT),
         direct_bytes_min: env::direct_bytes_min()?.unwrap_or(DIRECT_BYTES_MIN_DEFAULT),
@@ -647,12 +804,24 @@ unsafe fn plan_options(options: *const wsync_plan_options) -> Result<PlanOptions
     };
     // SAFETY: passed on.
     let Some(given) = (unsafe { args::optional(options)? }) else {
-        return Ok(made);
+        return Ok((made, false));
     };
-    args::reserved(<wsync_plan_options as args::Plain>::NAME, given.reserved)?;
-    made.strategy = strategy(given.strategy)?;
+    let is_auto = given.strategy == wsync_strategy::WSYNC_STRATEGY_AUTO as u32;
+    if !is_auto {
+        made.strategy = strategy(given.strategy)?;
+    }
+    if !given.topology.is_null() {
+        // SAFETY: the header asks for NULL or a live topology.
+        made.topology = Some(unsafe { shared(given.topology)? }.spec().clone());
+    }
     made.source_rule = source_rule(given.source_rule)?;
     made.bucket_count = given.bucket_count;
+    made.copy_count = given.copy_count;
+    // SAFETY: passed on.
+    if let Some(two_stage) = unsafe { args::optional(given.two_stage)? } {
+        // SAFETY: its lists have the counts that stand beside them.
+        made.two_stage = unsafe { two_stage_options(&two_stage)? };
+    }
     if given.staging_bytes_max != 0 {
         made.staging_bytes_max = given.staging_bytes_max;
     }
@@ -668,7 +837,7 @@ unsafe fn plan_options(options: *const wsync_plan_options) -> Result<PlanOptions
             TENSOR_COUNT_MAX,
         )?
     };
-    Ok(made)
+    Ok((made, is_auto))
 }
 
 /// # Safety
@@ -703,6 +872,20 @@ unsafe fn selector_of(selector: *const wsync_selector) -> Result<Selector> {
     }
 }
 
+/// A topology with the ranks of a plan placed, or the plan's own.
+///
+/// # Safety
+///
+/// `topology` is NULL or a live topology.
+unsafe fn topology_for(plan: &Plan, topology: *const wsync_topology) -> Result<Topology> {
+    if topology.is_null() {
+        return Ok(plan.topology().as_ref().clone());
+    }
+    // SAFETY: passed on.
+    let given = unsafe { shared(topology)? };
+    given.placed_for(plan.source(), plan.destination())
+}
+
 /// # Safety
 ///
 /// `list` has `count` ranges.
@@ -727,11 +910,53 @@ fn choice(value: u32, what: &str) -> Result<Option<bool>> {
     }
 }
 
+/// # Safety
+///
+/// The lists have the counts that stand beside them, and each list its number
+/// of ranks.
+unsafe fn two_stage_options(given: &wsync_two_stage_options) -> Result<TwoStageOptions> {
+    let source = SourceSizes {
+        tp: given.source_tp,
+        pp: given.source_pp.max(1),
+        ep: given.source_ep.max(1),
+        dp: given.source_dp.max(1),
+        cp: given.source_cp.max(1),
+    };
+    let destination = DestinationSizes {
+        tp: given.destination_tp,
+        pp: given.destination_pp.max(1),
+        ep: given.destination_ep.max(1),
+        replicas: given.replica_count.max(1),
+    };
+    // SAFETY: passed on.
+    let (source_ranks, destination_ranks) = unsafe {
+        let (a, a_count) = (given.source_ranks, given.source_list_count);
+        let (b, b_count) = (given.destination_ranks, given.destination_list_count);
+        (
+            rank_lists(a, a_count, "source_ranks")?,
+            rank_lists(b, b_count, "destination_ranks")?,
+        )
+    };
+    Ok(TwoStageOptions {
+        source: (source.tp > 0).then_some(source),
+        destination: (destination.tp > 0).then_some(destination),
+        source_ranks,
+        destination_ranks,
+        avoid_same_device: given.avoid_same_device != 0,
+    })
+}
+
 fn strategy(value: u32) -> Result<Strategy> {
     const DEFAULT: u32 = wsync_strategy::WSYNC_STRATEGY_DEFAULT as u32;
     const DIRECT: u32 = wsync_strategy::WSYNC_STRATEGY_DIRECT as u32;
+    const TWO_STAGE: u32 = wsync_strategy::WSYNC_STRATEGY_TWO_STAGE as u32;
+    const RELAY: u32 = wsync_strategy::WSYNC_STRATEGY_RELAY as u32;
+    const FANOUT: u32 = wsync_strategy::WSYNC_STRATEGY_FANOUT as u32;
     match value {
         DEFAULT | DIRECT => Ok(Strategy::Direct),
+        TWO_STAGE => Ok(Strategy::TwoStage),
+        RELAY => Ok(Strategy::Relay),
+        FANOUT => Ok(Strategy::Fanout),
         other => Err(args::unknown("strategy", other)),
     }
 }

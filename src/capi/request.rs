@@ -162,11 +162,16 @@ pub unsafe extern "C" fn wsync_request_wait_ready(
 }
 
 /// Starts a READY request: enqueues all its work and returns, waiting neither
-/// for peers nor for a device. `stream` is the caller's stream, after whose
-/// work the first byte is read or written; NULL for host memory.
+/// for peers nor for a device. `stream` is a cudaStream_t of the caller's: the
+/// first byte is read or written after the work that is in it now, and work
+/// that it is given later comes after the transfer, which may have failed: ask
+/// wsync_request_outcome before serving. NULL is the default stream where
+/// buffers are on a GPU, and nothing where all are on the host.
 ///
-/// Errors: INVALID_STATE unless READY; UNSUPPORTED for a stream that no device
-/// of this session has; what ended the request meanwhile.
+/// Errors: INVALID_STATE unless READY, and for a stream that is being captured
+/// into a graph; UNSUPPORTED for a stream where all buffers are on the host;
+/// INVALID_ARGUMENT for one that CUDA does not know; what ended the request
+/// meanwhile.
 /// Thread safety: one call at a time per request. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_request_start(
@@ -177,8 +182,7 @@ pub unsafe extern "C" fn wsync_request_start(
     guard(err, || {
         // SAFETY: the header asks for a live request.
         let request = unsafe { exclusive(request)? };
-        check_stream(stream)?;
-        request.request.start()
+        request.request.start_on(stream.expose_provenance())
     })
 }
 
@@ -199,8 +203,8 @@ pub unsafe extern "C" fn wsync_request_submit(
         let request = unsafe { exclusive(request)? };
         // SAFETY: the header asks for NULL or a struct with its struct_size.
         let options = unsafe { options_of(options)? };
-        check_stream(stream)?;
-        request.request.submit(&options)
+        let stream = stream.expose_provenance();
+        request.request.submit_on(&options, stream)
     })
 }
 
@@ -401,17 +405,6 @@ unsafe fn options_of(options: *const wsync_request_options) -> Result<RequestOpt
         made.stall_deadline_ns = env::stall_deadline_ns()?.unwrap_or(0);
     }
     Ok(made)
-}
-
-/// Host memory has no streams.
-fn check_stream(stream: *mut c_void) -> Result<()> {
-    if stream.is_null() {
-        return Ok(());
-    }
-    Err(Error::new(
-        Status::Unsupported,
-        format!("stream {stream:p} was given; a session of host memory takes NULL"),
-    ))
 }
 
 fn progress(state: State) -> Result<Status> {

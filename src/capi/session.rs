@@ -9,13 +9,11 @@ use super::plan::wsync_plan;
 use super::transport::wsync_transport;
 use super::types::{wsync_error, wsync_side, wsync_status, wsync_text};
 use crate::device::MemoryRange;
-use crate::device::host::HostDevice;
 use crate::error::Result;
 use crate::exec::{BufferBinding, PlanSlot, Session, SessionOptions};
 use crate::limits::VIEW_COUNT_MAX;
 use crate::plan::program::Side;
 use std::ffi::{c_char, c_void};
-use std::sync::Arc;
 
 /// One rank's buffers, bound by name, and the plans it has loaded. Exclusive:
 /// one call at a time, but for abort. Does not survive fork.
@@ -106,8 +104,7 @@ pub unsafe extern "C" fn wsync_session_create(
         let options = SessionOptions {
             load_deadline_ns: options.map_or(0, |o| o.load_deadline_ns),
         };
-        let device = Arc::new(HostDevice::new()?);
-        let session = Session::new(&transport.endpoint, device, options)?;
+        let session = Session::open(&transport.endpoint, options)?;
         out.put(SessionObject { session });
         Ok(())
     })

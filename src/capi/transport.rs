@@ -2,6 +2,7 @@
 
 use super::args::{self, plain_struct};
 use super::handle::{self, Handle, exclusive, shared};
+use super::nccl::{self, wsync_nccl_options};
 use super::out::Out;
 use super::types::{WSYNC_RANK_NONE, wsync_bytes, wsync_error, wsync_rank_list, wsync_status};
 use super::{copies, count_u32, guard, guard_value};
@@ -73,6 +74,8 @@ pub enum wsync_transport_kind {
     WSYNC_TRANSPORT_KIND_LOOPBACK = 1,
     /// Ranks as processes on one host, host memory.
     WSYNC_TRANSPORT_KIND_SHM = 2,
+    /// Ranks on GPUs, through NCCL.
+    WSYNC_TRANSPORT_KIND_NCCL = 3,
 }
 
 /// What a transport is made with. The kind and the ranks are to be equal on
@@ -96,15 +99,18 @@ pub struct wsync_transport_options {
     /// shm: bytes of shared memory for all that this rank sends, at most; 0
     /// is WSYNC_SHM_RING_BYTES_MAX from the environment, or 128 MiB.
     pub ring_bytes_max: u64,
+    /// nccl: how; NULL means all defaults.
+    pub nccl: *const wsync_nccl_options,
 }
 
-plain_struct!(wsync_transport_options, 40, "wsync_transport_options");
+plain_struct!(wsync_transport_options, 48, "wsync_transport_options");
 
 /// Makes a transport that has met nobody yet. Next is wsync_transport_greeting
 /// and wsync_transport_meet, or wsync_transport_rendezvous.
 ///
 /// Errors: UNSUPPORTED for an unknown kind; INVALID_ARGUMENT if `rank` is none
-/// of the ranks; IO, OUT_OF_MEMORY.
+/// of the ranks; IO, OUT_OF_MEMORY; for nccl also LIBRARY_NOT_FOUND,
+/// LIBRARY_TOO_OLD, and SYSTEM with NCCL's or CUDA's result.
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_transport_create(
@@ -117,7 +123,7 @@ pub unsafe extern "C" fn wsync_transport_create(
         let out = unsafe { Out::new(out_transport, "out_transport")? };
         // SAFETY: the header asks for a struct whose struct_size is set.
         let options = unsafe { args::structure(options)? };
-        // SAFETY: its list has the count that stands beside it.
+        // SAFETY: its pointers are what the header asks for.
         let endpoint = unsafe { endpoint(&options)? };
         copies::warn_of_others();
         out.put(TransportObject { endpoint });
@@ -319,10 +325,12 @@ pub unsafe extern "C" fn wsync_transport_destroy(transport: *mut wsync_transport
 
 /// # Safety
 ///
-/// The list of ranks is NULL or has the count that stands beside it.
+/// The list of ranks is NULL or has the count that stands beside it, and what
+/// else is pointed to is NULL or as the header says.
 unsafe fn endpoint(given: &wsync_transport_options) -> Result<Endpoint> {
     const LOOPBACK: u32 = wsync_transport_kind::WSYNC_TRANSPORT_KIND_LOOPBACK as u32;
     const SHM: u32 = wsync_transport_kind::WSYNC_TRANSPORT_KIND_SHM as u32;
+    const NCCL: u32 = wsync_transport_kind::WSYNC_TRANSPORT_KIND_NCCL as u32;
     args::reserved(
         <wsync_transport_options as args::Plain>::NAME,
         given.reserved,
@@ -341,6 +349,11 @@ unsafe fn endpoint(given: &wsync_transport_options) -> Result<Endpoint> {
     let bootstrap: Box<dyn Bootstrap> = match given.kind {
         LOOPBACK => Box::new(Loopback),
         SHM => Box::new(Shm::new(Rank(given.rank), shm_options(given)?)?),
+        NCCL => {
+            let is_lowest = ranks.lowest() == Rank(given.rank);
+            // SAFETY: passed on.
+            Box::new(unsafe { nccl::bootstrap(given.nccl, is_lowest)? })
+        }
         other => return Err(args::unknown("kind", other)),
     };
     Endpoint::new(Rank(given.rank), ranks, bootstrap)

@@ -5,9 +5,10 @@ mod wheels;
 
 use super::table::{print, print_json};
 use clap::Args;
-use report::{Finding, Report};
+use report::{Finding, Report, cuda_text};
 use std::path::PathBuf;
 use weightsync::Result;
+use weightsync::device::cuda::inspect;
 use weightsync::transport::nccl::Nccl;
 use weightsync::transport::nccl::library::MULTI_RANK_GPU;
 
@@ -33,9 +34,53 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
 
 fn examine(args: &DoctorArgs) -> Report {
     let mut report = Report::default();
+    find_cuda(&mut report);
     find_nccl(args, &mut report);
     look_at_variables(&mut report);
     report
+}
+
+/// The CUDA that a transport would use, and what it says of GPUs.
+fn find_cuda(report: &mut Report) {
+    inspect::fall_back(&wheels::cudart());
+    let cuda = match inspect::inspect() {
+        Ok(cuda) => cuda,
+        Err(e) => {
+            return report.findings.push(Finding::problem(
+                e.to_string(),
+                "pip install nvidia-cuda-runtime (or nvidia-cuda-runtime-cu12) into the \
+                 environment of the program, or install CUDA",
+            ));
+        }
+    };
+    if let Err(e) = &cuda.devices {
+        let advice = match cuda.driver_version {
+            0 => "install NVIDIA's driver; in a container, start it with --gpus all",
+            _ => "look at nvidia-smi, and at CUDA_VISIBLE_DEVICES",
+        };
+        report
+            .findings
+            .push(Finding::problem(e.to_string(), advice));
+    } else if let Some(problem) = &cuda.driver_problem {
+        report.findings.push(Finding::problem(
+            problem.clone(),
+            "the driver's library lies beside libnvidia-ml.so; set WSYNC_CUDA_LIBRARY to its path",
+        ));
+    }
+    let major = |version: i32| version / 1000;
+    let is_old =
+        cuda.driver_version > 0 && major(cuda.driver_version) < major(cuda.runtime_version);
+    if is_old {
+        report.findings.push(Finding::problem(
+            format!(
+                "the driver takes CUDA {} and the runtime is {}",
+                cuda_text(cuda.driver_version),
+                cuda_text(cuda.runtime_version)
+            ),
+            "update the driver, or use a runtime of the driver's CUDA",
+        ));
+    }
+    report.cuda = Some(cuda);
 }
 
 /// The NCCL that a transport would use, or failing that the one of a wheel,

@@ -16,6 +16,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
 mod account;
+mod bench;
 mod check;
 mod checkpoint;
 mod completions;
@@ -63,6 +64,8 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Run a saved plan in virtual time
     Simulate(simulate::SimulateArgs),
+    /// Measure planning, with targets beside
+    Bench(bench::BenchArgs),
     /// Say what a second plan does otherwise than a first
     Diff(diff::DiffArgs),
     /// Say everything that is wrong with a layout, or between two
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Map(args) => map::run(args),

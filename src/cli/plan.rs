@@ -10,11 +10,12 @@ use std::sync::Arc;
 use weightsync::layout::Layout;
 use weightsync::plan::Plan;
 use weightsync::plan::decision::{
-    DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule,
+    DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Strategy,
 };
 use weightsync::plan::report::{Op, PlanReport};
 use weightsync::plan::topology::TopologySpec;
-use weightsync::{Error, Rank, Result, env};
+use weightsync::plan::two_stage::TwoStageOptions;
+use weightsync::{Error, Rank, Result, env, tune};
 
 /// Plan the way from one layout to another
 #[derive(Args, Debug)]
@@ -52,6 +53,17 @@ pub struct OptionArgs {
     /// the same places
     #[arg(long)]
     rotate: bool,
+    /// Which way bytes take; auto takes what is predicted to be fastest
+    #[arg(long, value_name = "NAME", default_value = "direct", value_parser = way)]
+    strategy: Way,
+    /// With strategy fanout, copies that leave the source; as many as can leave
+    /// while the fullest NVLink domain receives, unless given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    copies: Option<u32>,
+    /// With strategy two_stage, choose another receiver where a pair would be
+    /// within one device
+    #[arg(long)]
+    avoid_same_device: bool,
     /// Topology file: hosts, NVLink domains, NICs and the ranks on them
     #[arg(long, value_name = "FILE")]
     topology: Option<PathBuf>,
@@ -63,7 +75,7 @@ pub struct OptionArgs {
 
 impl OptionArgs {
     /// Options over environment variables over defaults.
-    pub fn to_options(&self) -> Result<PlanOptions> {
+    fn to_options(&self) -> Result<PlanOptions> {
         let staging_bytes_max = match self.staging_bytes_max {
             Some(n) => n,
             None => env::staging_bytes_max()?.unwrap_or(STAGING_BYTES_DEFAULT),
@@ -73,6 +85,15 @@ impl OptionArgs {
             false => SourceRule::Wrap,
         };
         Ok(PlanOptions {
+            strategy: match self.strategy {
+                Way::Auto => Strategy::default(),
+                Way::Of(strategy) => strategy,
+            },
+            copy_count: self.copies.unwrap_or(0),
+            two_stage: TwoStageOptions {
+                avoid_same_device: self.avoid_same_device,
+                ..TwoStageOptions::default()
+            },
             source_rule,
             staging_bytes_max,
             direct_bytes_min: env::direct_bytes_min()?.unwrap_or(DIRECT_BYTES_MIN_DEFAULT),
@@ -82,13 +103,40 @@ impl OptionArgs {
             ..PlanOptions::default()
         })
     }
+
+    /// Plans as these options say.
+    pub fn plan(&self, source: Arc<Layout>, destination: Arc<Layout>) -> Result<Plan> {
+        let options = self.to_options()?;
+        match self.strategy {
+            Way::Auto => tune::plan(source, destination, &options),
+            Way::Of(_) => Plan::create(source, destination, &options),
+        }
+    }
+}
+
+/// A strategy, or whichever is fastest.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Auto,
+    Of(Strategy),
+}
+
+/// What is called `name`.
+fn way(name: &str) -> std::result::Result<Way, String> {
+    if name == "auto" {
+        return Ok(Way::Auto);
+    }
+    Strategy::from_name(name).map(Way::Of).ok_or_else(|| {
+        let names: Vec<_> = Strategy::ALL.iter().map(|s| s.name()).collect();
+        format!("strategies are auto, {}", names.join(", "))
+    })
 }
 
 /// Runs `weightsync plan`.
 pub fn run(args: &PlanArgs) -> Result<()> {
     let source = Arc::new(read_layout(&args.source)?);
     let destination = Arc::new(read_layout(&args.destination)?);
-    let plan = Plan::create(source, destination, &args.options.to_options()?)?;
+    let plan = args.options.plan(source, destination)?;
     let plan = args.select.apply(plan)?;
     if let Some(path) = &args.output {
         std::fs::write(path, plan.to_bytes()?)
@@ -164,6 +212,11 @@ pub fn report_text(r: &PlanReport) -> String {
         grouped(r.bytes_moved)
     );
     t.row(["moved", &moved]);
+    if r.bytes_forwarded > 0 {
+        let name = r.strategy.name();
+        let forwarded = format!("{} of them, strategy {name}", bytes(r.bytes_forwarded));
+        t.row(["forwarded", &forwarded]);
+    }
     let local = format!(
         "{} ({} bytes)",
         bytes(r.bytes_local),

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use weightsync::layout::Layout;
-use weightsync::plan::Plan;
 use weightsync::{Error, Result};
 
 /// Deliver a checkpoint from one layout to another and check every byte
@@ -76,8 +75,7 @@ pub fn run(args: &SyncArgs) -> Result<()> {
         }
     };
     let used = look_up(&checkpoint, &source)?;
-    let options = args.options.to_options()?;
-    let plan = Plan::create(Arc::new(source), Arc::new(destination), &options)?;
+    let plan = args.options.plan(Arc::new(source), Arc::new(destination))?;
     let plan = args.select.apply(plan)?;
     let summary = drive(&Delivery {
         plan: Arc::new(plan),

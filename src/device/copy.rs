@@ -296,6 +296,18 @@ unsafe fn write(
     }
 }
 
+/// Copies the first `bytes` bytes of a walk to one run.
+///
+/// # Safety
+///
+/// The walk is over readable memory with as many bytes ahead, `to` is writable
+/// for them, and the two do not overlap.
+pub(crate) unsafe fn gather_run(from: &Walk, to: *mut u8, bytes: u64) {
+    let mut slice = Walk::new(to.expose_provenance(), bytes, &[]);
+    // SAFETY: the caller's contract.
+    unsafe { copy_bytes(&mut from.clone(), &mut slice, bytes, Store::Near) };
+}
+
 /// Casts one run.
 ///
 /// # Safety

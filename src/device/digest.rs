@@ -20,6 +20,7 @@ use super::stream::{FETCH_CHUNK, fetch_ahead};
 use super::walk::Walk;
 use super::{Binding, DigestSums};
 use crate::layout::dtype::Dtype;
+use crate::layout::tensor::IndexBox;
 use crate::plan::program::DigestItem;
 use std::ptr::with_exposed_provenance;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,7 +50,7 @@ const fn finish(x: u64) -> u64 {
 /// Sums the source items of a binding: each once into `sums.once` where this
 /// rank counts for it, and weighted into `sums.sent`.
 pub fn digest_source(binding: &Binding, stop: Stop<'_>) -> Result<(), Halt> {
-    let DigestSums { once, sent, .. } = &binding.sums;
+    let DigestSums { once, sent, .. } = &*binding.sums;
     reset(once);
     reset(sent);
     for item in &binding.program.digest_source {
@@ -83,9 +84,27 @@ fn reset(sums: &[AtomicU64]) {
 /// The sum over one item.
 pub fn digest_item(binding: &Binding, item: &DigestItem, stop: Stop<'_>) -> Result<u64, Halt> {
     let shape = &binding.program.tensors[item.tensor.index()].shape;
-    let mut numbers = Walk::indices(shape, &item.bounds);
-    let mut memory = walk(binding, &item.region);
-    let (from, to) = (item.region.dtype, item.dtype);
+    let memory = walk(binding, &item.region);
+    let types = (item.region.dtype, item.dtype);
+    // SAFETY: `Binding::new` checked that the region lies in bound memory and
+    // has as many elements as the box.
+    unsafe { digest_walk(shape, &item.bounds, memory, types, stop) }
+}
+
+/// The sum over the elements of `memory`, which are those of `bounds` in a
+/// tensor of this shape: of one type in memory, of another where they go.
+///
+/// # Safety
+///
+/// `memory` is over readable memory with as many elements as the box.
+pub(crate) unsafe fn digest_walk(
+    shape: &[u64],
+    bounds: &IndexBox,
+    mut memory: Walk,
+    (from, to): (Dtype, Dtype),
+    stop: Stop<'_>,
+) -> Result<u64, Halt> {
+    let mut numbers = Walk::indices(shape, bounds);
     let largest = from.bytes().max(to.bytes());
     let batch = BATCH_BYTES as u64 / largest;
     let mut sum = 0u64;
@@ -96,8 +115,7 @@ pub fn digest_item(binding: &Binding, item: &DigestItem, stop: Stop<'_>) -> Resu
             until_check = QUANTUM;
         }
         let n = numbers.left().min(batch);
-        // SAFETY: `Binding::new` checked that the region lies in bound memory
-        // and has as many elements as the box; `n` are ahead in both walks.
+        // SAFETY: the caller's contract; `n` are ahead in both walks.
         let part = unsafe { sum_batch(&mut memory, &mut numbers, from, to, n) };
         sum = sum.wrapping_add(part);
         until_check -= (n * largest).min(until_check);

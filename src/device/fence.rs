@@ -1,6 +1,7 @@
 //! Points in queues of work, and the word that stops all of them.
 
 use crate::error::Error;
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ pub trait Watch: Send + Sync {
 /// How far one queue has come. Only ever grows.
 pub struct Timeline {
     reached: AtomicU64,
+    order: Option<Arc<dyn Any + Send + Sync>>,
     watchers: Mutex<Vec<Weak<dyn Watch>>>,
     moved: Condvar,
 }
@@ -28,6 +30,7 @@ impl Default for Timeline {
     fn default() -> Timeline {
         Timeline {
             reached: AtomicU64::new(0),
+            order: None,
             watchers: Mutex::new(Vec::with_capacity(WATCHER_COUNT)),
             moved: Condvar::new(),
         }
@@ -41,6 +44,20 @@ impl std::fmt::Debug for Timeline {
 }
 
 impl Timeline {
+    /// The timeline of a queue that is not on this processor. Others of its
+    /// kind find `order` and can have their queues wait for it without us.
+    pub fn ordered(order: Arc<dyn Any + Send + Sync>) -> Timeline {
+        Timeline {
+            order: Some(order),
+            ..Timeline::default()
+        }
+    }
+
+    /// What [`Timeline::ordered`] was given, if it is a `T`.
+    pub fn order<T: 'static>(&self) -> Option<&T> {
+        self.order.as_deref()?.downcast_ref()
+    }
+
     /// Says that everything up to `value` is finished.
     pub fn advance(&self, value: u64) {
         self.reached.fetch_max(value, Ordering::Release);
@@ -83,6 +100,11 @@ impl Fence {
         Fence {
             at: Some((timeline.clone(), value)),
         }
+    }
+
+    /// The queue and the point in it; `None` if there is nothing to wait for.
+    pub fn point(&self) -> Option<(&Arc<Timeline>, u64)> {
+        self.at.as_ref().map(|(line, value)| (line, *value))
     }
 
     /// True once everything before the point is finished.
@@ -134,11 +156,24 @@ impl Fence {
     }
 }
 
+/// Something that has an abort word of its own, where we cannot read ours: a
+/// GPU. Called once, by whoever aborts: it stores a word and does nothing else.
+pub trait AbortMirror: Send + Sync {
+    fn aborted(&self);
+}
+
 /// The abort word: the first reason wins and is what every later call reports.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct AbortCell {
     is_set: AtomicBool,
     reason: Mutex<Option<Error>>,
+    mirrors: Mutex<Vec<Weak<dyn AbortMirror>>>,
+}
+
+impl std::fmt::Debug for AbortCell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AbortCell({:?})", self.reason())
+    }
 }
 
 impl AbortCell {
@@ -150,7 +185,30 @@ impl AbortCell {
         }
         *held = Some(reason);
         self.is_set.store(true, Ordering::Release);
+        drop(held);
+        for mirror in self.lock_mirrors().drain(..) {
+            if let Some(mirror) = mirror.upgrade() {
+                mirror.aborted();
+            }
+        }
         true
+    }
+
+    /// Has `mirror` told of the abort: now, if it has happened already. One
+    /// that is dropped is forgotten.
+    pub fn mirror(&self, mirror: &Arc<dyn AbortMirror>) {
+        let mut mirrors = self.lock_mirrors();
+        mirrors.retain(|m| m.strong_count() > 0);
+        mirrors.push(Arc::downgrade(mirror));
+        drop(mirrors);
+        // Set before we were on the list, or by somebody who sees us there.
+        if self.is_set() {
+            mirror.aborted();
+        }
+    }
+
+    fn lock_mirrors(&self) -> std::sync::MutexGuard<'_, Vec<Weak<dyn AbortMirror>>> {
+        self.mirrors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One load: what every copy asks before it writes.

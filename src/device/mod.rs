@@ -12,6 +12,7 @@
 //! Only `test`, `wait` and the watchdog look at a fence.
 
 pub mod copy;
+pub mod cuda;
 pub mod deferred;
 pub mod digest;
 pub mod fence;
@@ -25,11 +26,13 @@ mod stream;
 mod walk;
 pub(crate) mod work;
 
-use crate::error::Result;
-use crate::plan::program::{BufferSlot, Program, Region};
+use crate::error::{Error, Result, Status};
+use crate::plan::program::{BufferSlot, Message, Program, Region};
+use copy::End;
 use fence::{AbortCell, Fence};
-use std::sync::Arc;
+use std::any::Any;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// A range of caller or session memory. Whoever makes one promises that it
 /// stays valid, and is not used otherwise, while a request that uses it runs.
@@ -63,8 +66,12 @@ pub struct Binding {
     pub abort: Arc<AbortCell>,
     pub marks: Marks,
     /// Per tensor digest sums, written by `Task::Digest*`.
-    pub sums: DigestSums,
+    pub sums: Arc<DigestSums>,
     checked: check::Checked,
+    /// Different for every binding of the process.
+    id: u64,
+    /// Where the memory is not the host's: who copies in it.
+    mover: OnceLock<Arc<dyn Mover>>,
 }
 
 impl Binding {
@@ -80,7 +87,8 @@ impl Binding {
         abort: Arc<AbortCell>,
     ) -> Result<Binding> {
         let checked = check::check(&program, &memory, staging, relay)?;
-        let sums = DigestSums::new(program.tensors.len());
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        let sums = Arc::new(DigestSums::new(program.tensors.len()));
         Ok(Binding {
             program,
             memory,
@@ -90,7 +98,33 @@ impl Binding {
             marks: Marks::default(),
             sums,
             checked,
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            mover: OnceLock::new(),
         })
+    }
+
+    /// Who copies in memory that is not the host's; set by [`Device::prepare`].
+    pub fn mover(&self) -> Option<&Arc<dyn Mover>> {
+        self.mover.get()
+    }
+
+    /// True if request `sequence` may have written destination memory.
+    pub fn has_written(&self, sequence: u64) -> bool {
+        let on_device = self.mover.get().map_or(0, |m| m.first_write());
+        self.marks.has_written(sequence) || on_device >= sequence
+    }
+
+    /// Different for every binding of the process.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Where a message lies in one piece: its direct region, or staging.
+    pub(crate) fn contiguous(&self, message: &Message) -> usize {
+        match self.program.pieces_of(message) {
+            [piece] if message.is_direct => self.address(&piece.region),
+            _ => work::staged(self, message).address,
+        }
     }
 
     /// True if packed messages have their place in staging.
@@ -180,6 +214,26 @@ pub struct Work {
     pub sequence: u64,
 }
 
+/// Copies between bindings in memory that the host cannot touch. For transports
+/// that move bytes with the processor's help elsewhere.
+pub trait Mover: Any + Send + Sync + std::fmt::Debug {
+    /// Copies one message from a peer's memory to ours: region to region, or
+    /// if `is_staged` between the places where it lies in one piece. Never
+    /// waits; allocates only for a pair of bindings that it has not seen.
+    /// Marks the first write of request `sequence`.
+    fn copy_message(
+        self: Arc<Self>,
+        from: End<'_>,
+        to: End<'_>,
+        sequence: u64,
+        is_staged: bool,
+    ) -> Result<Fence>;
+
+    /// The last request that may have written destination memory, as the
+    /// device says.
+    fn first_write(&self) -> u64;
+}
+
 /// Memory of one kind and the queue that works on it. Thread safe.
 pub trait Device: Send + Sync + std::fmt::Debug {
     /// Memory for staging or relay; freed with the device.
@@ -188,8 +242,50 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     /// Gives back what `allocate` gave.
     fn free(&self, range: MemoryRange);
 
+    /// Gets ready to work on `binding`, before its first work; may allocate.
+    /// Fails with `BufferMismatch` where memory is none that the device
+    /// reaches.
+    fn prepare(&self, binding: &Binding) -> Result<()> {
+        let _ = binding;
+        Ok(())
+    }
+
+    /// Refuses a stream of the caller's that no transfer can be ordered with.
+    fn check_stream(&self, stream: usize) -> Result<()> {
+        match stream {
+            0 => Ok(()),
+            _ => Err(no_stream()),
+        }
+    }
+
+    /// The point that the caller's `stream` has come to: a fence that is
+    /// reached when everything is done that was put there so far.
+    fn enter(&self, stream: usize) -> Result<Fence> {
+        self.check_stream(stream).map(|()| Fence::default())
+    }
+
+    /// Has the caller's `stream` go on only when `until` are reached, or the
+    /// abort word is set. Never waits.
+    fn leave(&self, stream: usize, until: &[Fence], abort: &Arc<AbortCell>) -> Result<()> {
+        let _ = (until, abort);
+        self.check_stream(stream)
+    }
+
+    /// True if source memory on the host has to be copied before a transport
+    /// may read it.
+    fn stages_host(&self) -> bool {
+        false
+    }
+
     /// Adds work to the queue; it starts after `after` and in queue order.
     /// Never waits, never allocates once warm. After an abort the work is
     /// skipped and its fence reached.
     fn enqueue(&self, work: Work, after: &Fence) -> Result<Fence>;
+}
+
+fn no_stream() -> Error {
+    Error::new(
+        Status::Unsupported,
+        "a stream was given, and no buffer of this session is on a GPU",
+    )
 }

@@ -166,6 +166,17 @@ impl Walk {
         self.depth += 1;
     }
 
+    /// Address of the first run, and bytes per run. Before any advance.
+    pub(crate) fn first_run(&self) -> (usize, u64) {
+        (self.address, self.run)
+    }
+
+    /// Count and stride of the loops around the runs, innermost first.
+    pub(crate) fn loops(&self) -> impl ExactSizeIterator<Item = (u64, i64)> {
+        let axes = self.axes[..self.depth].iter().rev();
+        axes.map(|axis| (axis.count, axis.stride))
+    }
+
     /// Bytes ahead.
     pub(crate) fn left(&self) -> u64 {
         self.left

@@ -11,6 +11,7 @@ use super::session::Slot;
 use crate::device::Binding;
 use crate::device::fence::Fence;
 use crate::error::Error;
+use smallvec::SmallVec;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -167,6 +168,23 @@ impl FlightInner {
             None if self.is_enqueued && !self.last.is_reached() => Some(self.last.clone()),
             None => None,
         }
+    }
+
+    /// The last fence of every queue that has work of the request.
+    pub fn ends(&self) -> SmallVec<[Fence; 4]> {
+        let mut ends: SmallVec<[Fence; 4]> = SmallVec::new();
+        let fences = |step: &StepFences| [step.device.clone(), step.transport.clone()];
+        let steps = self.steps.iter().rev().flat_map(fences);
+        for fence in std::iter::once(self.last.clone()).chain(steps) {
+            let Some((line, _)) = fence.point() else {
+                continue;
+            };
+            let is_of = |f: &Fence| f.point().is_some_and(|(l, _)| Arc::ptr_eq(l, line));
+            if !ends.iter().any(is_of) {
+                ends.push(fence);
+            }
+        }
+        ends
     }
 
     /// Ends the request.

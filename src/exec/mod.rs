@@ -23,6 +23,7 @@
 mod agreement;
 mod comparison;
 mod coordinator;
+mod devices;
 pub mod endpoint;
 mod flight;
 mod landscape;

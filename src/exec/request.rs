@@ -168,11 +168,48 @@ impl Request {
         result
     }
 
+    /// Like [`start`](Request::start), ordered with a stream of the caller's:
+    /// no byte is read or written before what the stream holds now is done,
+    /// and what it is given later comes after the transfer. 0 is the default
+    /// stream of a GPU, and nothing for memory of the host.
+    pub fn start_on(&self, stream: usize) -> Result<()> {
+        let device = &self.flight.slot.device;
+        let after = device.enter(stream)?;
+        self.start_after(&after)?;
+        let (ends, abort) = {
+            let inner = self.flight.lock();
+            let abort = inner.binding.as_ref().map(|b| b.abort.clone());
+            (inner.ends(), abort)
+        };
+        match abort {
+            Some(abort) => device.leave(stream, &ends, &abort),
+            None => Ok(()),
+        }
+    }
+
+    /// [`submit`](Request::submit), ordered with a stream of the caller's.
+    pub fn submit_on(&self, options: &RequestOptions, stream: usize) -> Result<()> {
+        self.flight.slot.device.check_stream(stream)?;
+        self.submit_with(options, || self.start_on(stream))
+    }
+
     /// `prepare`, wait for READY, `start`. If it fails after `prepare` has
     /// succeeded, the request has ended and there is an outcome.
     pub fn submit(&self, options: &RequestOptions) -> Result<()> {
+        self.submit_with(options, || self.start())
+    }
+
+    fn submit_with(
+        &self,
+        options: &RequestOptions,
+        start: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         self.prepare(options)?;
-        let started = self.wait_ready(NO_DEADLINE).and_then(|_| self.start());
+        let started = self.wait_ready(NO_DEADLINE).and_then(|_| start());
+        if let (Err(e), State::Ready) = (&started, self.state()) {
+            // Peers may have started.
+            self.session.shared.abort(e.clone());
+        }
         if started.is_err() && self.state().is_active() {
             // Aborted in between: settling is bounded.
             self.wait(NO_DEADLINE)?;
@@ -597,7 +634,7 @@ impl Queue<'_> {
             task,
             sequence: self.sequence,
         };
-        self.session.device.enqueue(work, after)
+        self.flight.slot.device.enqueue(work, after)
     }
 
     fn clear_sums(&self) {

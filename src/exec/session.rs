@@ -8,6 +8,7 @@
 //! Buffers may be bound again, to other addresses, while no request runs; a
 //! loaded plan takes the new ones with its next `prepare`.
 
+use super::devices::{Devices, stage_host_sends};
 use super::endpoint::Endpoint;
 use super::flight::Flight;
 use super::message::{Card, NO_COPY};
@@ -46,7 +47,7 @@ pub struct Session {
 pub(crate) struct SessionInner {
     pub endpoint: Endpoint,
     pub shared: Arc<Shared>,
-    pub device: Arc<dyn Device>,
+    devices: Devices,
     options: SessionOptions,
     is_closed: AtomicBool,
     state: Mutex<SessionState>,
@@ -145,7 +146,7 @@ pub(crate) struct Slot {
     pub is_undrained: AtomicBool,
     needs: Vec<Need>,
     binding: Mutex<Bindings>,
-    device: Arc<dyn Device>,
+    pub device: Arc<dyn Device>,
     staging: MemoryRange,
     relay: MemoryRange,
 }
@@ -159,18 +160,28 @@ struct Bindings {
 
 impl Session {
     /// A session of the rank that `endpoint` belongs to. The endpoint must
-    /// have met its peers.
+    /// have met its peers. Each plan works on the GPU that its buffers are
+    /// bound on, or on the host.
+    pub fn open(endpoint: &Endpoint, options: SessionOptions) -> Result<Session> {
+        Session::with(endpoint, Devices::own(), options)
+    }
+
+    /// The same with one device for all plans.
     pub fn new(
         endpoint: &Endpoint,
         device: Arc<dyn Device>,
         options: SessionOptions,
     ) -> Result<Session> {
+        Session::with(endpoint, Devices::Given(device), options)
+    }
+
+    fn with(endpoint: &Endpoint, devices: Devices, options: SessionOptions) -> Result<Session> {
         let shared = endpoint.shared()?;
         Ok(Session {
             inner: Arc::new(SessionInner {
                 endpoint: endpoint.clone(),
                 shared,
-                device,
+                devices,
                 options,
                 is_closed: AtomicBool::new(false),
                 state: Mutex::default(),
@@ -360,6 +371,7 @@ fn refresh(state: &SessionState, slot: &Slot, bindings: &mut Bindings) -> Result
     let old = &bindings.current;
     let abort = old.abort.clone();
     let fresh = Binding::new(slot.program.clone(), memory, old.staging, old.relay, abort)?;
+    slot.device.prepare(&fresh)?;
     bindings.current = Arc::new(fresh);
     bindings.is_stale = false;
     Ok(())
@@ -392,6 +404,10 @@ impl SessionState {
         self.bound[side_index(need.side)].get(&need.name)
     }
 
+    fn memory(&self, need: &Need) -> Memory {
+        self.find(need).map_or(need.memory, |b| b.memory)
+    }
+
     fn range(&self, need: &Need) -> MemoryRange {
         self.find(need).map_or(MemoryRange::EMPTY, |b| b.range)
     }
@@ -400,14 +416,17 @@ impl SessionState {
 impl Slot {
     fn new(session: &SessionInner, plan: Arc<dyn PlanView>) -> Result<Slot> {
         let shared = &session.shared;
-        let program = Arc::new(plan.program(shared.rank)?);
+        let mut program = plan.program(shared.rank)?;
         let participants = plan.participants();
         let card = make_card(shared, &*plan, &program, &participants)?;
         let needs = make_needs(&*plan, &program)?;
         let state = session.lock();
         check_needs(&state, &needs)?;
         let memory = needs.iter().map(|n| state.range(n)).collect();
+        let kinds: Vec<Memory> = needs.iter().map(|n| state.memory(n)).collect();
         drop(state);
+        let gpu = shared.transport.gpu();
+        let device = session.devices.device(kinds.iter().copied(), gpu)?;
         let staging = if shared.transport.gathers() {
             0
         } else {
@@ -424,14 +443,22 @@ impl Slot {
                 ),
             ));
         }
-        let staging = allocate(&*session.device, staging)?;
-        let relay = allocate(&*session.device, program.relay_bytes)
-            .inspect_err(|_| release(&*session.device, staging))?;
+        let mut staging = staging;
+        if device.stages_host() && !shared.transport.gathers() {
+            let is_host: Vec<bool> = kinds.iter().map(|k| *k == Memory::Host).collect();
+            stage_host_sends(&mut program, &is_host);
+            staging = program.staging_bytes;
+        }
+        let program = Arc::new(program);
+        let staging = allocate(&*device, staging)?;
+        let relay =
+            allocate(&*device, program.relay_bytes).inspect_err(|_| release(&*device, staging))?;
         let abort = shared.transport.abort_cell();
         let binding = Binding::new(program.clone(), memory, staging, relay, abort.clone())
+            .and_then(|binding| device.prepare(&binding).map(|()| binding))
             .inspect_err(|_| {
-                release(&*session.device, staging);
-                release(&*session.device, relay);
+                release(&*device, staging);
+                release(&*device, relay);
             })?;
         Ok(Slot {
             card,
@@ -448,7 +475,7 @@ impl Slot {
                 current: Arc::new(binding),
                 is_stale: false,
             }),
-            device: session.device.clone(),
+            device,
             staging,
             relay,
             program,

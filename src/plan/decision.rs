@@ -16,16 +16,29 @@ pub enum Strategy {
     /// As the two-stage rank mapping says: to one member of each weight-mapping
     /// group, which forwards to the others.
     TwoStage,
+    /// Each byte enters an NVLink domain once; the ranks there exchange what
+    /// several of them need.
+    Relay,
+    /// Only some copies leave the source; the ranks that get them pass them
+    /// on to the others, across domains and inside them.
+    Fanout,
 }
 
 impl Strategy {
-    pub const ALL: [Strategy; 2] = [Strategy::Direct, Strategy::TwoStage];
+    pub const ALL: [Strategy; 4] = [
+        Strategy::Direct,
+        Strategy::TwoStage,
+        Strategy::Relay,
+        Strategy::Fanout,
+    ];
 
     /// As the command line and the bindings spell it.
     pub const fn name(self) -> &'static str {
         match self {
             Strategy::Direct => "direct",
             Strategy::TwoStage => "two_stage",
+            Strategy::Relay => "relay",
+            Strategy::Fanout => "fanout",
         }
     }
 
@@ -46,6 +59,22 @@ pub enum SourceRule {
     Rotate,
 }
 
+/// Source ranks of one stage of one part: they hold about the same bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SourceGroup {
+    pub part: u16,
+    /// `None` for tensors that all stages hold, and for ranks described view
+    /// by view.
+    pub stage: Option<u32>,
+}
+
+/// How many copies of what a source group holds leave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceCopies {
+    pub group: SourceGroup,
+    pub copies: u32,
+}
+
 /// What a plan is made with; zero means default everywhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanOptions {
@@ -61,6 +90,14 @@ pub struct PlanOptions {
     pub unused_allowed: Vec<String>,
     /// What the mapping of strategy `two_stage` is made with.
     pub two_stage: TwoStageOptions,
+    /// Strategy `fanout`: copies that leave each source group; 0 is as many
+    /// as can leave while the fullest domain receives.
+    pub copy_count: u32,
+    /// The same for single source groups.
+    pub copies: Vec<SourceCopies>,
+    /// By how many holders neighbouring streams are turned against each other;
+    /// `None` is 1 where bytes are forwarded, else 0.
+    pub rotation: Option<u32>,
     /// What stands between the ranks; `None` is the default.
     pub topology: Option<TopologySpec>,
 }
@@ -80,6 +117,9 @@ impl Default for PlanOptions {
             bucket_count: 0,
             unused_allowed: Vec::new(),
             two_stage: TwoStageOptions::default(),
+            copy_count: 0,
+            copies: Vec::new(),
+            rotation: None,
             topology: None,
         }
     }
@@ -113,4 +153,42 @@ pub struct Decision {
     pub direct_bytes_min: u64,
     /// There with strategy `two_stage` and with no other.
     pub two_stage: Option<TwoStageOptions>,
+    /// By how many holders neighbouring streams are turned against each other.
+    pub rotation: u32,
+    /// What `copies` does not name; 0 is by time.
+    pub copy_count: u32,
+    /// Copies that leave each source group, by group; empty unless the
+    /// strategy is `fanout`.
+    pub copies: Vec<SourceCopies>,
+}
+
+impl Decision {
+    /// The decision that options fix by themselves.
+    pub fn new(options: &PlanOptions) -> Decision {
+        let forwards = match options.strategy {
+            Strategy::Direct | Strategy::TwoStage => false,
+            Strategy::Relay | Strategy::Fanout => true,
+        };
+        let is_two_stage = options.strategy == Strategy::TwoStage;
+        Decision {
+            strategy: options.strategy,
+            source_rule: options.source_rule,
+            bucket_count: options.bucket_count.max(1),
+            staging_bytes_max: options.staging_bytes_max,
+            direct_bytes_min: options.direct_bytes_min,
+            two_stage: is_two_stage.then(|| options.two_stage.clone()),
+            rotation: options.rotation.unwrap_or(u32::from(forwards)),
+            copy_count: options.copy_count,
+            copies: match options.strategy {
+                Strategy::Fanout => options.copies.clone(),
+                Strategy::Direct | Strategy::TwoStage | Strategy::Relay => Vec::new(),
+            },
+        }
+    }
+
+    /// How many copies of a stream leave its source group; at least 1.
+    pub fn copies_leaving(&self, group: SourceGroup) -> u64 {
+        let found = self.copies.binary_search_by_key(&group, |c| c.group);
+        found.map_or(1, |i| u64::from(self.copies[i].copies.max(1)))
+    }
 }

@@ -30,6 +30,8 @@ pub mod verify;
 mod bucket;
 mod cells;
 mod derive;
+mod domains;
+mod fanout;
 mod line;
 mod piece;
 mod ranks;
@@ -43,6 +45,7 @@ use crate::layout::{Layout, LayoutSpec, Place};
 use crate::rank::Rank;
 use decision::{Decision, PlanOptions, Strategy};
 use derive::Inputs;
+use domains::Domains;
 use program::{BufferUse, Program, Side};
 pub use selector::Selector;
 use serde::{Deserialize, Serialize};
@@ -75,6 +78,7 @@ pub struct Plan {
     topology: Arc<Topology>,
     tables: Tables,
     two_stage: Option<Arc<TwoStage>>,
+    domains: Domains,
     tensors: Arc<[Tensor]>,
     fingerprint: u128,
     participants: OnceLock<Participants>,
@@ -139,23 +143,35 @@ impl Plan {
         options: &PlanOptions,
     ) -> Result<Plan> {
         options.validate()?;
-        let decision = Decision {
-            strategy: options.strategy,
-            source_rule: options.source_rule,
-            bucket_count: options.bucket_count.max(1),
-            staging_bytes_max: options.staging_bytes_max,
-            direct_bytes_min: options.direct_bytes_min,
-            two_stage: match options.strategy {
-                Strategy::TwoStage => Some(options.two_stage.clone()),
-                Strategy::Direct => None,
-            },
-        };
-        let ground = Ground::new(options.topology.clone(), &source, &destination)?;
-        let mut plan = Plan::assemble(source, destination, decision, ground, Vec::new())?;
+        let mut plan = Plan::unsealed(source, destination, options, options.bucket_count.max(1))?;
         plan.refuse_unused(&options.unused_allowed)?;
         plan.choose_buckets(options.bucket_count != 0)?;
         plan.seal()?;
         Ok(plan)
+    }
+
+    /// A plan of one bucket that no budget limits, to be looked at and not
+    /// executed.
+    pub(crate) fn draft(
+        source: Arc<Layout>,
+        destination: Arc<Layout>,
+        options: &PlanOptions,
+    ) -> Result<Plan> {
+        Plan::unsealed(source, destination, options, 1)
+    }
+
+    fn unsealed(
+        source: Arc<Layout>,
+        destination: Arc<Layout>,
+        options: &PlanOptions,
+        bucket_count: u32,
+    ) -> Result<Plan> {
+        let decision = Decision {
+            bucket_count,
+            ..Decision::new(options)
+        };
+        let ground = Ground::new(options.topology.clone(), &source, &destination)?;
+        Plan::assemble(source, destination, decision, ground, Vec::new())
     }
 
     /// The plan of a decision that was made before: nothing is chosen, and no
@@ -227,7 +243,13 @@ impl Plan {
                 |rank| device_of(&ground.placed, rank),
             )?)),
         };
-        Ok(Plan {
+        let domains = match decision.strategy {
+            Strategy::Direct | Strategy::TwoStage => Domains::default(),
+            Strategy::Relay | Strategy::Fanout => {
+                Domains::new(&source, &destination, &ground.placed)
+            }
+        };
+        let mut plan = Plan {
             source,
             destination,
             selectors,
@@ -236,10 +258,15 @@ impl Plan {
             topology: ground.placed,
             tables,
             two_stage,
+            domains,
             tensors,
             fingerprint: 0,
             participants: OnceLock::new(),
-        })
+        };
+        if plan.decision.strategy == Strategy::Fanout {
+            plan.decision.copies = fanout::copies(plan.inputs())?;
+        }
+        Ok(plan)
     }
 
     /// Source tensors that no destination rank wants are an error unless named.
@@ -304,6 +331,7 @@ impl Plan {
                 let options = self.decision.two_stage.as_ref();
                 options.is_some_and(|o| o.avoid_same_device)
             }
+            Strategy::Relay | Strategy::Fanout => true,
         }
     }
 
@@ -328,6 +356,7 @@ impl Plan {
             tensors: &self.tensors,
             decision: &self.decision,
             two_stage: self.two_stage.as_deref(),
+            domains: &self.domains,
             topology: &self.topology,
         }
     }

@@ -22,6 +22,8 @@ pub struct PlanReport {
     pub steps: u32,
     /// Bytes over the transport.
     pub bytes_moved: u64,
+    /// Of these, bytes that their sender had received before.
+    pub bytes_forwarded: u64,
     /// Bytes copied within a rank.
     pub bytes_local: u64,
     pub pairs: u64,
@@ -32,7 +34,10 @@ pub struct PlanReport {
     pub sent_bytes_max: u64,
     pub sent_bytes_mean: u64,
     pub received_bytes_max: u64,
+    /// Staging and relay memory of one rank, at most.
     pub staging_bytes_peak: u64,
+    /// Of which relay memory, on whatever rank has most.
+    pub relay_bytes_peak: u64,
     pub staging_bytes_max: u64,
     /// The ranks that send and receive most.
     pub busiest_sender: u32,
@@ -53,6 +58,9 @@ pub struct Op {
     #[serde(rename = "box")]
     pub bounds: Vec<[u64; 2]>,
     pub bytes: u64,
+    /// True if our end is packed into or unpacked from staging.
+    #[serde(rename = "staged")]
+    pub is_staged: bool,
 }
 
 impl Plan {
@@ -78,7 +86,7 @@ impl Plan {
         let mut sent_all = 0u64;
         for rank in ranks {
             let p = self.program(rank)?;
-            senders += u64::from(super::is_in(self.source(), rank));
+            senders += u64::from(super::is_in(self.source(), rank) || p.forwards());
             sent_all += p.bytes_sent;
             r.add(rank, &p);
         }
@@ -104,6 +112,7 @@ impl Plan {
                 tensor: name(l.tensor),
                 bounds: show(&l.bounds),
                 bytes: l.bytes,
+                is_staged: false,
             })
             .collect();
         for m in &p.messages {
@@ -119,6 +128,7 @@ impl Plan {
                 tensor: name(x.tensor),
                 bounds: show(&x.bounds),
                 bytes: x.bytes,
+                is_staged: !m.is_direct,
             }));
         }
         Ok(ops)
@@ -134,11 +144,15 @@ impl PlanReport {
         peers.dedup();
         self.pairs += peers.len() as u64;
         self.messages += sends.clone().count() as u64;
-        self.messages_direct += sends.filter(|m| m.is_direct).count() as u64;
+        self.messages_direct += sends.clone().filter(|m| m.is_direct).count() as u64;
         self.bytes_moved += p.bytes_sent;
         self.bytes_local += p.bytes_local;
         self.peers_max = self.peers_max.max(p.peers().len() as u64);
-        self.staging_bytes_peak = self.staging_bytes_peak.max(p.staging_bytes);
+        let forwards = sends.filter(|m| m.stage > 0);
+        let pieces = forwards.flat_map(|m| p.pieces_of(m));
+        self.bytes_forwarded += pieces.map(|x| x.bytes).sum::<u64>();
+        self.relay_bytes_peak = self.relay_bytes_peak.max(p.relay_bytes);
+        self.staging_bytes_peak = self.staging_bytes_peak.max(p.memory_bytes());
         if p.bytes_sent > self.sent_bytes_max {
             self.sent_bytes_max = p.bytes_sent;
             self.busiest_sender = rank.0;

@@ -10,7 +10,7 @@ use crate::layout::Layout;
 use crate::layout::dtype::Dtype;
 use crate::layout::placement::{Part, Placement};
 use crate::layout::tensor::{Dims, IndexBox, Tensor, TensorIndex};
-use crate::layout::view::View;
+use crate::layout::view::{Strides, View};
 use crate::rank::Rank;
 use std::collections::BTreeMap;
 
@@ -21,7 +21,8 @@ pub struct PlacementRef {
     pub placement: u32,
 }
 
-/// Ranks that hold (or need) exactly this box, described view by view.
+/// Ranks that hold (or need) exactly this box, described view by view, and
+/// store it alike.
 #[derive(Clone, Debug)]
 pub struct ExplicitBox {
     pub bounds: IndexBox,
@@ -177,10 +178,12 @@ fn placement_refs(layout: &Layout, tensor: TensorIndex) -> Vec<PlacementRef> {
     refs
 }
 
-/// Distinct explicit boxes of every tensor of a layout.
+/// Distinct explicit boxes of every tensor of a layout. Messages depend on
+/// strides, so ranks that store a box otherwise have a box of their own.
 fn explicit_boxes(layout: &Layout) -> Vec<Vec<ExplicitBox>> {
-    /// By box, dtype and how many of them a rank has: who, and in which view.
-    type Holders = BTreeMap<(IndexBox, Dtype, u32), Vec<(Rank, u32)>>;
+    /// By box, dtype, how many of them a rank has, and strides: who, and in
+    /// which view.
+    type Holders = BTreeMap<(IndexBox, Dtype, u32, Strides), Vec<(Rank, u32)>>;
     let mut by_tensor: Vec<Holders> = vec![BTreeMap::new(); layout.tensors().len()];
     for r in layout.explicit() {
         let mut last: Option<(&View, u32)> = None;
@@ -193,7 +196,7 @@ fn explicit_boxes(layout: &Layout) -> Vec<Vec<ExplicitBox>> {
             last = Some((v, again));
             if !v.bounds.is_empty() {
                 by_tensor[v.tensor.index()]
-                    .entry((v.bounds.clone(), v.dtype, again))
+                    .entry((v.bounds.clone(), v.dtype, again, v.strides.clone()))
                     .or_default()
                     .push((r.rank, i as u32));
             }
@@ -203,7 +206,7 @@ fn explicit_boxes(layout: &Layout) -> Vec<Vec<ExplicitBox>> {
         .into_iter()
         .map(|m| {
             m.into_iter()
-                .map(|((bounds, dtype, _), ranks)| ExplicitBox {
+                .map(|((bounds, dtype, _, _), ranks)| ExplicitBox {
                     bounds,
                     dtype,
                     ranks,

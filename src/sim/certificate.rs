@@ -1,19 +1,14 @@
 //! How near a plan is to what is possible, and what holds it up.
 
+use super::Simulated;
 use super::instance::{Instance, SIMULATED_RANK_COUNT_MAX};
 use super::network::{Link, LinkKind};
-use super::{SimulateOptions, Simulated};
 use crate::error::Result;
 use crate::plan::Plan;
 use crate::plan::bounds::{BoundTerm, PlacementHint};
 use crate::plan::topology::Topology;
 use serde::Serialize;
 use std::collections::BTreeMap;
-
-/// Instances with more flows are simulated in quanta.
-const EXACT_FLOW_COUNT: usize = 4096;
-/// Quanta that a bound is cut into then.
-const QUANTA: u64 = 4096;
 
 /// Lower bound, prediction, and everything that a person asks next.
 #[derive(Clone, Debug, Serialize)]
@@ -75,17 +70,9 @@ impl Certificate {
         let bounds = plan.bounds(topology)?;
         let report = plan.report()?;
         let instance = Instance::of_plan(plan, topology)?;
-        let quantum_ns = match instance.flows.len() > EXACT_FLOW_COUNT {
-            true => bounds.lower_ns / QUANTA,
-            false => 0,
-        };
-        let options = SimulateOptions {
-            quantum_ns,
-            ..SimulateOptions::default()
-        };
-        let ran = instance.run(&options);
+        let ran = instance.run_fast(bounds.lower_ns);
         let hint = plan.placement_hint(topology, &bounds)?;
-        let loads = loads(&instance, &ran);
+        let loads = loads(&instance);
         let links = totals(&loads);
         let bytes_of = |kind| {
             let of = links.iter().find(|t| t.kind == kind);
@@ -129,10 +116,11 @@ fn time_ns(l: &LinkLoad) -> u64 {
     ns.min(u128::from(u64::MAX)) as u64
 }
 
-fn loads(instance: &Instance, ran: &Simulated) -> Vec<LinkLoad> {
-    let links = instance.links.iter().zip(&ran.link_bytes);
+fn loads(instance: &Instance) -> Vec<LinkLoad> {
+    let carried = instance.loads();
+    let links = instance.links.iter().zip(carried);
     links
-        .map(|(link, &bytes)| {
+        .map(|(link, bytes)| {
             let mut load = LinkLoad {
                 link: link.clone(),
                 bytes,

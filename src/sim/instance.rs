@@ -61,6 +61,11 @@ pub const STEPS_IN_FLIGHT: u32 = 2;
 impl Instance {
     /// The programs of all ranks of a plan, on a topology that has them placed.
     pub fn of_plan(plan: &Plan, topology: &Topology) -> Result<Instance> {
+        Ok(Instance::of_plan_with_staging(plan, topology)?.0)
+    }
+
+    /// The same, and the staging of the rank that has most.
+    pub fn of_plan_with_staging(plan: &Plan, topology: &Topology) -> Result<(Instance, u64)> {
         let ranks = plan.participants();
         if ranks.len() > SIMULATED_RANK_COUNT_MAX {
             return Err(Error::limit(format!(
@@ -69,15 +74,26 @@ impl Instance {
             )));
         }
         let mut builder = Builder::new(plan, topology, ranks)?;
+        let mut staging = 0;
         for (i, &rank) in ranks.iter().enumerate() {
-            builder.add(i as u32, &plan.program(rank)?)?;
+            let program = plan.program(rank)?;
+            staging = staging.max(program.memory_bytes());
+            builder.add(i as u32, &program)?;
         }
-        builder.finish()
+        Ok((builder.finish()?, staging))
     }
 
     /// Runs to the end, or until nothing moves any more.
     pub fn run(&self, options: &SimulateOptions) -> Simulated {
         Engine::new(self, options).run()
+    }
+
+    /// How long the busiest link would take on its own.
+    pub fn busiest_ns(&self) -> u64 {
+        let times = self.links.iter().zip(self.loads()).map(|(link, bytes)| {
+            u128::from(bytes) * 1_000_000_000 / u128::from(link.bytes_per_s.max(1))
+        });
+        times.max().unwrap_or(0).min(u128::from(u64::MAX)) as u64
     }
 
     /// Bytes that each link carries in all.
@@ -136,7 +152,7 @@ impl<'a> Builder<'a> {
             pack: vec![0; steps],
             unpack: vec![0; steps],
             local: vec![0; steps],
-            is_serial: program.relay_bytes > 0,
+            is_serial: program.forwards(),
         };
         for (s, step) in program.steps.iter().enumerate() {
             node.local[s] = program.locals_of(step).iter().map(|l| l.bytes).sum();

@@ -136,7 +136,7 @@ impl Dice {
     }
 
     fn below(&mut self, n: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(n) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
     }
 
     fn shuffle(&mut self, list: &mut [u32]) {

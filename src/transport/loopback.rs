@@ -14,6 +14,9 @@
 //! begins when the rank has *received* everything of the ones before (so that
 //! a forward finds its bytes), while their sends may still be on the way.
 //!
+//! Where the receiver's memory is on a GPU, its device copies instead, in its
+//! own stream; the step is done when the stream has come to the last copy.
+//!
 //! # Abort
 //!
 //! A peer reads our memory, so our fences must not be reached while it still
@@ -24,6 +27,7 @@
 
 mod hub;
 mod member;
+mod moving;
 mod runner;
 
 pub use hub::LoopbackHub;

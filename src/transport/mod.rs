@@ -26,6 +26,7 @@ use crate::device::Binding;
 use crate::device::fence::{AbortCell, Fence};
 use crate::error::Result;
 use crate::rank::Rank;
+use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -138,6 +139,12 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
     /// session then neither packs nor unpacks, and no staging is allocated.
     fn gathers(&self) -> bool;
 
+    /// The GPU that the transport moves bytes of, if it needs one: buffers on
+    /// the host are then staged through it.
+    fn gpu(&self) -> Option<u32> {
+        None
+    }
+
     /// Gets ready to exchange the messages of `binding` with its peers. Called
     /// once per loaded plan, before its first request; may wait until
     /// `deadline` for peers to be reachable, but not for them to load it.
@@ -166,6 +173,12 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
     /// waits for a peer and not for local work. When a transfer stalls, the
     /// watchdog follows these to the rank that everybody waits for.
     fn waits_for(&self) -> Option<Rank> {
+        None
+    }
+
+    /// What a transport of the survivors can be made of once this one has
+    /// failed, if it keeps anything.
+    fn remains(&self) -> Option<Arc<dyn Any + Send + Sync>> {
         None
     }
 

@@ -133,16 +133,34 @@ OFFSET(wsync_mapping_options, expert_source_list_count, 112);
 OFFSET(wsync_mapping_options, destination_ranks, 120);
 OFFSET(wsync_mapping_options, destination_list_count, 128);
 
-SIZE(wsync_plan_options, 56);
+SIZE(wsync_two_stage_options, 80);
+OFFSET(wsync_two_stage_options, struct_size, 0);
+OFFSET(wsync_two_stage_options, avoid_same_device, 8);
+OFFSET(wsync_two_stage_options, source_tp, 12);
+OFFSET(wsync_two_stage_options, source_pp, 16);
+OFFSET(wsync_two_stage_options, source_ep, 20);
+OFFSET(wsync_two_stage_options, source_dp, 24);
+OFFSET(wsync_two_stage_options, source_cp, 28);
+OFFSET(wsync_two_stage_options, destination_tp, 32);
+OFFSET(wsync_two_stage_options, destination_pp, 36);
+OFFSET(wsync_two_stage_options, destination_ep, 40);
+OFFSET(wsync_two_stage_options, replica_count, 44);
+OFFSET(wsync_two_stage_options, source_ranks, 48);
+OFFSET(wsync_two_stage_options, source_list_count, 56);
+OFFSET(wsync_two_stage_options, destination_ranks, 64);
+OFFSET(wsync_two_stage_options, destination_list_count, 72);
+
+SIZE(wsync_plan_options, 64);
 OFFSET(wsync_plan_options, struct_size, 0);
 OFFSET(wsync_plan_options, strategy, 8);
 OFFSET(wsync_plan_options, source_rule, 12);
 OFFSET(wsync_plan_options, staging_bytes_max, 16);
 OFFSET(wsync_plan_options, direct_bytes_min, 24);
 OFFSET(wsync_plan_options, bucket_count, 32);
-OFFSET(wsync_plan_options, reserved, 36);
+OFFSET(wsync_plan_options, copy_count, 36);
 OFFSET(wsync_plan_options, unused_allowed, 40);
 OFFSET(wsync_plan_options, unused_allowed_count, 48);
+OFFSET(wsync_plan_options, two_stage, 56);
 
 SIZE(wsync_selector, 96);
 OFFSET(wsync_selector, struct_size, 0);
@@ -174,7 +192,7 @@ OFFSET(wsync_program_info, direct_message_count, 48);
 OFFSET(wsync_program_info, peer_count, 56);
 OFFSET(wsync_program_info, buffer_count, 60);
 
-SIZE(wsync_transport_options, 40);
+SIZE(wsync_transport_options, 48);
 OFFSET(wsync_transport_options, struct_size, 0);
 OFFSET(wsync_transport_options, kind, 8);
 OFFSET(wsync_transport_options, rank, 12);
@@ -182,6 +200,22 @@ OFFSET(wsync_transport_options, ranks, 16);
 OFFSET(wsync_transport_options, rank_count, 24);
 OFFSET(wsync_transport_options, reserved, 28);
 OFFSET(wsync_transport_options, ring_bytes_max, 32);
+OFFSET(wsync_transport_options, nccl, 40);
+
+SIZE(wsync_nccl_options, 80);
+OFFSET(wsync_nccl_options, struct_size, 0);
+OFFSET(wsync_nccl_options, mode, 8);
+OFFSET(wsync_nccl_options, cta_count_min, 12);
+OFFSET(wsync_nccl_options, cta_count_max, 16);
+OFFSET(wsync_nccl_options, p2p_peer_count_max, 20);
+OFFSET(wsync_nccl_options, net_channel_count, 24);
+OFFSET(wsync_nccl_options, is_rebuildable, 28);
+OFFSET(wsync_nccl_options, comm, 32);
+OFFSET(wsync_nccl_options, id, 40);
+OFFSET(wsync_nccl_options, library, 48);
+OFFSET(wsync_nccl_options, rebuild_from, 56);
+OFFSET(wsync_nccl_options, on_abort, 64);
+OFFSET(wsync_nccl_options, on_abort_user, 72);
 
 SIZE(wsync_session_options, 16);
 OFFSET(wsync_session_options, struct_size, 0);
@@ -318,15 +352,24 @@ VALUE(WSYNC_REGROUP_KIND_ALL_GATHER, 2);
 SIZE(wsync_strategy, 4);
 VALUE(WSYNC_STRATEGY_DEFAULT, 0);
 VALUE(WSYNC_STRATEGY_DIRECT, 1);
+VALUE(WSYNC_STRATEGY_TWO_STAGE, 2);
+VALUE(WSYNC_STRATEGY_RELAY, 3);
+VALUE(WSYNC_STRATEGY_FANOUT, 4);
 
 SIZE(wsync_source_rule, 4);
 VALUE(WSYNC_SOURCE_RULE_DEFAULT, 0);
 VALUE(WSYNC_SOURCE_RULE_WRAP, 1);
 VALUE(WSYNC_SOURCE_RULE_ROTATE, 2);
 
+SIZE(wsync_nccl_mode, 4);
+VALUE(WSYNC_NCCL_MODE_OWN, 1);
+VALUE(WSYNC_NCCL_MODE_SPLIT, 2);
+VALUE(WSYNC_NCCL_MODE_DIRECT, 3);
+
 SIZE(wsync_transport_kind, 4);
 VALUE(WSYNC_TRANSPORT_KIND_LOOPBACK, 1);
 VALUE(WSYNC_TRANSPORT_KIND_SHM, 2);
+VALUE(WSYNC_TRANSPORT_KIND_NCCL, 3);
 
 SIZE(wsync_request_flag, 4);
 VALUE(WSYNC_REQUEST_FLAG_VERIFY, 1);
@@ -362,10 +405,12 @@ int main(void) {
   CHECK_INIT(wsync_env_info, WSYNC_ENV_INFO_INIT);
   CHECK_INIT(wsync_buffer_info, WSYNC_BUFFER_INFO_INIT);
   CHECK_INIT(wsync_mapping_options, WSYNC_MAPPING_OPTIONS_INIT);
+  CHECK_INIT(wsync_two_stage_options, WSYNC_TWO_STAGE_OPTIONS_INIT);
   CHECK_INIT(wsync_plan_options, WSYNC_PLAN_OPTIONS_INIT);
   CHECK_INIT(wsync_selector, WSYNC_SELECTOR_INIT);
   CHECK_INIT(wsync_program_info, WSYNC_PROGRAM_INFO_INIT);
   CHECK_INIT(wsync_transport_options, WSYNC_TRANSPORT_OPTIONS_INIT);
+  CHECK_INIT(wsync_nccl_options, WSYNC_NCCL_OPTIONS_INIT);
   CHECK_INIT(wsync_session_options, WSYNC_SESSION_OPTIONS_INIT);
   CHECK_INIT(wsync_request_options, WSYNC_REQUEST_OPTIONS_INIT);
   if (views.struct_size != sizeof(views)) return 3;

@@ -5,6 +5,7 @@ use std::mem::offset_of;
 use weightsync::capi::env::wsync_env_info;
 use weightsync::capi::plan::*;
 use weightsync::capi::session::*;
+use weightsync::capi::topology::*;
 use weightsync::capi::types::wsync_status::*;
 
 use Arg::*;
@@ -19,6 +20,7 @@ pub fn entries(w: &World<'_>) -> Entries {
     let mut e = Entries::new();
     globals(&mut e);
     layouts(&mut e, w);
+    topologies(&mut e, w);
     mappings(&mut e);
     plans(&mut e, w);
     transports(&mut e, w);
@@ -127,6 +129,53 @@ fn layouts(e: &mut Entries, w: &World<'_>) {
     add(e, "wsync_layout_destroy", Alone, Destroy(Layout));
 }
 
+fn optional_topology_options() -> Arg {
+    let hosts = offset_of!(wsync_topology_options, host_count);
+    let cuts = offset_of!(wsync_topology_options, cut_count);
+    let pack = offset_of!(wsync_topology_options, pack_bytes_per_s);
+    let bad = vec![
+        (hosts, 1, WSYNC_ERR_INVALID_ARGUMENT),
+        (cuts, u64::MAX, WSYNC_ERR_LIMIT_EXCEEDED),
+        (pack, u64::MAX, WSYNC_ERR_INVALID_ARGUMENT),
+    ];
+    OptionalStruct(bytes_of(topology_options()), bad)
+}
+
+fn topologies(e: &mut Entries, w: &World<'_>) {
+    let args = vec![optional_topology_options(), OutHandle(Topology), Err];
+    add(e, "wsync_topology_create", Alone, ok(args));
+    let json = Bytes(TOPOLOGY.as_bytes().to_vec());
+    let args = vec![json, OutHandle(Topology), Err];
+    add(e, "wsync_topology_create_from_json", Alone, ok(args));
+    let nics = offset_of!(wsync_rank_place, nic_count);
+    let bad = vec![
+        (
+            offset_of!(wsync_rank_place, reserved),
+            1,
+            WSYNC_ERR_UNSUPPORTED,
+        ),
+        (nics, 1, WSYNC_ERR_INVALID_ARGUMENT),
+        (nics, u64::MAX, WSYNC_ERR_LIMIT_EXCEEDED),
+    ];
+    let args = vec![Struct(bytes_of(rank_place()), bad), Buffer(1), Err];
+    add(e, "wsync_topology_place", Alone, ok(args));
+    let at = w.place_bytes.as_ptr().expose_provenance();
+    let place = [at.to_ne_bytes(), w.place_bytes.len().to_ne_bytes()].concat();
+    let args = vec![
+        Items(place, size_of::<wsync_bytes>()),
+        optional_topology_options(),
+        OutHandle(Topology),
+        Err,
+    ];
+    add(e, "wsync_topology_create_from_places", Alone, ok(args));
+    let args = vec![Handle(Topology), Buffer(1), Err];
+    add(e, "wsync_topology_to_json", Alone, ok(args));
+    let site = OutStruct(size_of::<wsync_site>());
+    let args = vec![Handle(Topology), Number(0), site, Err];
+    add(e, "wsync_topology_site", Alone, ok(args));
+    add(e, "wsync_topology_destroy", Alone, Destroy(Topology));
+}
+
 fn mappings(e: &mut Entries) {
     let lists = offset_of!(wsync_mapping_options, source_list_count);
     let bad = vec![
@@ -185,9 +234,11 @@ fn plan_options() -> Arg {
         staging_bytes_max: 0,
         direct_bytes_min: 0,
         bucket_count: 0,
-        reserved: 0,
+        copy_count: 0,
         unused_allowed: std::ptr::null(),
         unused_allowed_count: 0,
+        two_stage: std::ptr::null(),
+        topology: std::ptr::null(),
     };
     let buckets = offset_of!(wsync_plan_options, bucket_count);
     let unused = offset_of!(wsync_plan_options, unused_allowed_count);
@@ -200,11 +251,6 @@ fn plan_options() -> Arg {
         (
             offset_of!(wsync_plan_options, source_rule),
             99,
-            WSYNC_ERR_UNSUPPORTED,
-        ),
-        (
-            offset_of!(wsync_plan_options, reserved),
-            1,
             WSYNC_ERR_UNSUPPORTED,
         ),
         (buckets, u64::from(u32::MAX), WSYNC_ERR_LIMIT_EXCEEDED),
@@ -292,6 +338,41 @@ fn plans(e: &mut Entries, w: &World<'_>) {
     add(e, "wsync_plan_origin", Alone, ok(args));
     let args = vec![Handle(Plan), Handle(Plan), Buffer(1), Err];
     add(e, "wsync_plan_diff", Alone, ok(args));
+    let args = vec![Handle(Plan), OptionalHandle(Topology), Buffer(1), Err];
+    add(e, "wsync_plan_certificate", Alone, ok(args));
+    let simulate = wsync_simulate_options {
+        struct_size: size_of::<wsync_simulate_options>(),
+        seed: 0,
+        straggler_count: 0,
+        straggler_percent: 0,
+        failure_count: 0,
+        reserved: 0,
+    };
+    let bad = vec![
+        (
+            offset_of!(wsync_simulate_options, failure_count),
+            9,
+            WSYNC_ERR_INVALID_ARGUMENT,
+        ),
+        (
+            offset_of!(wsync_simulate_options, straggler_percent),
+            101,
+            WSYNC_ERR_INVALID_ARGUMENT,
+        ),
+        (
+            offset_of!(wsync_simulate_options, reserved),
+            1,
+            WSYNC_ERR_UNSUPPORTED,
+        ),
+    ];
+    let args = vec![
+        Handle(Plan),
+        OptionalHandle(Topology),
+        OptionalStruct(bytes_of(simulate), bad),
+        Buffer(1),
+        Err,
+    ];
+    add(e, "wsync_plan_simulate", Alone, ok(args));
     add(e, "wsync_plan_destroy", Alone, Destroy(Plan));
 }
 
@@ -357,6 +438,17 @@ fn transports(e: &mut Entries, w: &World<'_>) {
     let args = vec![Handle(Transport), Number(usize::MAX), Err];
     add(e, "wsync_transport_finalize", Loaded, once(args));
     add(e, "wsync_transport_destroy", Loaded, Destroy(Transport));
+    nccl(e);
+}
+
+/// Functions of a library that is not there.
+fn nccl(e: &mut Entries) {
+    let library = Number(c"/nowhere/libnccl.so.2".as_ptr().expose_provenance());
+    let answers = |args| Status(Good::Answers(WSYNC_ERR_LIBRARY_NOT_FOUND), args);
+    let args = vec![library.clone(), Buffer(1), Err];
+    add(e, "wsync_transport_nccl_id", Alone, answers(args));
+    let args = vec![library, Out(4), Err];
+    add(e, "wsync_transport_nccl_version", Alone, answers(args));
 }
 
 fn sessions(e: &mut Entries, w: &World<'_>) {

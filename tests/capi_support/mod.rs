@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_void};
 use weightsync::capi::mapping::*;
 use weightsync::capi::request::*;
+use weightsync::capi::topology::*;
 use weightsync::capi::transport::*;
 use weightsync::capi::types::*;
 use weightsync::capi::views::*;
@@ -102,6 +103,9 @@ pub fn status_of(code: i32) -> wsync_status {
 pub const LAYOUT: &str = r#"{"weightsync_layout": 1, "ranks": {"first": 0, "count": 1},
     "tensors": [{"name": "w", "shape": [4, 4], "dtype": "f32"}]}"#;
 
+pub const TOPOLOGY: &str = r#"{"weightsync_topology": 1,
+    "placement": [{"ranks": {"first": 0, "count": 1}, "gpu": 0}]}"#;
+
 /// How far a world has come.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
@@ -117,6 +121,7 @@ pub enum State {
 pub struct World<'a> {
     pub lib: &'a Library,
     pub layout: usize,
+    pub topology: usize,
     pub mapping: usize,
     pub plan: usize,
     pub transport: usize,
@@ -126,6 +131,7 @@ pub struct World<'a> {
     pub greeting: Vec<u8>,
     pub plan_bytes: Vec<u8>,
     pub layout_bytes: Vec<u8>,
+    pub place_bytes: Vec<u8>,
     pub memory: Box<[f32; 32]>,
 }
 
@@ -134,6 +140,7 @@ impl World<'_> {
         let mut w = World {
             lib,
             layout: 0,
+            topology: 0,
             mapping: 0,
             plan: 0,
             transport: 0,
@@ -143,6 +150,7 @@ impl World<'_> {
             greeting: vec![0; WSYNC_GREETING_BYTES_MAX],
             plan_bytes: Vec::new(),
             layout_bytes: Vec::new(),
+            place_bytes: Vec::new(),
             memory: Box::new([1.0; 32]),
         };
         w.describe();
@@ -161,6 +169,11 @@ impl World<'_> {
         let json = LAYOUT.as_ptr().expose_provenance();
         let words = [json, LAYOUT.len(), address(&mut self.layout)];
         lib.ok("wsync_layout_create_from_json", &words);
+        let json = TOPOLOGY.as_ptr().expose_provenance();
+        let words = [json, TOPOLOGY.len(), address(&mut self.topology)];
+        lib.ok("wsync_topology_create_from_json", &words);
+        let mut place = rank_place();
+        self.place_bytes = self.bytes("wsync_topology_place", address(&mut place));
         let mut options = mapping_options();
         let words = [address(&mut options), address(&mut self.mapping)];
         lib.ok("wsync_mapping_create", &words);
@@ -232,6 +245,7 @@ impl World<'_> {
     pub fn handle(&self, noun: Noun) -> usize {
         match noun {
             Noun::Layout => self.layout,
+            Noun::Topology => self.topology,
             Noun::Mapping => self.mapping,
             Noun::Plan => self.plan,
             Noun::Transport => self.transport,
@@ -244,6 +258,7 @@ impl World<'_> {
     pub fn forget(&mut self, noun: Noun) {
         match noun {
             Noun::Layout => self.layout = 0,
+            Noun::Topology => self.topology = 0,
             Noun::Mapping => self.mapping = 0,
             Noun::Plan => self.plan = 0,
             Noun::Transport => self.transport = 0,
@@ -283,6 +298,7 @@ pub fn transport_options() -> wsync_transport_options {
         rank_count: 1,
         reserved: 0,
         ring_bytes_max: 0,
+        nccl: std::ptr::null(),
     }
 }
 
@@ -301,6 +317,26 @@ pub fn text(s: &'static str) -> wsync_text {
     wsync_text {
         ptr: s.as_ptr().cast::<c_char>(),
         bytes: s.len(),
+    }
+}
+
+pub fn topology_options() -> wsync_topology_options {
+    // SAFETY: integers and pointers; the header allows all zero but the size.
+    let mut options: wsync_topology_options = unsafe { std::mem::zeroed() };
+    options.struct_size = size_of::<wsync_topology_options>();
+    options
+}
+
+pub fn rank_place() -> wsync_rank_place {
+    wsync_rank_place {
+        struct_size: size_of::<wsync_rank_place>(),
+        rank: 0,
+        reserved: 0,
+        host: text("host"),
+        device: text("GPU-0"),
+        domain: text(""),
+        nics: std::ptr::null(),
+        nic_count: 0,
     }
 }
 
@@ -370,6 +406,7 @@ pub fn bytes_of<T: Copy>(value: T) -> Vec<u8> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Noun {
     Layout,
+    Topology,
     Mapping,
     Plan,
     Transport,
@@ -385,12 +422,14 @@ impl Noun {
         Noun::Transport,
         Noun::Plan,
         Noun::Mapping,
+        Noun::Topology,
         Noun::Layout,
     ];
 
     pub fn destroy(self) -> String {
         let noun = match self {
             Noun::Layout => "layout",
+            Noun::Topology => "topology",
             Noun::Mapping => "mapping",
             Noun::Plan => "plan",
             Noun::Transport => "transport",

@@ -12,10 +12,15 @@
 
 #![allow(dead_code)]
 
+#[path = "../fake_gpu/mod.rs"]
+pub mod fake_gpu;
+
+use fake_gpu::GpuMemory;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
+use weightsync::device::cuda::CudaDevice;
 use weightsync::device::deferred::DeferredDevice;
 use weightsync::device::host::HostDevice;
 use weightsync::device::{Device, MemoryRange};
@@ -47,9 +52,45 @@ pub enum Carrier {
     Staged,
     /// Rings in shared memory; here between threads.
     Shm,
+    /// Loopback over GPU memory: kernels copy from region to region.
+    Gpu,
+    /// Packed through staging on the GPU.
+    GpuStaged,
+    /// Through NCCL, a GPU for every rank.
+    Nccl,
 }
 
-pub const CARRIERS: [Carrier; 3] = [Carrier::Loopback, Carrier::Staged, Carrier::Shm];
+/// In place of a GPU's number: that of the rank.
+const OWN_GPU: u32 = u32::MAX;
+
+fn on_rank(memory: Memory, rank: u32) -> Memory {
+    match memory {
+        Memory::Device(OWN_GPU) => Memory::Device(fake_gpu::nccl::gpu_of(rank)),
+        other => other,
+    }
+}
+
+pub const CARRIERS: [Carrier; 5] = [
+    Carrier::Loopback,
+    Carrier::Staged,
+    Carrier::Shm,
+    Carrier::Gpu,
+    Carrier::GpuStaged,
+];
+
+/// Those whose buffers are on the host.
+pub const HOST_CARRIERS: [Carrier; 3] = [Carrier::Loopback, Carrier::Staged, Carrier::Shm];
+
+impl Carrier {
+    /// Where buffers are.
+    pub fn memory(self) -> Memory {
+        match self {
+            Carrier::Loopback | Carrier::Staged | Carrier::Shm => Memory::Host,
+            Carrier::Gpu | Carrier::GpuStaged => Memory::Device(0),
+            Carrier::Nccl => Memory::Device(OWN_GPU),
+        }
+    }
+}
 
 /// Who holds what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +113,7 @@ const ROWS: u64 = 8;
 const TENSORS: [(&str, u64); 2] = [("a.weight", 6), ("b.weight", 10)];
 
 /// One side of one rank: row or column half of every tensor, one buffer each.
-fn views(rank: u32, copy: u32, by_rows: bool, half: u64) -> RankViews {
+fn views(rank: u32, copy: u32, by_rows: bool, half: u64, memory: Memory) -> RankViews {
     let mut buffers = Vec::new();
     let mut all = Vec::new();
     for (i, (name, cols)) in TENSORS.iter().enumerate() {
@@ -91,7 +132,7 @@ fn views(rank: u32, copy: u32, by_rows: bool, half: u64) -> RankViews {
         buffers.push(NamedBuffer {
             name: name.to_string(),
             bytes: rows.len() * row_bytes,
-            memory: Memory::Host,
+            memory: on_rank(memory, rank),
         });
         all.push(View {
             tensor: TensorIndex(i as u32),
@@ -136,23 +177,27 @@ impl Shape {
             .position(|&c| rank == c || rank == c + 1)
     }
 
-    fn sides(self, rank: u32) -> Vec<(Side, RankViews)> {
+    fn sides(self, rank: u32, memory: &dyn Fn(Side) -> Memory) -> Vec<(Side, RankViews)> {
         let mut sides = Vec::new();
         if rank < 2 {
-            sides.push((Side::Source, views(rank, 0, true, u64::from(rank))));
+            let memory = memory(Side::Source);
+            let views = views(rank, 0, true, u64::from(rank), memory);
+            sides.push((Side::Source, views));
         }
         if let Some(copy) = self.copy_of(rank) {
             let half = u64::from(rank - self.copies()[copy]);
-            sides.push((Side::Destination, views(rank, copy as u32, false, half)));
+            let memory = memory(Side::Destination);
+            let views = views(rank, copy as u32, false, half, memory);
+            sides.push((Side::Destination, views));
         }
         sides
     }
 
-    fn layout(self, side: Side) -> Arc<Layout> {
+    fn layout(self, side: Side, memory: &dyn Fn(Side) -> Memory) -> Arc<Layout> {
         let tensors = TENSORS
             .iter()
             .map(|(name, cols)| Tensor::new(*name, &[ROWS, *cols], Dtype::F32).unwrap());
-        let ranks = (0..self.rank_count()).flat_map(|r| self.sides(r));
+        let ranks = (0..self.rank_count()).flat_map(|r| self.sides(r, memory));
         Arc::new(
             Layout::new(LayoutSpec {
                 tensors: tensors.collect(),
@@ -165,8 +210,17 @@ impl Shape {
         )
     }
 
-    /// The plan, in `steps` steps.
+    /// The plan, in `steps` steps, for host memory.
     pub fn plan(self, steps: u32) -> Arc<Plan> {
+        self.plan_in(steps, Memory::Host)
+    }
+
+    /// The plan for buffers in `memory`.
+    pub fn plan_in(self, steps: u32, memory: Memory) -> Arc<Plan> {
+        self.plan_of(steps, &|_| memory)
+    }
+
+    fn plan_of(self, steps: u32, memory: &dyn Fn(Side) -> Memory) -> Arc<Plan> {
         let mut options = PlanOptions {
             bucket_count: steps,
             direct_bytes_min: 16,
@@ -189,39 +243,65 @@ impl Shape {
                 ..TwoStageOptions::default()
             };
         }
-        let (source, destination) = (self.layout(Side::Source), self.layout(Side::Destination));
+        let source = self.layout(Side::Source, memory);
+        let destination = self.layout(Side::Destination, memory);
         Arc::new(Plan::create(source, destination, &options).unwrap())
     }
 }
 
-/// Memory that other threads write while we look at it.
+/// Memory that other threads, or a GPU, write while we look at it.
 #[derive(Debug)]
-pub struct Bytes(Vec<AtomicU8>);
+pub enum Bytes {
+    Host(Vec<AtomicU8>),
+    Gpu(GpuMemory),
+}
 
 pub const OLD: u8 = 0x5a;
 
 impl Bytes {
-    pub fn new(bytes: u64) -> Bytes {
-        Bytes((0..bytes).map(|_| AtomicU8::new(OLD)).collect())
+    pub fn new(bytes: u64, gpu: Option<&Arc<CudaDevice>>) -> Bytes {
+        match gpu {
+            Some(gpu) => Bytes::Gpu(GpuMemory::new(gpu, bytes, OLD)),
+            None => Bytes::Host((0..bytes).map(|_| AtomicU8::new(OLD)).collect()),
+        }
     }
 
     pub fn range(&self) -> MemoryRange {
-        MemoryRange {
-            address: self.0.as_ptr().expose_provenance(),
-            bytes: self.0.len() as u64,
+        match self {
+            Bytes::Host(bytes) => MemoryRange {
+                address: bytes.as_ptr().expose_provenance(),
+                bytes: bytes.len() as u64,
+            },
+            Bytes::Gpu(memory) => memory.range(),
         }
     }
 
     pub fn set(&self, i: usize, value: u8) {
-        self.0[i].store(value, Ordering::Relaxed);
+        match self {
+            Bytes::Host(bytes) => bytes[i].store(value, Ordering::Relaxed),
+            Bytes::Gpu(memory) => memory.write(i, &[value]),
+        }
+    }
+
+    pub fn put(&self, all: &[u8]) {
+        match self {
+            Bytes::Host(_) => all.iter().enumerate().for_each(|(i, b)| self.set(i, *b)),
+            Bytes::Gpu(memory) => memory.write(0, all),
+        }
     }
 
     pub fn at(&self, i: usize) -> u8 {
-        self.0[i].load(Ordering::Relaxed)
+        match self {
+            Bytes::Host(bytes) => bytes[i].load(Ordering::Relaxed),
+            Bytes::Gpu(memory) => memory.read()[i],
+        }
     }
 
     pub fn get(&self) -> Vec<u8> {
-        self.0.iter().map(|b| b.load(Ordering::Relaxed)).collect()
+        match self {
+            Bytes::Host(bytes) => bytes.iter().map(|b| b.load(Ordering::Relaxed)).collect(),
+            Bytes::Gpu(memory) => memory.read(),
+        }
     }
 }
 
@@ -240,8 +320,9 @@ pub struct Held {
 }
 
 impl Held {
-    fn new(side: Side, views: RankViews) -> Held {
-        let buffers = views.buffers.iter().map(|b| Bytes::new(b.bytes)).collect();
+    fn new(side: Side, views: RankViews, gpu: Option<&Arc<CudaDevice>>) -> Held {
+        let buffers = views.buffers.iter();
+        let buffers = buffers.map(|b| Bytes::new(b.bytes, gpu)).collect();
         Held {
             side,
             views,
@@ -255,7 +336,7 @@ impl Held {
             let [rows, cols] = v.bounds.spans() else {
                 panic!("two axes");
             };
-            let mut all = vec![OLD; bytes.0.len()];
+            let mut all = vec![OLD; bytes.range().bytes as usize];
             for row in rows.lo..rows.hi {
                 for col in cols.lo..cols.hi {
                     let at = (row - rows.lo) as i64 * v.strides[0] + (col - cols.lo) as i64 * 4;
@@ -275,7 +356,7 @@ impl Held {
 
     pub fn store(&self, version: u64) {
         for (to, from) in self.buffers.iter().zip(self.expected(version)) {
-            from.iter().enumerate().for_each(|(i, b)| to.set(i, *b));
+            to.put(&from);
         }
     }
 
@@ -365,6 +446,10 @@ pub struct World {
     shm: Vec<Arc<ShmTransport>>,
     /// Devices of ranks that have one of their own.
     pub devices: BTreeMap<u32, Arc<dyn Device>>,
+    /// Sources in host memory, whatever the carrier.
+    pub host_sources: bool,
+    /// Data planes that are not those of the carrier.
+    pub bootstraps: Option<Box<dyn Fn(u32) -> Box<dyn Bootstrap> + Send + Sync>>,
 }
 
 impl World {
@@ -375,21 +460,27 @@ impl World {
             shape,
             steps,
             hub: match carrier {
-                Carrier::Loopback | Carrier::Shm => LoopbackHub::new(ranks),
-                Carrier::Staged => LoopbackHub::staged(ranks),
+                Carrier::Loopback | Carrier::Shm | Carrier::Gpu => LoopbackHub::new(ranks),
+                Carrier::Staged | Carrier::GpuStaged => LoopbackHub::staged(ranks),
+                Carrier::Nccl => LoopbackHub::new(ranks),
             },
             shm: match carrier {
-                Carrier::Loopback | Carrier::Staged => Vec::new(),
                 Carrier::Shm => (0..ranks)
                     .map(|r| ShmTransport::with(Rank(r), small_rings()).unwrap())
                     .collect(),
+                _ => Vec::new(),
             },
             devices: BTreeMap::new(),
+            host_sources: false,
+            bootstraps: None,
         }
     }
 
     /// Has a rank's data plane misbehave.
     pub fn inject(&self, rank: u32, step: u32, kind: FaultKind) {
+        if self.carrier == Carrier::Nccl {
+            return inject_nccl(rank, step, kind);
+        }
         let (step, rank) = (u64::from(step), Rank(rank));
         let Some(shm) = self.shm.get(rank.index()) else {
             return self.hub.inject(Fault { rank, step, kind });
@@ -403,8 +494,14 @@ impl World {
     }
 
     pub fn bootstrap(&self, rank: u32) -> Box<dyn Bootstrap> {
+        if let Some(make) = &self.bootstraps {
+            return make(rank);
+        }
         if let Some(shm) = self.shm.get(rank as usize) {
             return Box::new(Shm::of(shm.clone()));
+        }
+        if self.carrier == Carrier::Nccl {
+            return Box::new(fake_gpu::nccl::bootstrap(rank));
         }
         let transport = self.hub.attach(Rank(rank)).unwrap();
         Box::new(Ready::new(Kind::Loopback, transport))
@@ -417,13 +514,37 @@ impl World {
         match self.carrier {
             Carrier::Loopback | Carrier::Shm => Arc::new(HostDevice::new().unwrap()),
             Carrier::Staged => Arc::new(DeferredDevice::pumped(u64::from(rank)).unwrap()),
+            Carrier::Gpu | Carrier::GpuStaged => fake_gpu::device(),
+            Carrier::Nccl => fake_gpu::device_of(fake_gpu::nccl::gpu_of(rank)),
+        }
+    }
+
+    /// The GPU that tests put a rank's buffers on, if buffers are on one.
+    pub fn gpu(&self, rank: u32) -> Option<Arc<CudaDevice>> {
+        match self.carrier {
+            Carrier::Loopback | Carrier::Staged | Carrier::Shm => None,
+            Carrier::Gpu | Carrier::GpuStaged => Some(fake_gpu::device()),
+            Carrier::Nccl => Some(fake_gpu::device_of(fake_gpu::nccl::gpu_of(rank))),
+        }
+    }
+
+    /// The plan, in `steps` steps, for buffers where this carrier has them.
+    pub fn plan(&self, steps: u32) -> Arc<Plan> {
+        let memory = |side| self.memory(side);
+        self.shape.plan_of(steps, &memory)
+    }
+
+    fn memory(&self, side: Side) -> Memory {
+        match side {
+            Side::Source if self.host_sources => Memory::Host,
+            Side::Source | Side::Destination => self.carrier.memory(),
         }
     }
 
     /// Runs `script` on a thread per rank, after all have met and loaded the
     /// plan, and returns what it returns, by rank.
     pub fn run<T: Send>(&self, script: impl Fn(&mut Rig) -> T + Sync) -> Vec<T> {
-        self.run_with(|_| self.shape.plan(self.steps), script)
+        self.run_with(|_| self.plan(self.steps), script)
     }
 
     /// The same with a plan per rank.
@@ -456,12 +577,16 @@ impl World {
         let rank = endpoint.rank().0;
         let session =
             Session::new(&endpoint, self.device(rank), SessionOptions::default()).unwrap();
-        let sides = self.shape.sides(rank).into_iter();
-        let held: Vec<Held> = sides.map(|(side, v)| Held::new(side, v)).collect();
+        let memory = |side| self.memory(side);
+        let gpu = self.gpu(rank);
+        let gpu_of = |side| gpu.as_ref().filter(|_| memory(side) != Memory::Host);
+        let sides = self.shape.sides(rank, &memory).into_iter();
+        let held = sides.map(|(side, v)| Held::new(side, v, gpu_of(side)));
+        let held: Vec<Held> = held.collect();
         for h in &held {
             for (named, bytes) in h.views.buffers.iter().zip(&h.buffers) {
                 session
-                    .bind(h.side, &named.name, bytes.range(), Memory::Host)
+                    .bind(h.side, &named.name, bytes.range(), named.memory)
                     .unwrap();
             }
         }
@@ -474,6 +599,17 @@ impl World {
             endpoint,
             held,
         }
+    }
+}
+
+/// Ranks are threads: the death of one would be that of all. The first group
+/// is the warm-up.
+fn inject_nccl(rank: u32, step: u32, kind: FaultKind) {
+    use fake_gpu::nccl::{Wrong, inject};
+    let group = u64::from(step) + 1;
+    match kind {
+        FaultKind::Die | FaultKind::Stall => inject(rank, group, Wrong::Hang, 0),
+        FaultKind::Delay(time) => inject(rank, group, Wrong::Delay, time.as_millis() as i32),
     }
 }
 

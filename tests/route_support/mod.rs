@@ -191,8 +191,8 @@ pub fn deliver_with(
 ) -> (Vec<Delivered>, Vec<String>) {
     let count = plan.ranks().last().unwrap().0 + 1;
     let hub = match carrier {
-        Carrier::Staged => LoopbackHub::staged(count),
-        Carrier::Loopback | Carrier::Shm => LoopbackHub::new(count),
+        Carrier::Staged | Carrier::GpuStaged => LoopbackHub::staged(count),
+        Carrier::Loopback | Carrier::Shm | Carrier::Gpu | Carrier::Nccl => LoopbackHub::new(count),
     };
     let options = ShmOptions {
         ring_bytes_max: 1 << 20,
@@ -207,7 +207,8 @@ pub fn deliver_with(
                 let shm = shm(r);
                 (shm.clone(), Box::new(Shm::of(shm)))
             }
-            Carrier::Loopback | Carrier::Staged => {
+            Carrier::Nccl => panic!("these buffers are on the host"),
+            Carrier::Loopback | Carrier::Staged | Carrier::Gpu | Carrier::GpuStaged => {
                 let member = hub.attach(Rank(r)).unwrap();
                 (member.clone(), Box::new(Ready::new(Kind::Loopback, member)))
             }
@@ -252,6 +253,9 @@ fn device(carrier: Carrier, rank: Rank, devices: &Devices) -> Arc<dyn Device> {
         (Some(device), _) => device.clone(),
         (None, Carrier::Staged) => Arc::new(DeferredDevice::pumped(u64::from(rank.0)).unwrap()),
         (None, Carrier::Loopback | Carrier::Shm) => Arc::new(HostDevice::new().unwrap()),
+        (None, Carrier::Gpu | Carrier::GpuStaged | Carrier::Nccl) => {
+            panic!("these buffers are on the host")
+        }
     }
 }
 
@@ -267,7 +271,7 @@ fn one_rank(
     let mut held = Held::new();
     for side in [Side::Source, Side::Destination] {
         for b in plan.layout(side).buffers(rank) {
-            held.insert((side, b.name), Bytes::new(b.bytes));
+            held.insert((side, b.name), Bytes::new(b.bytes, None));
         }
     }
     for ((side, name), bytes) in &held {

@@ -322,7 +322,7 @@ pub fn run_rank(
         let want = world.expected(rank, version);
         assert!(memory.target.bytes() == want, "rank {rank} got other bytes");
         let receives = program.bytes_received > 0 || !program.locals.is_empty();
-        assert_eq!(binding.marks.has_written(version), receives);
+        assert_eq!(binding.has_written(version), receives);
         meet();
     }
     let done = transport.progress();

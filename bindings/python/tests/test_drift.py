@@ -15,7 +15,7 @@ from weightsync import _ffi, enums
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 HEADER = (REPOSITORY / "include" / "weightsync.h").read_text()
-HANDLES = {"layout", "mapping", "plan", "request", "session", "transport"}
+HANDLES = {"layout", "mapping", "plan", "request", "session", "topology", "transport"}
 
 
 def preprocessed() -> str:
@@ -53,6 +53,11 @@ PRIMITIVES: dict[str, Any] = {
 }
 
 
+def callback(kind: Any) -> Any:
+    """The ctypes type of a function pointer, by its number of arguments."""
+    return {2: _ffi.wsync_nccl_abort_fn, 3: _ffi.wsync_log_fn}[len(kind.args)]
+
+
 def wanted(kind: Any) -> Any:
     """The ctypes type for a type of the header."""
     if kind.kind == "void":
@@ -64,7 +69,7 @@ def wanted(kind: Any) -> Any:
     if kind.kind == "struct":
         return getattr(_ffi, kind.cname.split()[-1])
     if kind.kind == "function":
-        return _ffi.wsync_log_fn
+        return callback(kind)
     assert kind.kind == "pointer"
     item = kind.item
     if item.kind == "void":
@@ -72,7 +77,7 @@ def wanted(kind: Any) -> Any:
     if item.cname == "char":
         return ctypes.c_char_p
     if item.kind == "function":
-        return _ffi.wsync_log_fn
+        return callback(item)
     if item.kind == "struct" and item.cname.split()[-1][len("wsync_") :] in HANDLES:
         return getattr(_ffi, f"{item.cname.split()[-1]}_p")
     return ctypes.POINTER(wanted(item))

@@ -1,14 +1,16 @@
 //! What was found, for people and for programs.
 
-use crate::table::Table;
+use crate::table::{Table, bytes};
 use serde_json::{Value, json};
 use std::fmt;
+use weightsync::device::cuda::inspect::Inspection;
 use weightsync::transport::nccl::Nccl;
 use weightsync::transport::nccl::library::ABILITIES;
 
 /// Everything that `weightsync doctor` says.
 #[derive(Debug, Default)]
 pub struct Report {
+    pub cuda: Option<Inspection>,
     pub nccl: Option<&'static Nccl>,
     pub findings: Vec<Finding>,
 }
@@ -61,10 +63,39 @@ impl Report {
             .collect();
         json!({
             "ready": self.is_ready(),
+            "cuda": self.cuda.as_ref().map(cuda_json),
             "nccl": self.nccl.map(nccl_json),
             "findings": findings,
         })
     }
+}
+
+/// `13.0` for 13000.
+pub fn cuda_text(version: i32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
+fn cuda_json(cuda: &Inspection) -> Value {
+    let devices: Vec<_> = cuda
+        .devices
+        .iter()
+        .flatten()
+        .map(|d| {
+            json!({
+                "index": d.index,
+                "address": d.address,
+                "capability": format!("{}.{}", d.capability.0, d.capability.1),
+                "sm_count": d.sm_count,
+                "memory_bytes": d.memory_bytes,
+            })
+        })
+        .collect();
+    json!({
+        "runtime": cuda_text(cuda.runtime_version),
+        "path": cuda.runtime_path,
+        "driver": (cuda.driver_version > 0).then(|| cuda_text(cuda.driver_version)),
+        "devices": devices,
+    })
 }
 
 fn nccl_json(nccl: &'static Nccl) -> Value {
@@ -85,22 +116,8 @@ fn nccl_json(nccl: &'static Nccl) -> Value {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::default();
-        match self.nccl {
-            None => table.row(["NCCL", "not found"]),
-            Some(nccl) => {
-                let path = nccl.path().map(|p| p.display().to_string());
-                table.row(["NCCL", &nccl.version_text()]);
-                table.row(["  file", path.as_deref().unwrap_or("(the program itself)")]);
-                table.row(["  found", &nccl.found().to_string()]);
-                for ability in ABILITIES {
-                    let has = match nccl.can(ability) {
-                        true => "yes".to_string(),
-                        false => format!("no, since {}", ability.since_text()),
-                    };
-                    table.row(["  can", &format!("{}: {has}", ability.what)]);
-                }
-            }
-        }
+        cuda_rows(self.cuda.as_ref(), &mut table);
+        nccl_rows(self.nccl, &mut table);
         write!(f, "{table}")?;
         for finding in &self.findings {
             writeln!(
@@ -118,5 +135,47 @@ impl fmt::Display for Report {
                 "GPU transports will not work here as it is; loopback and shm do"
             ),
         }
+    }
+}
+
+fn cuda_rows(cuda: Option<&Inspection>, table: &mut Table) {
+    let Some(cuda) = cuda else {
+        return table.row(["CUDA", "not found"]);
+    };
+    let path = cuda.runtime_path.as_ref().map(|p| p.display().to_string());
+    table.row(["CUDA", &cuda_text(cuda.runtime_version)]);
+    table.row(["  file", path.as_deref().unwrap_or("(the program itself)")]);
+    let driver = match cuda.driver_version {
+        0 => "none".to_string(),
+        version => format!("takes CUDA up to {}", cuda_text(version)),
+    };
+    table.row(["  driver", &driver]);
+    for d in cuda.devices.iter().flatten() {
+        let (major, minor) = d.capability;
+        let text = format!(
+            "{} at {}: capability {major}.{minor}, {} multiprocessors, {}",
+            d.index,
+            d.address,
+            d.sm_count,
+            bytes(d.memory_bytes)
+        );
+        table.row(["  GPU", &text]);
+    }
+}
+
+fn nccl_rows(nccl: Option<&'static Nccl>, table: &mut Table) {
+    let Some(nccl) = nccl else {
+        return table.row(["NCCL", "not found"]);
+    };
+    let path = nccl.path().map(|p| p.display().to_string());
+    table.row(["NCCL", &nccl.version_text()]);
+    table.row(["  file", path.as_deref().unwrap_or("(the program itself)")]);
+    table.row(["  found", &nccl.found().to_string()]);
+    for ability in ABILITIES {
+        let has = match nccl.can(ability) {
+            true => "yes".to_string(),
+            false => format!("no, since {}", ability.since_text()),
+        };
+        table.row(["  can", &format!("{}: {has}", ability.what)]);
     }
 }

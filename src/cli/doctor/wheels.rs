@@ -8,6 +8,14 @@ pub fn nccl() -> Vec<PathBuf> {
     find(&["nvidia/nccl/lib/libnccl.so.2"])
 }
 
+/// Every libcudart.so of a wheel, of the newest CUDA first.
+pub fn cudart() -> Vec<PathBuf> {
+    find(&[
+        "nvidia/cu13/lib/libcudart.so.13",
+        "nvidia/cuda_runtime/lib/libcudart.so.12",
+    ])
+}
+
 fn find(files: &[&str]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for packages in environments().iter().flat_map(|e| site_packages(e)) {

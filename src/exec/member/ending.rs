@@ -150,10 +150,9 @@ pub(in crate::exec) fn rank_outcome(
         return Outcome::Untouched;
     }
     let sequence = flight.key.sequence;
-    let marks = flight.binding.as_ref().map(|b| &b.marks);
-    match marks {
+    match &flight.binding {
         // Queues that still run may set the mark any moment.
-        Some(marks) if !is_drained || marks.has_written(sequence) => Outcome::Torn,
+        Some(binding) if !is_drained || binding.has_written(sequence) => Outcome::Torn,
         _ => Outcome::Untouched,
     }
 }

@@ -32,13 +32,16 @@ impl Home {
     }
 }
 
+/// The axes that members share, and the members by place.
+type Members = (u8, Vec<(u8, u32)>);
+
 /// A part under construction.
 #[derive(Debug, Default)]
 pub(super) struct Assembly {
     rules: Vec<Rule>,
     placements: Vec<Placement>,
-    /// By name and stage: shared axes, and members by place.
-    buffers: BTreeMap<(String, Option<u32>), (u8, Vec<(u8, u32)>)>,
+    /// By name and stage.
+    buffers: BTreeMap<(String, Option<u32>), Members>,
 }
 
 impl Assembly {

@@ -104,10 +104,9 @@ impl<'a> Demand<'a> {
         let held = masks(sources, &key[0], &tensor.holders);
         let needed = masks(destinations, &key[1], &tensor.needers);
         let stages: Vec<u64> = held.iter().chain(&needed).copied().collect();
-        if is_regular {
-            if let Some(&v) = volumes.get(&(tensor.class, stages.clone())) {
-                return v;
-            }
+        let known = volumes.get(&(tensor.class, stages.clone()));
+        if let Some(&v) = known.filter(|_| is_regular) {
+            return v;
         }
         let mut less: Vec<Boxes> = Vec::new();
         for (&k, &mask) in key[0].iter().zip(&held) {

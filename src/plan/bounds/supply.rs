@@ -124,7 +124,9 @@ impl Supply {
             needers: FxHashMap::default(),
         };
         let mut supply = Supply::default();
-        let mut groups: BTreeMap<(u32, SmallVec<[u32; 4]>), (usize, u64)> = BTreeMap::new();
+        // One tensor of each class and stages, and how many there are.
+        type Key = (u32, SmallVec<[u32; 4]>);
+        let mut groups: BTreeMap<Key, (usize, u64)> = BTreeMap::new();
         for (i, t) in plan.tables.tensors.iter().enumerate() {
             let is_regular = t.explicit_holders.is_empty() && t.explicit_needers.is_empty();
             // Explicit tensors are groups of their own.

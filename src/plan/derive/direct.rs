@@ -11,10 +11,12 @@ use crate::rank::Rank;
 impl Routes<'_, '_> {
     /// Cuts every line. Buckets are cut later, out of the stream of each pair.
     pub fn direct(&mut self) {
+        let mut stretches = std::mem::take(&mut self.stretches);
+        let turn = |group: &Group| self.turn(group);
         for w in [NEEDS, HOLDINGS] {
             let walk = &self.walks[w];
             let mut add = |peer, r: ItemRange| {
-                self.stretches.push(Stretch {
+                stretches.push(Stretch {
                     peer,
                     direction: walk.direction,
                     stage: 0,
@@ -32,27 +34,29 @@ impl Routes<'_, '_> {
                     continue;
                 };
                 match walk.inputs.decision.source_rule {
-                    SourceRule::Wrap => walk.wrap(group, own, &mut add),
-                    SourceRule::Rotate => walk.rotate(group, own, &mut add),
+                    SourceRule::Wrap => walk.wrap(group, own, turn(group), &mut add),
+                    SourceRule::Rotate => walk.rotate(group, own, turn(group), &mut add),
                 }
             }
         }
+        self.stretches = stretches;
     }
 }
 
 impl Walk<'_> {
-    fn wrap(&self, group: &Group, own: u64, add: &mut impl FnMut(Rank, ItemRange)) {
+    fn wrap(&self, group: &Group, own: u64, turn: u64, add: &mut impl FnMut(Rank, ItemRange)) {
         let line = Line {
             bytes: group.bytes,
             holders: group.holders.len(),
             needers: group.needers.len(),
         };
+        let n = line.holders;
         match self.direction {
             Direction::Receive => line.shares_of_needer(own, |s| {
-                let peer = group.holders.nth(self.inputs.source, s.holder);
+                let peer = group.holders.nth(self.inputs.source, (s.holder + turn) % n);
                 self.ranges(group, s.from, s.to, |r| add(peer, r));
             }),
-            Direction::Send => line.shares_of_holder(own, |s| {
+            Direction::Send => line.shares_of_holder((own + n - turn) % n, |s| {
                 let peer = group.needers.nth(self.inputs.destination, s.needer);
                 self.ranges(group, s.from, s.to, |r| add(peer, r));
             }),
@@ -60,10 +64,10 @@ impl Walk<'_> {
     }
 
     /// Whole items, the holder moving on by one with each item and needer.
-    fn rotate(&self, group: &Group, own: u64, add: &mut impl FnMut(Rank, ItemRange)) {
+    fn rotate(&self, group: &Group, own: u64, turn: u64, add: &mut impl FnMut(Rank, ItemRange)) {
         let (n, needers) = (group.holders.len(), group.needers.len());
         for (t, &item) in group.items.iter().enumerate() {
-            let t = t as u64 % n;
+            let t = (t as u64 + turn) % n;
             let whole = ItemRange {
                 item,
                 from: 0,

@@ -14,6 +14,7 @@
 
 mod builder;
 mod cell;
+mod cluster;
 mod digest;
 mod direct;
 mod route;
@@ -23,13 +24,14 @@ mod view;
 mod walk;
 
 use super::decision::{Decision, Strategy};
+use super::domains::Domains;
 use super::program::{Direction, Program};
 use super::tables::Tables;
 use super::topology::Topology;
 use super::two_stage::TwoStage;
 use crate::error::Result;
 use crate::layout::Layout;
-use crate::layout::tensor::Tensor;
+use crate::layout::tensor::{IndexBox, Tensor};
 use crate::rank::Rank;
 use builder::Builder;
 use route::Routes;
@@ -44,18 +46,21 @@ pub struct Inputs<'a> {
     pub tables: &'a Tables,
     pub tensors: &'a Arc<[Tensor]>,
     pub decision: &'a Decision,
-    #[expect(dead_code, reason = "routes will ask which ranks share a domain")]
     pub topology: &'a Topology,
     /// Who sends to whom, where the strategy is `two_stage`.
     pub two_stage: Option<&'a TwoStage>,
+    pub domains: &'a Domains,
 }
 
 impl Inputs<'_> {
     /// Stages of the longest route: 1 if nothing is forwarded.
     pub fn stage_count(&self) -> u32 {
-        match (self.decision.strategy, self.two_stage) {
-            (Strategy::Direct, _) => 1,
-            (Strategy::TwoStage, mapped) => 1 + u32::from(mapped.is_some_and(|m| m.forwards())),
+        match self.decision.strategy {
+            Strategy::Direct => 1,
+            Strategy::TwoStage => 1 + u32::from(self.two_stage.is_some_and(TwoStage::forwards)),
+            Strategy::Relay => 2,
+            // Across domains, then inside them.
+            Strategy::Fanout => 3,
         }
     }
 
@@ -69,9 +74,10 @@ impl Inputs<'_> {
 pub fn derive(inputs: Inputs<'_>, rank: Rank) -> Result<Program> {
     let walks = walks(inputs, rank)?;
     let mut routes = Routes::new(inputs, rank, &walks);
-    match inputs.two_stage {
-        None => routes.direct(),
-        Some(mapped) => routes.two_stage(mapped),
+    match (inputs.decision.strategy, inputs.two_stage) {
+        (Strategy::Relay | Strategy::Fanout, _) => routes.clustered(),
+        (Strategy::TwoStage, Some(mapped)) => routes.two_stage(mapped),
+        (Strategy::TwoStage | Strategy::Direct, _) => routes.direct(),
     }
     routes.verify()?;
     let mut builder = Builder::new(inputs, rank);
@@ -100,6 +106,19 @@ fn walks(inputs: Inputs<'_>, rank: Rank) -> Result<Vec<Walk<'_>>> {
         }
     }
     Ok(walks)
+}
+
+/// What a rank needs and does not hold: tensor, box, bytes on the wire.
+pub fn needs(inputs: Inputs<'_>, rank: Rank) -> Result<Vec<(u32, IndexBox, u64)>> {
+    let mut walk = Walk::new(inputs, rank, Direction::Receive);
+    walk.collect_needs()?;
+    let items = walk.items.iter();
+    let wanted = items.filter(|i| walk.groups[i.group as usize].own.is_some());
+    let need = wanted.map(|i| {
+        let cell = walk.cell_of(i);
+        (i.tensor, cell.bounds.clone(), cell.bytes)
+    });
+    Ok(need.collect())
 }
 
 /// The digest items of the program's rank, with the program whose buffers and

@@ -111,6 +111,32 @@ impl<'w, 'a> Routes<'w, 'a> {
         }
     }
 
+    /// The holder that has slot `slot` of the line: the holders of streams to
+    /// neighbouring needers, and from neighbouring stages, are turned against
+    /// each other, so that what cannot be cut does not all come from one.
+    pub fn turned(&self, group: &Group, slot: u64) -> Rank {
+        let holders = group.holders.len();
+        let index = (slot + self.turn(group)) % holders;
+        group.holders.nth(self.inputs.source, index)
+    }
+
+    /// The slot of holder `own`.
+    pub fn slot_of(&self, group: &Group, own: u64) -> u64 {
+        let holders = group.holders.len();
+        (own + holders - self.turn(group)) % holders
+    }
+
+    /// By how many holders a group is turned; less than there are.
+    pub fn turn(&self, group: &Group) -> u64 {
+        let rotation = u64::from(self.inputs.decision.rotation);
+        if rotation == 0 || group.needers.is_empty() {
+            return 0;
+        }
+        let first = group.needers.nth(self.inputs.destination, 0);
+        let stage = u64::from(group.origin.stage.unwrap_or(0));
+        rotation * (u64::from(first.0) + stage) % group.holders.len()
+    }
+
     /// Relay memory that any one bucket needs, in bytes.
     pub fn relay_bytes(&self) -> u64 {
         self.relayed.iter().copied().max().unwrap_or(0)
@@ -272,22 +298,32 @@ impl Walk<'_> {
             .partition_point(|&i| self.items[i as usize].position <= from)
             .saturating_sub(1);
         for &i in &group.items[first..] {
-            let item = &self.items[i as usize];
-            if item.position >= to {
+            if self.items[i as usize].position >= to {
                 break;
             }
-            let cell = self.cell_of(item);
-            let round = |at: u64| {
-                let inside = at.saturating_sub(item.position).min(cell.bytes);
-                match inside == cell.bytes {
-                    true => inside,
-                    false => inside / cell.unit * cell.unit,
-                }
-            };
-            let (from, to) = (round(from), round(to));
-            if from < to {
-                f(ItemRange { item: i, from, to });
+            if let Some(range) = self.range(i, from, to) {
+                f(range);
             }
         }
+    }
+
+    /// What of an item lies in bytes `[from, to)` of its group's stream, cut on
+    /// whole units.
+    pub fn range(&self, index: u32, from: u64, to: u64) -> Option<ItemRange> {
+        let item = &self.items[index as usize];
+        let cell = self.cell_of(item);
+        let round = |at: u64| {
+            let inside = at.saturating_sub(item.position).min(cell.bytes);
+            match inside == cell.bytes {
+                true => inside,
+                false => inside / cell.unit * cell.unit,
+            }
+        };
+        let (from, to) = (round(from), round(to));
+        (from < to).then_some(ItemRange {
+            item: index,
+            from,
+            to,
+        })
     }
 }

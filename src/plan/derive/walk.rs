@@ -14,7 +14,8 @@ use crate::layout::mesh::MeshSlice;
 use crate::layout::placement::{Part, Seat};
 use crate::layout::tensor::IndexBox;
 use crate::layout::{Layout, Place};
-use crate::plan::cells::{HolderSet, Splitter};
+use crate::plan::cells::{HolderSet, Splitter, StagedSlice};
+use crate::plan::decision::SourceGroup;
 use crate::plan::program::Direction;
 use crate::plan::ranks::RankSet;
 use crate::plan::tables::{ExplicitBox, PlanTensor, placement};
@@ -46,6 +47,8 @@ pub struct Group {
     pub needer_count: u64,
     pub bytes: u64,
     pub items: Vec<u32>,
+    /// Which part and stage of the source it comes from.
+    pub origin: SourceGroup,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -482,8 +485,15 @@ impl<'a> Walk<'a> {
             Direction::Receive => needers.index_of(destination, self.rank),
             Direction::Send => holders.index_of(source, self.rank),
         };
+        let first = key.holders.first();
+        let stage = |s: &StagedSlice| placement(source, tensor.holders[s.placement as usize]).1;
+        let origin = SourceGroup {
+            part: first.map_or(0, |s| s.part),
+            stage: cell.holders.slices.first().and_then(|s| stage(s).stage),
+        };
         let id = self.groups.len() as u32;
         self.groups.push(Group {
+            origin,
             holders,
             needers,
             own,

@@ -47,7 +47,8 @@ impl RankPlace {
             .map_err(|e| Error::corrupt(format!("{WHAT} cannot be read: {e}")))
     }
 
-    fn validate(&self) -> Result<()> {
+    /// Refuses empty host or device names, and names that are too long.
+    pub fn validate(&self) -> Result<()> {
         let rank = self.rank;
         if rank.0 >= RANK_COUNT_MAX {
             return Err(Error::limit(format!(

@@ -192,7 +192,7 @@ impl Watch for Member {
 }
 
 /// A promise that a member's fences are not reached as an abort.
-pub(super) struct Hold<'a>(&'a Member);
+pub(super) struct Hold<'a>(pub(super) &'a Member);
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {

@@ -3,14 +3,15 @@
 
 use super::hub::LoopbackHub;
 use super::member::{Flight, Member, Posted};
+use super::moving::{LongHold, Moving, land, land_all};
 use super::{NAP, NOBODY};
 use crate::device::copy::{End, Halt, MessageCopy, QUANTUM, Stop};
-use crate::device::work::staged;
 use crate::error::{Error, Result, Status};
 use crate::plan::program::{Direction, Message};
 use crate::rank::Rank;
 use crate::transport::FaultKind;
 use crate::transport::queue::{Queued, lock};
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub(super) struct Runner {
 struct Receiving {
     step: Queued,
     lanes: Vec<Lane>,
+    moving: VecDeque<Moving>,
 }
 
 /// The receives from one peer.
@@ -59,6 +61,7 @@ impl Runner {
     /// Works until aborted or closed.
     fn serve(&self) {
         let mut lanes = Vec::new();
+        let mut moving = VecDeque::new();
         let mut begun = 0;
         while !self.must_end() {
             let Some(step) = self.me.queue.pop_ready() else {
@@ -76,12 +79,22 @@ impl Runner {
                 return;
             }
             fill_lanes(&mut lanes, &step);
-            let mut receiving = Receiving { step, lanes };
-            if let Err(reason) = self.receive(&mut receiving) {
-                self.me.abort.set(reason);
-                return;
+            let mut receiving = Receiving {
+                step,
+                lanes,
+                moving,
+            };
+            let received = self.receive(&mut receiving);
+            if let Err(reason) = &received {
+                self.me.abort.set(reason.clone());
             }
-            lanes = receiving.lanes;
+            // Senders are held until the GPU is through, whatever happens.
+            land_all(&self.me, &mut receiving.moving);
+            match received {
+                Ok(true) => self.received(),
+                Ok(false) | Err(_) => return,
+            }
+            (lanes, moving) = (receiving.lanes, receiving.moving);
         }
     }
 
@@ -143,13 +156,15 @@ impl Runner {
         Ok(())
     }
 
-    /// Copies what the step receives, from whoever is ready.
-    fn receive(&self, receiving: &mut Receiving) -> Result<()> {
+    /// Copies what the step receives, from whoever is ready; false if there was
+    /// no time for all of it.
+    fn receive(&self, receiving: &mut Receiving) -> Result<bool> {
         loop {
             if self.must_end() {
-                return Ok(());
+                return Ok(false);
             }
             let pass = self.pass(receiving)?;
+            land(&self.me, &mut receiving.moving);
             let waits_for = match pass {
                 Pass::Waiting(peer) => peer.0,
                 Pass::Done | Pass::Moved => NOBODY,
@@ -161,12 +176,16 @@ impl Runner {
                 Pass::Waiting(_) => std::thread::park_timeout(NAP),
             }
         }
+        Ok(true)
+    }
+
+    /// The running step has received everything.
+    fn received(&self) {
         let mut flight = lock(&self.me.flight);
         if let Some(step) = flight.back_mut() {
             step.has_received = true;
         }
         self.me.settle(&mut flight);
-        Ok(())
     }
 
     /// One message from every peer that has one for us.
@@ -183,7 +202,13 @@ impl Runner {
                 }
                 continue;
             };
-            self.copy(&receiving.step, index, &posted)?;
+            match receiving.step.binding.mover() {
+                Some(_) => {
+                    let moving = self.copy_on_gpu(&receiving.step, index, posted)?;
+                    receiving.moving.push_back(moving);
+                }
+                None => self.copy(&receiving.step, index, &posted)?,
+            }
             lane.next = index + 1;
             pass = Pass::Moved;
         }
@@ -207,17 +232,42 @@ impl Runner {
         }
     }
 
+    /// Has the GPU that our memory is on copy one message.
+    fn copy_on_gpu(&self, step: &Queued, index: u32, posted: Posted) -> Result<Moving> {
+        let (from, to) = ends(step, index, &posted);
+        check_match(from.message, to.message, self.me.rank, &posted)?;
+        let Some(mover) = step.binding.mover() else {
+            return Err(Error::internal("no GPU to copy a message"));
+        };
+        let Some(hold) = LongHold::new(&posted.sender) else {
+            return Err(self.why_halted(step, &posted));
+        };
+        let bytes = to.message.bytes;
+        let copied = mover
+            .clone()
+            .copy_message(from, to, step.sequence, self.hub.is_staged);
+        Ok(Moving {
+            fence: copied.map_err(|e| e.by(self.me.rank))?,
+            bytes,
+            posted,
+            _hold: hold,
+        })
+    }
+
     /// Copies one message, chunk by chunk.
     fn copy(&self, step: &Queued, index: u32, posted: &Posted) -> Result<()> {
-        let from = End {
-            binding: &posted.binding,
-            message: &posted.binding.program.messages[posted.message as usize],
-        };
-        let to = End {
-            binding: &step.binding,
-            message: &step.binding.program.messages[index as usize],
-        };
+        let (from, to) = ends(step, index, posted);
         check_match(from.message, to.message, self.me.rank, posted)?;
+        if posted.binding.mover().is_some() {
+            return Err(Error::new(
+                Status::Unsupported,
+                format!(
+                    "rank {} sends from a GPU to memory of rank {} on the host; bind pinned \
+                     memory there, in a session with a GPU",
+                    posted.sender.rank, self.me.rank
+                ),
+            ));
+        }
         if writes_destination(&to, self.hub.is_staged) {
             step.binding.marks.write_begins(step.sequence);
         }
@@ -353,6 +403,19 @@ fn absent(peer: Rank, step: u32) -> Error {
     .by(peer)
 }
 
+/// Both ends of a message.
+fn ends<'a>(step: &'a Queued, index: u32, posted: &'a Posted) -> (End<'a>, End<'a>) {
+    let from = End {
+        binding: &posted.binding,
+        message: &posted.binding.program.messages[posted.message as usize],
+    };
+    let to = End {
+        binding: &step.binding,
+        message: &step.binding.program.messages[index as usize],
+    };
+    (from, to)
+}
+
 /// Refuses a message that is not the one we are waiting for.
 fn check_match(from: &Message, to: &Message, me: Rank, posted: &Posted) -> Result<()> {
     let sender = posted.sender.rank;
@@ -386,7 +449,8 @@ fn copy_gathered(sender: &Member, from: End<'_>, to: End<'_>, stop: Stop<'_>) ->
 
 /// Copies from where the message lies contiguous to where it shall.
 fn copy_staged(sender: &Member, from: End<'_>, to: End<'_>, stop: Stop<'_>) -> Result<(), Halt> {
-    let (source, target) = (contiguous(from), contiguous(to));
+    let source = from.binding.contiguous(from.message);
+    let target = to.binding.contiguous(to.message);
     let bytes = to.message.bytes;
     let mut at = 0;
     while at < bytes {
@@ -401,12 +465,4 @@ fn copy_staged(sender: &Member, from: End<'_>, to: End<'_>, stop: Stop<'_>) -> R
         at += n;
     }
     Ok(())
-}
-
-/// Where a message lies in one piece: its direct region, or staging.
-fn contiguous(end: End<'_>) -> usize {
-    match end.binding.program.pieces_of(end.message) {
-        [piece] if end.message.is_direct => end.binding.address(&piece.region),
-        _ => staged(end.binding, end.message).address,
-    }
 }

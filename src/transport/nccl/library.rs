@@ -155,7 +155,7 @@ impl Nccl {
 
     /// An error for a result that is neither success nor in progress.
     pub(super) fn check(&self, call: &str, result: ncclResult_t) -> Result<()> {
-        if result == nccl_sys::ncclSuccess || result == nccl_sys::ncclInProgress {
+        if result == ncclResult_t::SUCCESS || result == ncclResult_t::IN_PROGRESS {
             return Ok(());
         }
         Err(self.failure(call, result))
@@ -164,10 +164,10 @@ impl Nccl {
     /// The error that a failed call makes.
     pub(super) fn failure(&self, call: &str, result: ncclResult_t) -> Error {
         let status = match result {
-            nccl_sys::ncclInvalidArgument | nccl_sys::ncclInvalidUsage => Status::InvalidArgument,
-            nccl_sys::ncclInternalError => Status::Internal,
-            nccl_sys::ncclRemoteError => Status::PeerLost,
-            nccl_sys::ncclTimeout => Status::Stalled,
+            ncclResult_t::INVALID_ARGUMENT | ncclResult_t::INVALID_USAGE => Status::InvalidArgument,
+            ncclResult_t::INTERNAL_ERROR => Status::Internal,
+            ncclResult_t::REMOTE_ERROR => Status::PeerLost,
+            ncclResult_t::TIMEOUT => Status::Stalled,
             _ => Status::System,
         };
         let name = result.name().unwrap_or("an unknown result");

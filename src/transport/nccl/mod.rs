@@ -1,5 +1,536 @@
 //! Ranks on GPUs, through NCCL.
+//!
+//! ```text
+//!   device's stream    pack 0 ─┐                ┌─ unpack 0
+//!                              ▼                ▲
+//!   our stream           wait │ group of step 0 │ word = 1 │ wait │ group ...
+//!                              ▲ ncclGroupStart, Send.., Recv.., ncclGroupEnd
+//!   caller's thread    enqueue ┘ polls until NCCL has put the kernel there
+//! ```
+//!
+//! A step is one NCCL group, in the same order on all ranks. `enqueue` returns
+//! when the group is on the stream, which waits for no GPU and no peer: peers
+//! are connected when the transport is made. The communicator is non-blocking,
+//! so that no thread is ever stuck inside NCCL.
+//!
+//! # Who may be inside NCCL
+//!
+//! One thread at a time per communicator and per device. `enqueue` takes the
+//! communicator's lock, then the device's turn. The watchdog only tries to; if
+//! somebody is inside, it is a thread that looks at the abort word itself.
+//!
+//! # Abort
+//!
+//! Whoever sees the abort word and has the lock stops the communicator: NCCL's
+//! kernels end, the stream goes on to the words that our fences are, and every
+//! kernel behind them finds the abort word set and writes nothing. A borrowed
+//! communicator is revoked, where NCCL can; else its owner is told, and until
+//! the owner aborts it the fences are not reached.
 
+mod address;
+mod bootstrap;
+mod comm;
+mod identity;
 pub mod library;
+mod patience;
+mod peers;
+mod turn;
+mod warm_up;
+mod watchdog;
 
+pub use bootstrap::{CommSource, NcclBootstrap, NcclOptions};
+pub use comm::CommLimits;
 pub use library::Nccl;
+
+use super::queue::{check_step, lock};
+use super::{Progress, Transport};
+use crate::device::Binding;
+use crate::device::cuda::gpu::Gpu;
+use crate::device::cuda::queue::CudaQueue;
+use crate::device::fence::{AbortCell, Fence};
+use crate::error::{Error, Result};
+use crate::plan::program::{BufferSlot, Direction, Message, Program};
+use crate::rank::Rank;
+use comm::{Comm, Stopped, Transfer};
+use cuda_runtime_sys::Stream;
+use patience::Patience;
+use peers::Peers;
+use std::any::Any;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+use turn::turn_of;
+use watchdog::Watchdog;
+
+/// Steps that fit before a list grows.
+const CAPACITY: usize = 256;
+
+/// What the owner of a borrowed communicator is told when it has to be
+/// aborted, because this NCCL cannot stop it otherwise. Called once, from a
+/// thread of ours; aborts the communicator or has somebody do it.
+#[derive(Default)]
+pub struct OnAbort(Option<Box<Call>>);
+
+type Call = dyn Fn(&Error) + Send + Sync;
+
+impl OnAbort {
+    pub fn new(call: impl Fn(&Error) + Send + Sync + 'static) -> OnAbort {
+        OnAbort(Some(Box::new(call)))
+    }
+}
+
+impl std::fmt::Debug for OnAbort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self.0 {
+            Some(_) => "OnAbort(..)",
+            None => "OnAbort(none)",
+        })
+    }
+}
+
+/// One rank of a communicator.
+pub struct NcclTransport {
+    shared: Arc<Shared>,
+    watchdog: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for NcclTransport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "NcclTransport(rank {})", self.shared.rank)
+    }
+}
+
+/// What is left of a transport: whatever a new one of the survivors can be
+/// made of.
+#[derive(Clone)]
+pub struct Remains(Arc<Shared>);
+
+impl Remains {
+    /// `None` if it is no NCCL transport.
+    pub fn of(transport: &dyn Transport) -> Option<Remains> {
+        let shared = transport.remains()?.downcast().ok()?;
+        Some(Remains(shared))
+    }
+
+    fn nccl(&self) -> &'static Nccl {
+        self.0.nccl
+    }
+
+    fn gpu(&self) -> &Arc<Gpu> {
+        &self.0.gpu
+    }
+
+    fn place(&self) -> (i32, i32) {
+        self.0.place
+    }
+
+    /// What the transport is known by if its communicator was kept after a
+    /// failure, to be shrunk.
+    fn kept_as(&self) -> Option<u128> {
+        let line = lock(&self.0.line);
+        line.comm.is_kept().then_some(self.0.group)
+    }
+
+    /// A communicator of the survivors.
+    fn shrink(
+        &self,
+        excluded: &[i32],
+        limits: &CommLimits,
+        patience: Patience<'_>,
+    ) -> Result<Comm> {
+        let mut line = lock(&self.0.line);
+        let _current = self.0.gpu.enter()?;
+        line.comm.shrink(excluded, limits, patience)
+    }
+}
+
+impl std::fmt::Debug for Remains {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Remains(rank {})", self.0.rank)
+    }
+}
+
+/// What a transport is made of.
+struct Parts {
+    rank: Rank,
+    nccl: &'static Nccl,
+    gpu: Arc<Gpu>,
+    comm: Comm,
+    peers: Peers,
+    place: (i32, i32),
+    group: u128,
+    is_rebuildable: bool,
+    on_abort: Option<OnAbort>,
+    abort: Arc<AbortCell>,
+}
+
+/// What callers and the watchdog share.
+struct Shared {
+    rank: Rank,
+    nccl: &'static Nccl,
+    gpu: Arc<Gpu>,
+    peers: Peers,
+    /// In the communicator: this rank, and how many there are.
+    place: (i32, i32),
+    /// Names this meeting of ranks.
+    group: u128,
+    is_rebuildable: bool,
+    on_abort: Option<OnAbort>,
+    abort: Arc<AbortCell>,
+    turn: &'static Mutex<()>,
+    /// Dropped by hand, or not at all if the stream never ends.
+    queue: std::mem::ManuallyDrop<CudaQueue>,
+    line: Mutex<Line>,
+    is_closing: AtomicBool,
+    /// Nothing runs on the stream that does not end by itself.
+    has_ended: AtomicBool,
+    steps_enqueued: AtomicU64,
+    steps_done: AtomicU64,
+    bytes_sent: AtomicU64,
+    bytes_received: AtomicU64,
+}
+
+/// The communicator and what is under way on it.
+struct Line {
+    comm: Comm,
+    flights: VecDeque<Flight>,
+}
+
+/// A step on the stream.
+struct Flight {
+    fence: Fence,
+    sent: u64,
+    received: u64,
+}
+
+/// What else goes on the stream with a group.
+struct Beside<B, A> {
+    before: B,
+    behind: A,
+}
+
+impl NcclTransport {
+    /// Takes over a communicator whose ranks have all come.
+    fn start(parts: Parts) -> Result<Arc<NcclTransport>> {
+        let shared = Arc::new(Shared {
+            queue: std::mem::ManuallyDrop::new(CudaQueue::new(&parts.gpu)?),
+            turn: turn_of(parts.gpu.index),
+            rank: parts.rank,
+            nccl: parts.nccl,
+            gpu: parts.gpu,
+            peers: parts.peers,
+            place: parts.place,
+            group: parts.group,
+            is_rebuildable: parts.is_rebuildable,
+            on_abort: parts.on_abort,
+            abort: parts.abort,
+            line: Mutex::new(Line {
+                comm: parts.comm,
+                flights: VecDeque::with_capacity(CAPACITY),
+            }),
+            is_closing: AtomicBool::new(false),
+            has_ended: AtomicBool::new(true),
+            steps_enqueued: AtomicU64::new(0),
+            steps_done: AtomicU64::new(0),
+            bytes_sent: AtomicU64::new(0),
+            bytes_received: AtomicU64::new(0),
+        });
+        let watchdog = Watchdog::new(shared.clone());
+        let thread = std::thread::Builder::new()
+            .name(format!("wsync-nccl-{}", shared.rank))
+            .spawn(move || watchdog.run())
+            .map_err(|e| Error::os("starting an NCCL watchdog", &e))?;
+        Ok(Arc::new(NcclTransport {
+            shared,
+            watchdog: Mutex::new(Some(thread)),
+        }))
+    }
+
+    /// The NCCL it works with.
+    pub fn nccl(&self) -> &'static Nccl {
+        self.shared.nccl
+    }
+
+    /// The GPU it works on.
+    pub fn device(&self) -> &Arc<Gpu> {
+        &self.shared.gpu
+    }
+
+    fn peers(&self) -> &Peers {
+        &self.shared.peers
+    }
+
+    fn place(&self) -> (i32, i32) {
+        self.shared.place
+    }
+
+    /// Puts a group on the stream, after `after`.
+    fn exchange<B, A>(
+        &self,
+        after: &Fence,
+        transfers: impl Iterator<Item = Transfer>,
+        beside: Beside<B, A>,
+        deadline: Option<Instant>,
+    ) -> Result<Fence>
+    where
+        B: FnOnce(Stream) -> Result<()>,
+        A: FnOnce(Stream) -> Result<()>,
+    {
+        let shared = &*self.shared;
+        let mut line = lock(&shared.line);
+        let fence = shared.put(&mut line, after, transfers, beside, deadline);
+        if let Err(e) = &fence {
+            // The ranks are no longer in step: nothing can follow.
+            shared.abort.set(e.clone());
+            shared.stop(&mut line);
+        }
+        fence
+    }
+
+    /// Stops this rank; true if everything on its stream ends by itself.
+    fn give_up(&self, reason: Error) -> bool {
+        self.shared.abort.set(reason);
+        let mut line = lock(&self.shared.line);
+        self.shared.stop(&mut line);
+        self.shared.has_ended.load(Ordering::Acquire)
+    }
+
+    fn transfer(&self, binding: &Binding, m: &Message) -> Result<Transfer> {
+        Ok(Transfer {
+            is_send: m.direction == Direction::Send,
+            address: binding.contiguous(m),
+            bytes: m.bytes,
+            peer: self.shared.peers.place_of(m.peer)?,
+        })
+    }
+}
+
+impl Shared {
+    fn put<B, A>(
+        &self,
+        line: &mut Line,
+        after: &Fence,
+        transfers: impl Iterator<Item = Transfer>,
+        beside: Beside<B, A>,
+        deadline: Option<Instant>,
+    ) -> Result<Fence>
+    where
+        B: FnOnce(Stream) -> Result<()>,
+        A: FnOnce(Stream) -> Result<()>,
+    {
+        if let Some(reason) = self.abort.reason() {
+            return Err(reason);
+        }
+        // Only the warm-up, which connects the peers, has a deadline of its own.
+        let connects = deadline.is_some();
+        let patience = Patience {
+            abort: &self.abort,
+            deadline,
+        };
+        let put = self.queue.begin(after, &self.abort)?;
+        self.has_ended.store(false, Ordering::Release);
+        (beside.before)(put.stream())?;
+        line.comm
+            .group(transfers, put.stream().0, connects, patience)?;
+        (beside.behind)(put.stream())?;
+        put.end(None)
+    }
+
+    /// Has the communicator's kernels end. Whoever calls is not inside NCCL.
+    fn stop(&self, line: &mut Line) {
+        let turn = lock(self.turn);
+        self.stop_in_turn(line, turn);
+    }
+
+    /// The same, and the device's turn is given back.
+    fn stop_in_turn(&self, line: &mut Line, turn: MutexGuard<'_, ()>) {
+        if !line.comm.is_usable() {
+            return;
+        }
+        let stopped = match self.gpu.enter() {
+            Ok(_current) => line.comm.stop(self.is_rebuildable),
+            Err(_) => line.comm.stop(self.is_rebuildable),
+        };
+        drop(turn);
+        if stopped == Stopped::Kernels {
+            self.has_ended.store(true, Ordering::Release);
+        } else if let Some(OnAbort(Some(call))) = &self.on_abort
+            && let Some(reason) = self.abort.reason()
+        {
+            call(&reason);
+        }
+    }
+
+    /// Takes note of the steps that are over.
+    fn settle(&self, line: &mut Line) {
+        while let Some(flight) = line.flights.front() {
+            if !flight.fence.is_reached() {
+                return;
+            }
+            self.bytes_sent.fetch_add(flight.sent, Ordering::Relaxed);
+            self.bytes_received
+                .fetch_add(flight.received, Ordering::Relaxed);
+            self.steps_done.fetch_add(1, Ordering::Release);
+            line.flights.pop_front();
+        }
+    }
+
+    fn try_line(&self) -> Option<MutexGuard<'_, Line>> {
+        match self.line.try_lock() {
+            Ok(line) => Some(line),
+            Err(TryLockError::Poisoned(line)) => Some(line.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
+impl Transport for NcclTransport {
+    fn name(&self) -> &'static str {
+        "nccl"
+    }
+
+    fn rank(&self) -> Rank {
+        self.shared.rank
+    }
+
+    fn gathers(&self) -> bool {
+        false
+    }
+
+    /// Looks whether all peers are there; they are connected already.
+    fn connect(&self, binding: &Binding, _deadline: Instant) -> Result<()> {
+        let peers = binding.program.peers();
+        peers
+            .into_iter()
+            .try_for_each(|rank| self.shared.peers.place_of(rank).map(drop))
+    }
+
+    fn enqueue(
+        &self,
+        binding: &Arc<Binding>,
+        step: u32,
+        sequence: u64,
+        after: &Fence,
+    ) -> Result<Fence> {
+        check_step(binding, step, false)?;
+        let shared = &*self.shared;
+        if shared.abort.is_set() {
+            return Ok(Fence::default());
+        }
+        let program = &binding.program;
+        let messages = program.messages_of(&program.steps[step as usize]);
+        if messages.iter().any(|m| writes_in_place(program, m)) {
+            binding.marks.write_begins(sequence);
+        }
+        // Before the group is begun, so that it cannot fail in the middle.
+        messages
+            .iter()
+            .try_for_each(|m| self.transfer(binding, m).map(drop))?;
+        let transfers = messages
+            .iter()
+            .filter_map(|m| self.transfer(binding, m).ok());
+        let nothing = Beside {
+            before: |_| Ok(()),
+            behind: |_| Ok(()),
+        };
+        let fence = match self.exchange(after, transfers, nothing, None) {
+            Ok(fence) => fence,
+            // As for any other transport: the fence is reached, nothing is
+            // written, and the abort word says why.
+            Err(_) if shared.has_ended.load(Ordering::Acquire) => return Ok(Fence::default()),
+            Err(e) => return Err(e),
+        };
+        let bytes = |direction| {
+            let of = messages.iter().filter(|m| m.direction == direction);
+            of.map(|m| m.bytes).sum()
+        };
+        let mut line = lock(&shared.line);
+        line.flights.push_back(Flight {
+            fence: fence.clone(),
+            sent: bytes(Direction::Send),
+            received: bytes(Direction::Receive),
+        });
+        drop(line);
+        shared.steps_enqueued.fetch_add(1, Ordering::Release);
+        self.wake();
+        Ok(fence)
+    }
+
+    fn abort_cell(&self) -> &Arc<AbortCell> {
+        &self.shared.abort
+    }
+
+    fn wake(&self) {
+        if let Some(thread) = &*lock(&self.watchdog) {
+            thread.thread().unpark();
+        }
+    }
+
+    fn gpu(&self) -> Option<u32> {
+        Some(self.shared.gpu.index)
+    }
+
+    fn remains(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        Some(self.shared.clone())
+    }
+
+    fn progress(&self) -> Progress {
+        let shared = &*self.shared;
+        if let Some(mut line) = shared.try_line() {
+            shared.settle(&mut line);
+        }
+        Progress {
+            steps_enqueued: shared.steps_enqueued.load(Ordering::Acquire),
+            steps_done: shared.steps_done.load(Ordering::Acquire),
+            bytes_sent: shared.bytes_sent.load(Ordering::Relaxed),
+            bytes_received: shared.bytes_received.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// True if a message is received where it is to stay.
+fn writes_in_place(program: &Program, m: &Message) -> bool {
+    let is_destination = |slot| slot != BufferSlot::RELAY;
+    m.direction == Direction::Receive
+        && m.is_direct
+        && program
+            .pieces_of(m)
+            .iter()
+            .any(|p| is_destination(p.region.slot))
+}
+
+impl Drop for NcclTransport {
+    /// Ends without waiting for anybody. Steps that are not over are aborted.
+    fn drop(&mut self) {
+        let shared = &*self.shared;
+        shared.is_closing.store(true, Ordering::Release);
+        if let Some(thread) = lock(&self.watchdog).take() {
+            thread.thread().unpark();
+            // The thread catches panics; its end is all we wait for.
+            let _ = thread.join();
+        }
+        let mut line = lock(&shared.line);
+        shared.settle(&mut line);
+        if !line.flights.is_empty() {
+            shared.abort.set(Error::new(
+                crate::error::Status::Aborted,
+                format!("rank {} dropped its transport in mid-transfer", shared.rank),
+            ));
+            shared.stop(&mut line);
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let line = crate::transport::queue::get_mut(&mut self.line);
+        let has_ended = self.has_ended.load(Ordering::Acquire)
+            || line.flights.iter().all(|f| f.fence.is_reached());
+        if has_ended {
+            // SAFETY: dropped once, here, and not used after.
+            unsafe { std::mem::ManuallyDrop::drop(&mut self.queue) };
+        }
+    }
+}

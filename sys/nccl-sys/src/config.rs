@@ -13,9 +13,10 @@ use std::ptr;
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ncclConfig_t {
-    size: usize,
-    magic: c_uint,
-    version: c_uint,
+    /// Never set: as `UNSET` has it, like the two after it.
+    pub size: usize,
+    pub magic: c_uint,
+    pub version: c_uint,
     /// 0 for a communicator whose calls return at once.
     pub blocking: c_int,
     pub cgaClusterSize: c_int,

@@ -12,7 +12,7 @@
 
 use crate::image::images;
 use crate::table::Api;
-use crate::types::{VERSION_MIN, ncclSuccess, version_text};
+use crate::types::{VERSION_MIN, ncclResult_t, version_text};
 use std::ffi::{CStr, CString, OsStr, c_int, c_void};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -200,7 +200,7 @@ pub unsafe fn load(search: &Search) -> Result<Library, LoadError> {
     let mut version = 0;
     // SAFETY: writes the number that it is given a place for.
     let result = unsafe { (api.ncclGetVersion)(&raw mut version) };
-    if result != ncclSuccess {
+    if result != ncclResult_t::SUCCESS {
         let code = result.0;
         return Err(LoadError::Mute { path, code });
     }

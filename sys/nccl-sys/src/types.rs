@@ -9,18 +9,18 @@ use std::fmt;
 #[repr(transparent)]
 pub struct ncclResult_t(pub c_int);
 
-pub const ncclSuccess: ncclResult_t = ncclResult_t(0);
-pub const ncclUnhandledCudaError: ncclResult_t = ncclResult_t(1);
-pub const ncclSystemError: ncclResult_t = ncclResult_t(2);
-pub const ncclInternalError: ncclResult_t = ncclResult_t(3);
-pub const ncclInvalidArgument: ncclResult_t = ncclResult_t(4);
-pub const ncclInvalidUsage: ncclResult_t = ncclResult_t(5);
-pub const ncclRemoteError: ncclResult_t = ncclResult_t(6);
-pub const ncclInProgress: ncclResult_t = ncclResult_t(7);
-/// Since 2.30.
-pub const ncclTimeout: ncclResult_t = ncclResult_t(8);
-
 impl ncclResult_t {
+    pub const SUCCESS: ncclResult_t = ncclResult_t(0);
+    pub const UNHANDLED_CUDA_ERROR: ncclResult_t = ncclResult_t(1);
+    pub const SYSTEM_ERROR: ncclResult_t = ncclResult_t(2);
+    pub const INTERNAL_ERROR: ncclResult_t = ncclResult_t(3);
+    pub const INVALID_ARGUMENT: ncclResult_t = ncclResult_t(4);
+    pub const INVALID_USAGE: ncclResult_t = ncclResult_t(5);
+    pub const REMOTE_ERROR: ncclResult_t = ncclResult_t(6);
+    pub const IN_PROGRESS: ncclResult_t = ncclResult_t(7);
+    /// Since 2.30.
+    pub const TIMEOUT: ncclResult_t = ncclResult_t(8);
+
     /// The name in `nccl.h`; `None` for a value that is not known here.
     pub const fn name(self) -> Option<&'static str> {
         Some(match self.0 {

@@ -23,6 +23,7 @@
 
 #include <weightsync.h>
 
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -114,6 +115,13 @@ enum class State : std::uint32_t {
 enum class TransportKind : std::uint32_t {
   loopback = WSYNC_TRANSPORT_KIND_LOOPBACK,
   shm = WSYNC_TRANSPORT_KIND_SHM,
+  nccl = WSYNC_TRANSPORT_KIND_NCCL,
+};
+
+enum class NcclMode : std::uint32_t {
+  own = WSYNC_NCCL_MODE_OWN,
+  split = WSYNC_NCCL_MODE_SPLIT,
+  direct = WSYNC_NCCL_MODE_DIRECT,
 };
 
 enum class MappingKind : std::uint32_t {
@@ -250,6 +258,22 @@ struct Findings {
 
 // ---- options: the C structs, all defaults until a field is set --------------
 
+struct TwoStageOptions : wsync_two_stage_options {
+  TwoStageOptions() noexcept : wsync_two_stage_options WSYNC_TWO_STAGE_OPTIONS_INIT {}
+};
+
+struct TopologyOptions : wsync_topology_options {
+  TopologyOptions() noexcept : wsync_topology_options WSYNC_TOPOLOGY_OPTIONS_INIT {}
+};
+
+struct RankPlace : wsync_rank_place {
+  RankPlace() noexcept : wsync_rank_place WSYNC_RANK_PLACE_INIT {}
+};
+
+struct SimulateOptions : wsync_simulate_options {
+  SimulateOptions() noexcept : wsync_simulate_options WSYNC_SIMULATE_OPTIONS_INIT {}
+};
+
 struct PlanOptions : wsync_plan_options {
   PlanOptions() noexcept : wsync_plan_options WSYNC_PLAN_OPTIONS_INIT {}
 };
@@ -278,6 +302,21 @@ struct Selector {
 
 struct TransportOptions : wsync_transport_options {
   TransportOptions() noexcept : wsync_transport_options WSYNC_TRANSPORT_OPTIONS_INIT {}
+};
+
+/** What NCCL's ranks find each other by. */
+using NcclId = std::array<std::uint8_t, WSYNC_NCCL_ID_BYTES>;
+
+/** How a transport uses NCCL. What it points to is read when a transport is made. */
+struct NcclOptions : wsync_nccl_options {
+  NcclOptions() noexcept : wsync_nccl_options WSYNC_NCCL_OPTIONS_INIT {}
+  /** From a unique id, the same on all ranks. */
+  explicit NcclOptions(const NcclId &unique_id) noexcept : NcclOptions() { id = unique_id.data(); }
+  /** With an ncclComm_t of the caller's. */
+  NcclOptions(NcclMode how, void *nccl_comm) noexcept : NcclOptions() {
+    mode = static_cast<std::uint32_t>(how);
+    comm = nccl_comm;
+  }
 };
 
 struct SessionOptions : wsync_session_options {
@@ -713,6 +752,76 @@ public:
 // ---- mappings -------------------------------------------------------------------
 
 /** Who sends to whom, from sizes and devices alone. */
+/** What stands between the ranks: hosts, NVLink domains, NICs. */
+class Topology : public detail::Handle<wsync_topology, wsync_topology_destroy> {
+public:
+  using Handle::Handle;
+
+  static Topology create(const TopologyOptions &options, ErrorRecord &err) noexcept {
+    wsync_topology *out = nullptr;
+    detail::first_call(err, wsync_topology_create, &options, &out);
+    return Topology(out);
+  }
+
+  static Topology from_json(std::string_view json, ErrorRecord &err) noexcept {
+    wsync_topology *out = nullptr;
+    detail::first_call(err, wsync_topology_create_from_json, json.data(), json.size(), &out);
+    return Topology(out);
+  }
+
+  /** Where one rank is, as bytes to be gathered from all ranks. */
+  static std::vector<std::uint8_t> place(const RankPlace &place, ErrorRecord &err) noexcept {
+    return detail::fetch_all<std::vector<std::uint8_t>>(
+        err, [&](void *buffer, std::size_t capacity, std::size_t *needed, wsync_error *e) {
+          return wsync_topology_place(&place, buffer, capacity, needed, e);
+        });
+  }
+
+  /** The topology of ranks that said where they are. */
+  static Topology from_places(Span<const Bytes> places, ErrorRecord &err) noexcept {
+    std::vector<wsync_bytes> raw;
+    for (const Bytes &place : places) raw.push_back({place.data(), place.size()});
+    wsync_topology *out = nullptr;
+    const wsync_topology_options *like = nullptr;
+    detail::first_call(err, wsync_topology_create_from_places, raw.data(), raw.size(), like, &out);
+    return Topology(out);
+  }
+
+  std::string to_json(ErrorRecord &err) const noexcept {
+    return detail::fetch_text(
+        err, [this](char *buffer, std::size_t capacity, std::size_t *needed, wsync_error *e) {
+          return wsync_topology_to_json(c_ptr(), buffer, capacity, needed, e);
+        });
+  }
+
+  wsync_site site(std::uint32_t rank, ErrorRecord &err) const noexcept {
+    wsync_site out = WSYNC_SITE_INIT;
+    detail::first_call(err, wsync_topology_site, c_ptr(), rank, &out);
+    return out;
+  }
+
+#if WEIGHTSYNC_EXCEPTIONS
+  static Topology create(const TopologyOptions &options = {}) {
+    return detail::checked([&](ErrorRecord &e) { return create(options, e); });
+  }
+  static Topology from_json(std::string_view json) {
+    return detail::checked([&](ErrorRecord &e) { return from_json(json, e); });
+  }
+  static std::vector<std::uint8_t> place(const RankPlace &where) {
+    return detail::checked([&](ErrorRecord &e) { return place(where, e); });
+  }
+  static Topology from_places(Span<const Bytes> places) {
+    return detail::checked([&](ErrorRecord &e) { return from_places(places, e); });
+  }
+  std::string to_json() const {
+    return detail::checked([&](ErrorRecord &e) { return to_json(e); });
+  }
+  wsync_site site(std::uint32_t rank) const {
+    return detail::checked([&](ErrorRecord &e) { return site(rank, e); });
+  }
+#endif
+};
+
 class Mapping : public detail::Handle<wsync_mapping, wsync_mapping_destroy> {
 public:
   using Handle::Handle;
@@ -895,6 +1004,25 @@ public:
         });
   }
 
+  /** Bound, prediction and ratio as JSON, on a topology or the plan's own. */
+  std::string certificate(const Topology *topology, ErrorRecord &err) const noexcept {
+    const wsync_topology *ground = topology == nullptr ? nullptr : topology->c_ptr();
+    return detail::fetch_text(
+        err, [&](char *buffer, std::size_t capacity, std::size_t *needed, wsync_error *e) {
+          return wsync_plan_certificate(c_ptr(), ground, buffer, capacity, needed, e);
+        });
+  }
+
+  /** What happens with some ranks slow and some dying, as JSON. */
+  std::string simulate(const Topology *topology, const SimulateOptions &options,
+                       ErrorRecord &err) const noexcept {
+    const wsync_topology *ground = topology == nullptr ? nullptr : topology->c_ptr();
+    return detail::fetch_text(
+        err, [&](char *buffer, std::size_t capacity, std::size_t *needed, wsync_error *e) {
+          return wsync_plan_simulate(c_ptr(), ground, &options, buffer, capacity, needed, e);
+        });
+  }
+
   std::string diff(const Plan &other, ErrorRecord &err) const noexcept {
     return detail::fetch_text(
         err, [&](char *buffer, std::size_t capacity, std::size_t *needed, wsync_error *e) {
@@ -953,6 +1081,13 @@ public:
                      const std::vector<std::uint64_t> &index) const {
     return detail::checked([&](ErrorRecord &e) { return origin(rank, tensor, index, e); });
   }
+  std::string certificate(const Topology *topology = nullptr) const {
+    return detail::checked([&](ErrorRecord &e) { return certificate(topology, e); });
+  }
+  std::string simulate(const Topology *topology = nullptr,
+                       const SimulateOptions &options = {}) const {
+    return detail::checked([&](ErrorRecord &e) { return simulate(topology, options, e); });
+  }
   std::string diff(const Plan &other) const {
     return detail::checked([&](ErrorRecord &e) { return diff(other, e); });
   }
@@ -980,6 +1115,32 @@ public:
     options.rank = rank;
     options.rank_count = rank_count;
     return create(options, err);
+  }
+
+  /** Rank `rank` of ranks 0, 1, .. rank_count - 1, on a GPU. */
+  static Transport create(const NcclOptions &nccl, std::uint32_t rank, std::uint32_t rank_count,
+                          ErrorRecord &err) noexcept {
+    TransportOptions options;
+    options.kind = static_cast<std::uint32_t>(TransportKind::nccl);
+    options.rank = rank;
+    options.rank_count = rank_count;
+    options.nccl = &nccl;
+    return create(options, err);
+  }
+
+  /** A unique id, for one rank to give to all; `library` may be NULL. */
+  static NcclId nccl_id(const char *library, ErrorRecord &err) noexcept {
+    NcclId id{};
+    std::size_t needed = 0;
+    detail::first_call(err, wsync_transport_nccl_id, library, id.data(), id.size(), &needed);
+    return id;
+  }
+
+  /** The version of NCCL that a transport would use, 23007 for 2.30.7. */
+  static std::uint32_t nccl_version(const char *library, ErrorRecord &err) noexcept {
+    std::uint32_t version = 0;
+    detail::first_call(err, wsync_transport_nccl_version, library, &version);
+    return version;
   }
 
   std::vector<std::uint8_t> greeting(ErrorRecord &err) const noexcept {
@@ -1026,6 +1187,15 @@ public:
   }
   static Transport create(TransportKind kind, std::uint32_t rank, std::uint32_t rank_count) {
     return detail::checked([&](ErrorRecord &e) { return create(kind, rank, rank_count, e); });
+  }
+  static Transport create(const NcclOptions &nccl, std::uint32_t rank, std::uint32_t rank_count) {
+    return detail::checked([&](ErrorRecord &e) { return create(nccl, rank, rank_count, e); });
+  }
+  static NcclId nccl_id(const char *library = nullptr) {
+    return detail::checked([&](ErrorRecord &e) { return nccl_id(library, e); });
+  }
+  static std::uint32_t nccl_version(const char *library = nullptr) {
+    return detail::checked([&](ErrorRecord &e) { return nccl_version(library, e); });
   }
   std::vector<std::uint8_t> greeting() const {
     return detail::checked([&](ErrorRecord &e) { return greeting(e); });
@@ -1277,6 +1447,7 @@ static_assert(sizeof(Plan) == sizeof(void *));
 static_assert(sizeof(Transport) == sizeof(void *));
 static_assert(sizeof(Session) == sizeof(void *));
 static_assert(sizeof(Request) == sizeof(void *));
+static_assert(sizeof(TwoStageOptions) == sizeof(wsync_two_stage_options));
 static_assert(sizeof(PlanOptions) == sizeof(wsync_plan_options));
 static_assert(sizeof(TransportOptions) == sizeof(wsync_transport_options));
 static_assert(sizeof(RequestOptions) == sizeof(wsync_request_options));

@@ -28,6 +28,7 @@ from .enums import (
     MappingList,
     MemoryKind,
     NativeDomain,
+    NcclMode,
     Outcome,
     RegroupKind,
     RequestFlag,
@@ -51,9 +52,11 @@ from .errors import (
 )
 from .layout import BufferInfo, Check, Layout, Tensor, View
 from .mapping import Mapping, Pair
-from .plan import Plan, ProgramInfo
+from .nccl import NcclOptions, nccl_id, nccl_version
+from .plan import Plan, ProgramInfo, TwoStageOptions
 from .request import Outcomes, Request
 from .session import Session
+from .topology import Site, Topology
 from .transport import Transport
 
 __version__ = "0.1.0"
@@ -91,6 +94,8 @@ __all__ = [
     "Memory",
     "MemoryKind",
     "NativeDomain",
+    "NcclMode",
+    "NcclOptions",
     "Outcome",
     "Outcomes",
     "Pair",
@@ -102,6 +107,7 @@ __all__ = [
     "RequestFlag",
     "Session",
     "Side",
+    "Site",
     "SourceRule",
     "State",
     "Status",
@@ -109,6 +115,7 @@ __all__ = [
     "SupportsCudaArray",
     "SupportsDLPack",
     "Tensor",
+    "Topology",
     "TransferFailed",
     "Transport",
     "TransportKind",
@@ -119,5 +126,7 @@ __all__ = [
     "env",
     "library_file",
     "library_version",
+    "nccl_id",
+    "nccl_version",
     "set_log",
 ]

@@ -27,6 +27,7 @@ WSYNC_NO_DEADLINE = 18446744073709551615
 WSYNC_DIM_COUNT_MAX = 8
 WSYNC_NAME_BYTES_MAX = 1024
 WSYNC_GREETING_BYTES_MAX = 512
+WSYNC_NCCL_ID_BYTES = 128
 WSYNC_VERSION = 256
 WSYNC_VERSION_MAJOR = 0
 WSYNC_VERSION_MINOR = 1
@@ -54,11 +55,16 @@ class wsync_session_p(c_void_p):
     pass
 
 
+class wsync_topology_p(c_void_p):
+    pass
+
+
 class wsync_transport_p(c_void_p):
     pass
 
 
 wsync_log_fn = CFUNCTYPE(None, c_void_p, c_uint32, c_char_p)
+wsync_nccl_abort_fn = CFUNCTYPE(None, c_void_p, c_char_p)
 
 
 class wsync_error(Structure):
@@ -170,10 +176,101 @@ class wsync_buffer_info(Structure):
     ]
 
 
+class wsync_host_group(Structure):
+    _fields_ = [
+        ("count", c_uint32),
+        ("gpus", c_uint32),
+        ("nics", c_uint32),
+        ("domain_hosts", c_uint32),
+        ("nic_bytes_per_s", c_uint64),
+        ("nvlink_bytes_per_s", c_uint64),
+    ]
+
+
 class wsync_rank_list(Structure):
     _fields_ = [
         ("ranks", POINTER(c_uint32)),
         ("count", c_size_t),
+    ]
+
+
+class wsync_placement_run(Structure):
+    _fields_ = [
+        ("ranks", wsync_rank_list),
+        ("gpu", c_uint32),
+        ("ranks_per_gpu", c_uint32),
+    ]
+
+
+class wsync_speed_factor(Structure):
+    _fields_ = [
+        ("ranks", wsync_rank_list),
+        ("nic_percent", c_uint32),
+        ("nvlink_percent", c_uint32),
+        ("is_drained", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class wsync_fabric_cut(Structure):
+    _fields_ = [
+        ("name", wsync_text),
+        ("hosts", c_uint32),
+        ("is_by_rail", c_uint32),
+        ("out_bytes_per_s", c_uint64),
+        ("in_bytes_per_s", c_uint64),
+    ]
+
+
+class wsync_topology_options(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("hosts", POINTER(wsync_host_group)),
+        ("host_count", c_size_t),
+        ("host_stride", c_size_t),
+        ("placement", POINTER(wsync_placement_run)),
+        ("placement_count", c_size_t),
+        ("placement_stride", c_size_t),
+        ("speeds", POINTER(wsync_speed_factor)),
+        ("speed_count", c_size_t),
+        ("speed_stride", c_size_t),
+        ("cuts", POINTER(wsync_fabric_cut)),
+        ("cut_count", c_size_t),
+        ("cut_stride", c_size_t),
+        ("latency_ns", c_uint64),
+        ("pack_bytes_per_s", c_uint64),
+    ]
+
+
+class wsync_rank_place(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("rank", c_uint32),
+        ("reserved", c_uint32),
+        ("host", wsync_text),
+        ("device", wsync_text),
+        ("domain", wsync_text),
+        ("nics", POINTER(wsync_text)),
+        ("nic_count", c_size_t),
+    ]
+
+
+class wsync_bytes(Structure):
+    _fields_ = [
+        ("ptr", c_void_p),
+        ("bytes", c_size_t),
+    ]
+
+
+class wsync_site(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("gpu", c_uint32),
+        ("host", c_uint32),
+        ("domain", c_uint32),
+        ("rail", c_uint32),
+        ("nic_bytes_per_s", c_uint64),
+        ("nvlink_bytes_per_s", c_uint64),
     ]
 
 
@@ -212,6 +309,26 @@ class wsync_pair(Structure):
     ]
 
 
+class wsync_two_stage_options(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("avoid_same_device", c_uint32),
+        ("source_tp", c_uint32),
+        ("source_pp", c_uint32),
+        ("source_ep", c_uint32),
+        ("source_dp", c_uint32),
+        ("source_cp", c_uint32),
+        ("destination_tp", c_uint32),
+        ("destination_pp", c_uint32),
+        ("destination_ep", c_uint32),
+        ("replica_count", c_uint32),
+        ("source_ranks", POINTER(wsync_rank_list)),
+        ("source_list_count", c_size_t),
+        ("destination_ranks", POINTER(wsync_rank_list)),
+        ("destination_list_count", c_size_t),
+    ]
+
+
 class wsync_plan_options(Structure):
     _fields_ = [
         ("struct_size", c_size_t),
@@ -220,9 +337,11 @@ class wsync_plan_options(Structure):
         ("staging_bytes_max", c_uint64),
         ("direct_bytes_min", c_uint64),
         ("bucket_count", c_uint32),
-        ("reserved", c_uint32),
+        ("copy_count", c_uint32),
         ("unused_allowed", POINTER(wsync_text)),
         ("unused_allowed_count", c_size_t),
+        ("two_stage", POINTER(wsync_two_stage_options)),
+        ("topology", wsync_topology_p),
     ]
 
 
@@ -271,6 +390,35 @@ class wsync_program_info(Structure):
     ]
 
 
+class wsync_simulate_options(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("seed", c_uint64),
+        ("straggler_count", c_uint32),
+        ("straggler_percent", c_uint32),
+        ("failure_count", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class wsync_nccl_options(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("mode", c_uint32),
+        ("cta_count_min", c_uint32),
+        ("cta_count_max", c_uint32),
+        ("p2p_peer_count_max", c_uint32),
+        ("net_channel_count", c_uint32),
+        ("is_rebuildable", c_uint32),
+        ("comm", c_void_p),
+        ("id", c_void_p),
+        ("library", c_char_p),
+        ("rebuild_from", wsync_transport_p),
+        ("on_abort", wsync_nccl_abort_fn),
+        ("on_abort_user", c_void_p),
+    ]
+
+
 class wsync_transport_options(Structure):
     _fields_ = [
         ("struct_size", c_size_t),
@@ -280,13 +428,7 @@ class wsync_transport_options(Structure):
         ("rank_count", c_uint32),
         ("reserved", c_uint32),
         ("ring_bytes_max", c_uint64),
-    ]
-
-
-class wsync_bytes(Structure):
-    _fields_ = [
-        ("ptr", c_void_p),
-        ("bytes", c_size_t),
+        ("nccl", POINTER(wsync_nccl_options)),
     ]
 
 
@@ -405,6 +547,39 @@ FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
     ),
     ("wsync_layout_destroy", None, [wsync_layout_p]),
     (
+        "wsync_topology_create",
+        c_int32,
+        [POINTER(wsync_topology_options), POINTER(wsync_topology_p), error_p],
+    ),
+    (
+        "wsync_topology_create_from_json",
+        c_int32,
+        [c_char_p, c_size_t, POINTER(wsync_topology_p), error_p],
+    ),
+    (
+        "wsync_topology_place",
+        c_int32,
+        [POINTER(wsync_rank_place), c_void_p, c_size_t, POINTER(c_size_t), error_p],
+    ),
+    (
+        "wsync_topology_create_from_places",
+        c_int32,
+        [
+            POINTER(wsync_bytes),
+            c_size_t,
+            POINTER(wsync_topology_options),
+            POINTER(wsync_topology_p),
+            error_p,
+        ],
+    ),
+    (
+        "wsync_topology_to_json",
+        c_int32,
+        [wsync_topology_p, c_char_p, c_size_t, POINTER(c_size_t), error_p],
+    ),
+    ("wsync_topology_site", c_int32, [wsync_topology_p, c_uint32, POINTER(wsync_site), error_p]),
+    ("wsync_topology_destroy", None, [wsync_topology_p]),
+    (
         "wsync_mapping_create",
         c_int32,
         [POINTER(wsync_mapping_options), POINTER(wsync_mapping_p), error_p],
@@ -494,6 +669,24 @@ FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
             error_p,
         ],
     ),
+    (
+        "wsync_plan_certificate",
+        c_int32,
+        [wsync_plan_p, wsync_topology_p, c_char_p, c_size_t, POINTER(c_size_t), error_p],
+    ),
+    (
+        "wsync_plan_simulate",
+        c_int32,
+        [
+            wsync_plan_p,
+            wsync_topology_p,
+            POINTER(wsync_simulate_options),
+            c_char_p,
+            c_size_t,
+            POINTER(c_size_t),
+            error_p,
+        ],
+    ),
     ("wsync_plan_report", c_int32, [wsync_plan_p, c_char_p, c_size_t, POINTER(c_size_t), error_p]),
     (
         "wsync_plan_diff",
@@ -501,6 +694,12 @@ FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
         [wsync_plan_p, wsync_plan_p, c_char_p, c_size_t, POINTER(c_size_t), error_p],
     ),
     ("wsync_plan_destroy", None, [wsync_plan_p]),
+    (
+        "wsync_transport_nccl_id",
+        c_int32,
+        [c_char_p, c_void_p, c_size_t, POINTER(c_size_t), error_p],
+    ),
+    ("wsync_transport_nccl_version", c_int32, [c_char_p, POINTER(c_uint32), error_p]),
     (
         "wsync_transport_create",
         c_int32,

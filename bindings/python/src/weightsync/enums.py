@@ -160,6 +160,10 @@ class Strategy(IntEnum):
 
     DEFAULT = 0
     DIRECT = 1
+    TWO_STAGE = 2
+    RELAY = 3
+    FANOUT = 4
+    AUTO = 5
 
 
 class SourceRule(IntEnum):
@@ -175,6 +179,15 @@ class TransportKind(IntEnum):
 
     LOOPBACK = 1
     SHM = 2
+    NCCL = 3
+
+
+class NcclMode(IntEnum):
+    """Whose communicator a transport over NCCL works with."""
+
+    OWN = 1
+    SPLIT = 2
+    DIRECT = 3
 
 
 class RequestFlag(IntFlag):

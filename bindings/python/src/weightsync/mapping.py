@@ -72,12 +72,7 @@ class Mapping(Handle):
             ("expert_source_ranks", "expert_source_list_count", expert_source_ranks),
             ("destination_ranks", "destination_list_count", destination_ranks),
         ):
-            if lists:
-                array = (_ffi.wsync_rank_list * len(lists))()
-                for slot, ranks in zip(array, lists):
-                    slot.ranks, slot.count = _ranks(ranks), len(ranks)
-                setattr(options, name, array)
-                setattr(options, count, len(lists))
+            _set_lists(options, name, count, lists)
         made = _ffi.wsync_mapping_p()
         call(lib.wsync_mapping_create, ctypes.byref(options), ctypes.byref(made))
         super().__init__(made)
@@ -127,6 +122,17 @@ class Mapping(Handle):
 
     def _destroy(self, pointer: Any) -> None:
         lib.wsync_mapping_destroy(pointer)
+
+
+def _set_lists(
+    options: Any, name: str, count: str, lists: Optional[Sequence[Sequence[int]]]
+) -> None:
+    if lists:
+        array = (_ffi.wsync_rank_list * len(lists))()
+        for slot, ranks in zip(array, lists):
+            slot.ranks, slot.count = _ranks(ranks), len(ranks)
+        setattr(options, name, array)
+        setattr(options, count, len(lists))
 
 
 def _ranks(ranks: Sequence[int]) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Optional, Union
 
 from . import _ffi
@@ -12,6 +13,8 @@ from ._handle import Handle
 from ._loader import call, lib, name_bytes, read_bytes, read_ranks, read_text, text_array
 from .enums import SourceRule, Strategy, number
 from .layout import BufferInfo, Layout, read_buffers
+from .mapping import _set_lists
+from .topology import Topology
 
 
 class ProgramInfo(NamedTuple):
@@ -31,6 +34,49 @@ class ProgramInfo(NamedTuple):
     buffer_count: int
 
 
+class TwoStageOptions(NamedTuple):
+    """How strategy "two_stage" maps ranks.
+
+    A side whose TP is 0 is read from the meshes of its layout. source_ranks:
+    one list per source copy, each [PP][TP]. destination_ranks: one list per
+    replica, each [PP][EP][TP]. avoid_same_device: pairs within one device are
+    avoided by choosing another receiver.
+    """
+
+    source_tp: int = 0
+    source_pp: int = 1
+    source_ep: int = 1
+    source_dp: int = 1
+    source_cp: int = 1
+    destination_tp: int = 0
+    destination_pp: int = 1
+    destination_ep: int = 1
+    replica_count: int = 1
+    source_ranks: Optional[Sequence[Sequence[int]]] = None
+    destination_ranks: Optional[Sequence[Sequence[int]]] = None
+    avoid_same_device: bool = False
+
+    def _options(self) -> Any:
+        options = _ffi.wsync_two_stage_options()
+        options.struct_size = ctypes.sizeof(options)
+        for name, value in self._asdict().items():
+            if not name.endswith("_ranks"):
+                setattr(options, name, int(value))
+        _set_lists(options, "source_ranks", "source_list_count", self.source_ranks)
+        _set_lists(options, "destination_ranks", "destination_list_count", self.destination_ranks)
+        return options
+
+
+@contextmanager
+def _pointer(topology: Optional[Topology]) -> Iterator[Any]:
+    """The pointer of a topology, or None for none."""
+    if topology is None:
+        yield None
+        return
+    with topology._use() as pointer:
+        yield pointer
+
+
 class Plan(Handle):
     """How bytes get from one layout to the other.
 
@@ -48,7 +94,10 @@ class Plan(Handle):
         staging_bytes_max: int = 0,
         direct_bytes_min: int = 0,
         bucket_count: int = 0,
+        copy_count: int = 0,
         unused_allowed: Iterable[str] = (),
+        two_stage: Optional[TwoStageOptions] = None,
+        topology: Optional[Topology] = None,
     ) -> None:
         """Plans the way from `source` to `destination`; 0 is a default.
 
@@ -56,6 +105,10 @@ class Plan(Handle):
         direct_bytes_min: contiguous runs of at least that many bytes travel
         without staging. bucket_count: steps of the plan. unused_allowed:
         globs of source tensors that the destination may leave unused.
+        copy_count: for strategy "fanout", copies that leave the source.
+        two_stage: for strategy "two_stage", how ranks are mapped; without it
+        that is read from the layouts. topology: what stands between the
+        ranks. Strategy "auto" takes whatever is predicted to be fastest on it.
         """
         options = _ffi.wsync_plan_options()
         options.struct_size = ctypes.sizeof(options)
@@ -64,10 +117,16 @@ class Plan(Handle):
         options.staging_bytes_max = staging_bytes_max
         options.direct_bytes_min = direct_bytes_min
         options.bucket_count = bucket_count
+        options.copy_count = copy_count
+        mapped = two_stage._options() if two_stage else None
+        if mapped is not None:
+            options.two_stage = ctypes.pointer(mapped)
         globs, options.unused_allowed_count = text_array(unused_allowed)
         options.unused_allowed = globs
         made = _ffi.wsync_plan_p()
-        with source._use() as one, destination._use() as other:
+        with source._use() as one, destination._use() as other, _pointer(topology) as ground:
+            if ground is not None:
+                options.topology = ground
             call(
                 lib.wsync_plan_create, one, other, ctypes.byref(options), ctypes.byref(made)
             )
@@ -152,6 +211,45 @@ class Plan(Handle):
             found: dict[str, Any] = json.loads(
                 read_text(
                     lib.wsync_plan_origin, pointer, rank, name_bytes(tensor), numbers, len(index)
+                )
+            )
+            return found
+
+    def certificate(self, topology: Optional[Topology] = None) -> dict[str, Any]:
+        """How near the plan is to what is possible, on a topology or its own.
+
+        Among others `lower_bound_s`, `predicted_s`, `ratio` and `bottleneck`.
+        """
+        with self._use() as pointer, _pointer(topology) as ground:
+            found: dict[str, Any] = json.loads(
+                read_text(lib.wsync_plan_certificate, pointer, ground)
+            )
+            return found
+
+    def simulate(
+        self,
+        topology: Optional[Topology] = None,
+        *,
+        seed: int = 0,
+        straggler_count: int = 0,
+        straggler_percent: int = 50,
+        failure_count: int = 0,
+    ) -> dict[str, Any]:
+        """What happens with some ranks slow and some dying, chosen by `seed`.
+
+        `total_ns` beside `healthy_ns`, the ranks, `copies_complete`, and in
+        `waiting` who waits for whom.
+        """
+        options = _ffi.wsync_simulate_options()
+        options.struct_size = ctypes.sizeof(options)
+        options.seed = seed
+        options.straggler_count = straggler_count
+        options.straggler_percent = straggler_percent
+        options.failure_count = failure_count
+        with self._use() as pointer, _pointer(topology) as ground:
+            found: dict[str, Any] = json.loads(
+                read_text(
+                    lib.wsync_plan_simulate, pointer, ground, ctypes.byref(options)
                 )
             )
             return found

@@ -92,8 +92,10 @@ class Request(Handle):
         """Starts a request that is READY, and returns.
 
         stream: the caller's stream, after whose work the first byte is read
-        or written: its address, or a torch or CuPy stream; None for host
-        memory.
+        or written, and whose later work comes after the transfer: its
+        address, or a torch or CuPy stream, such as
+        torch.cuda.current_stream(). None is the default stream where buffers
+        are on a GPU, and nothing where all are on the host.
         """
         with self._use() as pointer:
             try:

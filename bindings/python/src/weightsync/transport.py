@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Iterable, Sequence
 from typing import Any, Optional, Union
@@ -11,6 +12,7 @@ from ._handle import Handle
 from ._loader import call, lib, name_bytes, read_bytes
 from .enums import TransportKind, nanoseconds, number
 from .errors import WeightsyncError
+from .nccl import NcclOptions
 
 
 class Transport(Handle):
@@ -29,11 +31,14 @@ class Transport(Handle):
         ranks: Union[int, Sequence[int]],
         *,
         ring_bytes_max: int = 0,
+        nccl: Optional[NcclOptions] = None,
+        rebuild_from: Optional[Transport] = None,
     ) -> None:
         """Makes a transport that has met nobody yet.
 
         ranks: all ranks, or how many there are. ring_bytes_max: for shm,
         bytes of shared memory per pair and direction; 0 is the default.
+        nccl, rebuild_from: see Transport.nccl.
         """
         options = _ffi.wsync_transport_options()
         options.struct_size = ctypes.sizeof(options)
@@ -46,7 +51,14 @@ class Transport(Handle):
             options.rank_count = len(ranks)
         options.ring_bytes_max = ring_bytes_max
         made = _ffi.wsync_transport_p()
-        call(lib.wsync_transport_create, ctypes.byref(options), ctypes.byref(made))
+        with contextlib.ExitStack() as stack:
+            if options.kind == TransportKind.NCCL:
+                nccl = nccl or NcclOptions()
+                if rebuild_from is not None:
+                    nccl.raw.rebuild_from = stack.enter_context(rebuild_from._use())
+                options.nccl = ctypes.pointer(nccl.raw)
+            call(lib.wsync_transport_create, ctypes.byref(options), ctypes.byref(made))
+        self._nccl = nccl  # Its callback lives as long as the transport.
         super().__init__(made)
 
     @classmethod
@@ -60,6 +72,33 @@ class Transport(Handle):
     ) -> Transport:
         """Ranks as processes on one host, host memory."""
         return cls(TransportKind.SHM, rank, ranks, ring_bytes_max=ring_bytes_max)
+
+    @classmethod
+    def nccl(
+        cls,
+        rank: int,
+        ranks: Union[int, Sequence[int]],
+        *,
+        rebuild_from: Optional[Transport] = None,
+        **options: Any,
+    ) -> Transport:
+        """Ranks on GPUs, through NCCL; options are those of NcclOptions.
+
+        The GPU is the current device, or the one of comm. Import torch first:
+        both are to use one copy of NCCL.
+
+        comm: an ncclComm_t to borrow, as an int, a c_void_p, or vLLM's
+        PyNcclCommunicator. Split while the ranks meet, all of which have to
+        come, or with mode="direct" used itself. unique_id: 128 bytes of
+        nccl_id, the same on all ranks; None has the lowest rank make one.
+        library: full path of libnccl.so.2. cta_count_min, cta_count_max: thread
+        blocks of its kernels. p2p_peer_count_max, net_channel_count: limits on
+        what is connected. rebuildable: keep what the survivors of a failure
+        can make a transport of, with rebuild_from. on_abort: called with the
+        reason if a directly used communicator has to be aborted by its owner.
+        """
+        nccl = NcclOptions(**options)
+        return cls(TransportKind.NCCL, rank, ranks, nccl=nccl, rebuild_from=rebuild_from)
 
     def greeting(self) -> bytes:
         """What the others need to find this rank; it holds a secret."""

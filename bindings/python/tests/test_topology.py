@@ -1,0 +1,67 @@
+"""Topologies, certificates and simulations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from weightsync import CallerError, Layout, Plan, Topology
+
+LAYOUTS = Path(__file__).resolve().parents[3] / "tests" / "layouts"
+
+
+def layouts() -> tuple[Layout, Layout]:
+    names = ("trainer_tp2_pp2_dp2.json", "inference_2x_tp4.json")
+    source, destination = ((LAYOUTS / name).read_text() for name in names)
+    return Layout.from_json(source), Layout.from_json(destination)
+
+
+def test_a_topology_file_says_where_ranks_are() -> None:
+    topology = Topology.from_json(
+        '{"weightsync_topology": 1, "hosts": [{"gpus": 4}],'
+        ' "placement": [{"ranks": {"first": 0, "count": 16}, "gpu": 0}]}'
+    )
+    site = topology.site(6)
+    assert (site.gpu, site.host, site.domain, site.rail) == (6, 1, 1, 2)
+    assert site.nic_bytes_per_s == 50_000_000_000
+    with pytest.raises(CallerError, match="rank 16"):
+        topology.site(16)
+    with pytest.raises(CallerError, match="nic_bytes_per_s is 0"):
+        Topology.from_json('{"weightsync_topology": 1, "hosts": [{"nic_bytes_per_s": 0}]}')
+
+
+def test_ranks_that_say_where_they_are_make_a_topology() -> None:
+    places = [
+        Topology.place(r, f"host{r % 2}", f"GPU-{r}", nics=[f"mlx5_{r // 2}"]) for r in range(8)
+    ]
+    topology = Topology.from_places(places[::-1])
+    assert [topology.site(r).host for r in range(4)] == [0, 1, 0, 1]
+    assert topology.site(7).rail == 3
+    assert json.loads(topology.to_json())["weightsync_topology"] == 1
+    with pytest.raises(CallerError, match="said twice"):
+        Topology.from_places([places[0], places[0]])
+
+
+def test_a_plan_has_a_certificate() -> None:
+    plan = Plan(*layouts(), strategy="auto")
+    certificate = plan.certificate()
+    assert certificate["ratio"] >= 1
+    assert certificate["predicted_s"] >= certificate["lower_bound_s"] > 0
+    slow = Topology.from_json(
+        '{"weightsync_topology": 1, "hosts": [{"nic_bytes_per_s": 5000000000}]}'
+    )
+    assert plan.certificate(slow)["lower_bound_s"] > 5 * certificate["lower_bound_s"]
+    planned = Plan(*layouts(), topology=slow)
+    assert planned.certificate()["predicted_s"] > certificate["predicted_s"]
+
+
+def test_stragglers_and_failures_are_simulated() -> None:
+    plan = Plan(*layouts())
+    calm = plan.simulate()
+    assert calm["total_ns"] == calm["healthy_ns"] and calm["copies_complete"] == 2
+    assert plan.simulate(seed=1, straggler_count=16)["total_ns"] > calm["total_ns"]
+    dead = plan.simulate(seed=3, failure_count=1)
+    assert dead["copies_complete"] < 2 and dead["waiting"]
+    with pytest.raises(CallerError, match="16 ranks"):
+        plan.simulate(failure_count=99)

@@ -1,0 +1,31 @@
+//! Which host and which GPU, in words that every process of a host agrees on.
+
+use crate::device::cuda::gpu::{Gpu, check, library};
+use crate::error::{Error, Result};
+
+/// The GPU that is current on this thread.
+pub(super) fn current_device() -> Result<u32> {
+    let runtime = &library()?.runtime;
+    let mut device = 0;
+    // SAFETY: a place for one number.
+    let result = unsafe { (runtime.get_device)(&raw mut device) };
+    check(runtime, "cudaGetDevice", result)?;
+    u32::try_from(device).map_err(|_| Error::internal(format!("the current GPU is {device}")))
+}
+
+/// A hash of the boot id: the same for all processes of a host, in whatever
+/// container.
+pub(super) fn host_id() -> [u8; 16] {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let hash = xxhash_rust::xxh3::xxh3_128(text.trim().as_bytes());
+    hash.to_le_bytes()
+}
+
+/// The PCI address, padded with zeroes.
+pub(super) fn gpu_id(gpu: &Gpu) -> Result<[u8; 16]> {
+    let mut id = [0; 16];
+    for (to, from) in id.iter_mut().zip(gpu.address()?.bytes()) {
+        *to = from;
+    }
+    Ok(id)
+}

@@ -1,0 +1,260 @@
+//! Strategies `relay` and `fanout`, end to end: small models through sessions.
+
+mod route_support;
+
+use route_support::exec_support::{CARRIERS, Carrier};
+use route_support::{Sizes, deliver, engine, range, trainer};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use weightsync::Rank;
+use weightsync::layout::Layout;
+use weightsync::plan::Plan;
+use weightsync::plan::decision::{PlanOptions, SourceRule, Strategy};
+use weightsync::plan::program::{Direction, Program, Side};
+use weightsync::plan::topology::{HostGroup, TopologySpec};
+
+/// Hosts of so many GPUs, one NVLink domain each.
+fn hosts(gpus: u32) -> TopologySpec {
+    TopologySpec {
+        hosts: vec![HostGroup {
+            gpus,
+            nics: gpus,
+            ..HostGroup::default()
+        }],
+        ..TopologySpec::default()
+    }
+}
+
+fn options(strategy: Strategy, gpus: u32) -> PlanOptions {
+    PlanOptions {
+        strategy,
+        bucket_count: 4,
+        direct_bytes_min: 256,
+        topology: Some(hosts(gpus)),
+        ..PlanOptions::default()
+    }
+}
+
+/// TP2 PP2 DP2 to replicas of TP4.
+fn plan(replicas: u32, options: &PlanOptions) -> Arc<Plan> {
+    let source = trainer(Sizes::new(2, 2, 2), 8, 8, &range(0, 8));
+    let engine = engine(Sizes::new(4, 1, replicas), 8, 8, &range(8, 4 * replicas));
+    let plan = Plan::create(Arc::new(source), Arc::new(engine), options).unwrap();
+    plan.verify().unwrap();
+    Arc::new(plan)
+}
+
+fn programs(plan: &Plan) -> Vec<Program> {
+    let ranks = plan.ranks().into_iter();
+    ranks.map(|r| plan.program(r).unwrap()).collect()
+}
+
+/// Bytes of pieces sent in a stage, by sender and receiver.
+fn sent(plan: &Plan, stage: u32) -> BTreeMap<(Rank, Rank), u64> {
+    let mut sent = BTreeMap::new();
+    for p in programs(plan) {
+        for m in &p.messages {
+            if m.direction == Direction::Send && m.stage == stage {
+                let bytes: u64 = p.pieces_of(m).iter().map(|x| x.bytes).sum();
+                *sent.entry((p.rank, m.peer)).or_default() += bytes;
+            }
+        }
+    }
+    sent
+}
+
+/// Distinct bytes that some ranks need.
+fn distinct_bytes(layout: &Layout, ranks: &[u32]) -> u64 {
+    let views = ranks.iter().flat_map(|&r| layout.views(Rank(r)));
+    let boxes: BTreeSet<_> = views.map(|v| (v.tensor, v.bounds)).collect();
+    boxes.iter().map(|(_, b)| b.elements() * 2).sum()
+}
+
+#[test]
+fn each_byte_enters_a_domain_once() {
+    // Two replicas to a domain: each byte is needed twice there, norms eight
+    // times.
+    let plan = plan(4, &options(Strategy::Relay, 8));
+    assert_eq!(plan.step_count(), 5);
+    for first in [8, 16] {
+        let domain = range(first, 8);
+        let is_in = |r: Rank| domain.contains(&r.0);
+        let outside = sent(&plan, 0).into_iter().chain(sent(&plan, 1));
+        let entering: u64 = outside
+            .filter(|((from, to), _)| is_in(*to) && !is_in(*from))
+            .map(|(_, bytes)| bytes)
+            .sum();
+        assert_eq!(entering, distinct_bytes(plan.destination(), &domain));
+    }
+    // Entries are shared out evenly.
+    let mut entered = BTreeMap::<Rank, u64>::new();
+    for ((_, to), bytes) in sent(&plan, 0) {
+        *entered.entry(to).or_default() += bytes;
+    }
+    let (least, most) = (
+        entered.values().min().unwrap(),
+        entered.values().max().unwrap(),
+    );
+    assert!(most - least <= most / 4, "{entered:?}");
+}
+
+#[test]
+fn so_many_copies_leave_as_were_asked_for() {
+    for copies in 1..=4 {
+        let asked = PlanOptions {
+            copy_count: copies,
+            ..options(Strategy::Fanout, 4)
+        };
+        let plan = plan(8, &asked);
+        let left: u64 = sent(&plan, 0).values().sum();
+        let one = distinct_bytes(plan.destination(), &range(8, 4));
+        // Norms are in every domain's four needers once as well.
+        assert_eq!(left, u64::from(copies) * one, "{copies} copies");
+        let sources = range(0, 8)
+            .into_iter()
+            .map(|r| plan.program(Rank(r)).unwrap());
+        let loads: Vec<u64> = sources.map(|p| p.bytes_sent).collect();
+        let (least, most) = (loads.iter().min().unwrap(), loads.iter().max().unwrap());
+        // Stages differ by the embedding's rows; within them it is even.
+        assert!(most - least <= most / 2, "{copies} copies: {loads:?}");
+    }
+}
+
+#[test]
+fn as_many_copies_leave_as_the_nics_allow() {
+    // Eight NICs send, thirty-two receive, four to a copy: two copies can
+    // leave in the time in which each domain receives one.
+    let plan = plan(8, &options(Strategy::Fanout, 4));
+    let copies: Vec<u32> = plan.decision().copies.iter().map(|c| c.copies).collect();
+    assert_eq!(copies.len(), 2, "one number for each stage");
+    assert!(copies.iter().all(|c| (1..=8).contains(c)), "{copies:?}");
+    let all = Strategy::Direct;
+    let direct = self::plan(8, &options(all, 4));
+    let load = |p: &Plan| (0..8).map(|r| p.program(Rank(r)).unwrap().bytes_sent).max();
+    assert!(load(&plan).unwrap() * 2 < load(&direct).unwrap());
+}
+
+#[test]
+fn routes_deliver_over_every_carrier() {
+    for (i, carrier) in CARRIERS.into_iter().enumerate() {
+        let rules = [SourceRule::Wrap, SourceRule::Rotate];
+        for (strategy, source_rule) in [Strategy::Relay, Strategy::Fanout].into_iter().zip(rules) {
+            // Domains of two ranks, of a replica, of two replicas.
+            let gpus = [2, 4, 8][i];
+            let plan = plan(
+                4,
+                &PlanOptions {
+                    source_rule,
+                    copy_count: 1 + i as u32,
+                    ..options(strategy, gpus)
+                },
+            );
+            for d in deliver(&plan, carrier, 2) {
+                let p = plan.program(d.rank).unwrap();
+                assert_eq!(p.relay_bytes, 0, "members need what they pass on");
+                let expected: u64 = p.messages.iter().map(|m| m.bytes).sum();
+                let moved = d.bytes_sent + d.bytes_received;
+                assert!(moved >= 2 * expected, "{carrier:?} {d:?}");
+                if carrier != Carrier::Shm {
+                    assert_eq!(moved, 2 * expected, "{carrier:?} {d:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn ranks_of_both_sides_in_one_domain_are_served_there() {
+    // Replicas on the trainers' own hosts, four ranks to a domain.
+    let source = trainer(Sizes::new(2, 1, 4), 8, 8, &range(0, 8));
+    let engine = engine(Sizes::new(4, 1, 2), 8, 8, &[4, 5, 6, 7, 8, 9, 10, 11]);
+    let options = options(Strategy::Relay, 4);
+    let plan = Plan::create(Arc::new(source), Arc::new(engine), &options).unwrap();
+    plan.verify().unwrap();
+    let domain = |r: Rank| plan.topology().domain(r).unwrap();
+    for ((from, to), bytes) in sent(&plan, 0) {
+        let is_local = domain(from) == domain(to);
+        assert!(is_local || domain(to) == 2, "{from} sends {bytes} to {to}");
+    }
+    deliver(&Arc::new(plan), Carrier::Loopback, 2);
+}
+
+/// What can only come whole from one holder: one row for each of four ranks.
+fn rows(options: &PlanOptions) -> Vec<u64> {
+    let side = |first: u32, cut: bool| {
+        let cuts = if cut {
+            r#""cuts": [{"dim": 0, "axes": ["tp"]}]"#
+        } else {
+            r#""cuts": []"#
+        };
+        let text = format!(
+            r#"{{"weightsync_layout": 1, "ranks": {{"first": {first}, "count": 4}},
+                "meshes": {{"m": [["tp", 4]]}}, "tensors": [
+                {{"name": "w", "shape": [4, 1024], "dtype": "bf16", "granule": [1, 1024], {cuts}}}]}}"#
+        );
+        Arc::new(Layout::from_json(text.as_bytes()).unwrap())
+    };
+    let plan = Plan::create(side(0, false), side(4, true), options).unwrap();
+    plan.verify().unwrap();
+    let sources = (0..4).map(|r| plan.program(Rank(r)).unwrap());
+    sources.map(|p| p.bytes_sent).collect()
+}
+
+#[test]
+fn neighbouring_streams_do_not_pull_from_one_trainer() {
+    for source_rule in [SourceRule::Wrap, SourceRule::Rotate] {
+        for strategy in [Strategy::Relay, Strategy::Fanout] {
+            let turned = PlanOptions {
+                source_rule,
+                ..options(strategy, 4)
+            };
+            assert_eq!(rows(&turned), [2048; 4], "{strategy:?} {source_rule:?}");
+            let same = PlanOptions {
+                rotation: Some(0),
+                ..turned
+            };
+            assert_eq!(
+                rows(&same).iter().max(),
+                Some(&8192),
+                "without, one sends all"
+            );
+        }
+    }
+}
+
+#[test]
+fn stages_do_not_take_turns() {
+    // Whatever the bucket, every trainer sends its share of it.
+    let asked = PlanOptions {
+        copy_count: 2,
+        ..options(Strategy::Fanout, 4)
+    };
+    let plan = plan(8, &asked);
+    for rank in 0..8 {
+        let p = plan.program(Rank(rank)).unwrap();
+        let mut by_bucket = [0u64; 4];
+        for m in &p.messages {
+            by_bucket[m.bucket as usize] += m.bytes;
+        }
+        let share = by_bucket.iter().sum::<u64>() / 4;
+        for bytes in by_bucket {
+            assert!(
+                bytes.abs_diff(share) < share / 3,
+                "rank {rank}: {by_bucket:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_plan_of_clusters_is_itself_again_when_read() {
+    let plan = plan(4, &options(Strategy::Fanout, 4));
+    let again = Plan::from_bytes(&plan.to_bytes().unwrap()).unwrap();
+    assert_eq!(again.fingerprint(), plan.fingerprint());
+    assert_eq!(again.decision(), plan.decision());
+    for rank in plan.ranks() {
+        assert_eq!(again.program(rank).unwrap(), plan.program(rank).unwrap());
+    }
+    let views = plan.layout(Side::Destination).views(Rank(8)).len();
+    assert!(views > 0);
+}

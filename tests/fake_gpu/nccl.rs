@@ -1,0 +1,166 @@
+//! NCCL for tests: the stand-in of this folder, a GPU for every rank.
+
+#![allow(dead_code)]
+
+use super::{build, choose, is_real};
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use weightsync::transport::nccl::{CommSource, NcclBootstrap, NcclOptions};
+
+const SOURCES: &[&str] = &["nccl.cc", "nccl_meet.cc", "nccl_run.cc", "nccl_wire.cc"];
+
+/// GPUs that the stand-in has: more ranks than any test.
+const GPUS: &str = "24";
+
+/// The stand-in for libnccl.so.2, as a current one.
+pub fn nccl() -> PathBuf {
+    build("libnccl.so.2", SOURCES, &["-std=c++20"])
+}
+
+/// The same with what NCCL 2.18 has and no more.
+pub fn nccl_old() -> PathBuf {
+    let flags = ["-std=c++20", "-DFAKE_NCCL_OLD", "-Wl,-soname,libnccl.so.2"];
+    build("libnccl.so.2.18", SOURCES, &flags)
+}
+
+/// Has this process use the stand-ins.
+pub fn choose_gpus() {
+    static ONCE: OnceLock<()> = OnceLock::new();
+    ONCE.get_or_init(|| {
+        if !is_real() {
+            // SAFETY: nothing has read the environment yet but this test.
+            unsafe { std::env::set_var("FAKE_GPU_DEVICES", GPUS) };
+        }
+        choose();
+    });
+}
+
+/// One test at a time: counts and faults are those of the process.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    choose_gpus();
+    // A process of a test has its faults from the environment.
+    if std::env::var_os("FAKE_NCCL_FAULT").is_none() && !is_real() {
+        heal();
+    }
+    guard
+}
+
+static IS_SHARED: AtomicBool = AtomicBool::new(false);
+
+/// Has all ranks of this process share GPU 0, which NCCL has to be told. Before
+/// anything else.
+pub fn share_gpu() {
+    let told = [
+        ("NCCL_MULTI_RANK_GPU_ENABLE", "1"),
+        ("NCCL_MAX_CTAS", "4"),
+        ("NCCL_SOCKET_IFNAME", "lo"),
+    ];
+    for (name, value) in told {
+        // SAFETY: nothing has read the environment yet but this test.
+        unsafe { std::env::set_var(name, value) };
+    }
+    IS_SHARED.store(true, Ordering::Relaxed);
+}
+
+/// The GPU of a rank.
+pub fn gpu_of(rank: u32) -> u32 {
+    match IS_SHARED.load(Ordering::Relaxed) {
+        true => 0,
+        false => rank,
+    }
+}
+
+/// Rank `rank` on its GPU.
+pub fn bootstrap(rank: u32) -> NcclBootstrap {
+    bootstrap_with(rank, CommSource::Own { id: None })
+}
+
+pub fn bootstrap_with(rank: u32, source: CommSource) -> NcclBootstrap {
+    NcclBootstrap::new(rank == 0, options(rank, source)).unwrap()
+}
+
+pub fn options(rank: u32, source: CommSource) -> NcclOptions {
+    choose_gpus();
+    NcclOptions {
+        library: (!is_real()).then(library),
+        device: Some(gpu_of(rank)),
+        source,
+        ..NcclOptions::default()
+    }
+}
+
+/// The stand-in that this process uses: the old one if the test says so.
+pub fn library() -> PathBuf {
+    match std::env::var_os("FAKE_NCCL_TEST_OLD") {
+        Some(_) => nccl_old(),
+        None => nccl(),
+    }
+}
+
+/// What a rank does wrong; numbers as in nccl_comm.h.
+#[derive(Clone, Copy, Debug)]
+pub enum Wrong {
+    /// Its kernel spins until it is aborted.
+    Hang = 0,
+    /// The communicator has an error, and the kernel spins.
+    Error = 2,
+    /// Its kernel begins late, in milliseconds.
+    Delay = 3,
+}
+
+/// Has a rank do wrong at a group of its communicator; the first is the
+/// warm-up.
+pub fn inject(rank: u32, group: u64, wrong: Wrong, value: c_int) {
+    // SAFETY: the function has this signature (nccl.cc).
+    unsafe {
+        let f: extern "C" fn(c_int, u64, c_int, c_int) =
+            std::mem::transmute(own("fake_nccl_fault"));
+        f(rank as c_int, group, wrong as c_int, value);
+    }
+}
+
+/// Forgets all faults.
+pub fn heal() {
+    // SAFETY: the function has this signature (nccl.cc).
+    unsafe {
+        let f: extern "C" fn() = std::mem::transmute(own("fake_nccl_heal"));
+        f();
+    }
+}
+
+/// How often a function was called in this process.
+pub fn calls(name: &str) -> u64 {
+    let name = CString::new(name).unwrap();
+    // SAFETY: the function has this signature (nccl.cc).
+    unsafe {
+        let f: extern "C" fn(*const c_char) -> u64 = std::mem::transmute(own("fake_nccl_calls"));
+        f(name.as_ptr())
+    }
+}
+
+/// Communicators that are not freed.
+pub fn comms() -> u64 {
+    // SAFETY: the function has this signature (nccl.cc).
+    unsafe {
+        let f: extern "C" fn() -> u64 = std::mem::transmute(own("fake_nccl_comms"));
+        f()
+    }
+}
+
+/// A function of the stand-in.
+pub fn own(name: &str) -> *mut c_void {
+    let path = CString::new(library().to_str().unwrap()).unwrap();
+    let name = CString::new(name).unwrap();
+    // SAFETY: a library that stays in the process, and C strings.
+    let symbol = unsafe {
+        let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
+        assert!(!handle.is_null());
+        libc::dlsym(handle, name.as_ptr())
+    };
+    assert!(!symbol.is_null(), "{name:?}");
+    symbol
+}
