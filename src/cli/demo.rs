@@ -80,7 +80,7 @@ impl Model {
     /// comes out even.
     fn of_bytes(wanted: u64, is_tied: bool) -> Model {
         let (hidden, groups, head) = match wanted {
-            0..64_000_000 => (256, 4, 64),
+            0..80_000_000 => (256, 4, 64),
             _ => (1024, 8, 128),
         };
         let mut model = Model {
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn models_have_the_size_that_was_asked_for() {
-        let sizes = [8, 63, 64, 100, 256, 1000];
+        let sizes = [8, 63, 64, 79, 80, 100, 256, 1000];
         for (megabytes, is_tied) in sizes.iter().flat_map(|&m| [(m, true), (m, false)]) {
             let model = Model::of_bytes(megabytes * 1_000_000, is_tied);
             let off = model.bytes().abs_diff(megabytes * 1_000_000);
