@@ -59,7 +59,7 @@ pub struct OptionArgs {
     /// With strategy fanout, copies that leave the source; as many as can leave
     /// while the fullest NVLink domain receives, unless given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    copies: Option<u32>,
+    copy_count: Option<u32>,
     /// With strategy two_stage, choose another receiver where a pair would be
     /// within one device
     #[arg(long)]
@@ -89,7 +89,7 @@ impl OptionArgs {
                 Way::Auto => Strategy::default(),
                 Way::Of(strategy) => strategy,
             },
-            copy_count: self.copies.unwrap_or(0),
+            copy_count: self.copy_count.unwrap_or(0),
             two_stage: TwoStageOptions {
                 avoid_same_device: self.avoid_same_device,
                 ..TwoStageOptions::default()
