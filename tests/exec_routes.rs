@@ -2,7 +2,7 @@
 
 mod route_support;
 
-use route_support::exec_support::{CARRIERS, Carrier};
+use route_support::exec_support::{Carrier, HOST_CARRIERS};
 use route_support::{Sizes, deliver, engine, range, trainer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -136,11 +136,11 @@ fn as_many_copies_leave_as_the_nics_allow() {
 
 #[test]
 fn routes_deliver_over_every_carrier() {
-    for (i, carrier) in CARRIERS.into_iter().enumerate() {
+    // Domains of two ranks, of a replica, of two replicas.
+    for (i, (carrier, gpus)) in HOST_CARRIERS.into_iter().zip([2, 4, 8]).enumerate() {
         let rules = [SourceRule::Wrap, SourceRule::Rotate];
-        for (strategy, source_rule) in [Strategy::Relay, Strategy::Fanout].into_iter().zip(rules) {
-            // Domains of two ranks, of a replica, of two replicas.
-            let gpus = [2, 4, 8][i];
+        let ways = [Strategy::Relay, Strategy::Fanout].map(|way| rules.map(|rule| (way, rule)));
+        for (strategy, source_rule) in ways.into_iter().flatten() {
             let plan = plan(
                 4,
                 &PlanOptions {

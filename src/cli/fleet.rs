@@ -23,6 +23,9 @@ use weightsync::{Error, Rank, Result, Status};
 /// How long we listen on after a failure, to hear who is to blame.
 const AFTERMATH: Duration = Duration::from_millis(1500);
 
+/// How long a process that has closed its sockets takes to be reported dead.
+const REAPED: Duration = Duration::from_millis(100);
+
 /// How much of a worker's standard error is kept.
 const STDERR_BYTES_MAX: usize = 4096;
 
@@ -152,6 +155,11 @@ impl Fleet {
         }
         let until = Instant::now() + AFTERMATH;
         while dead.is_empty() {
+            // A rank that had answered before it died is not heard to go.
+            if let Some(rank) = self.dead_culprit(&failures) {
+                dead.push(rank);
+                break;
+            }
             // A rank that blames itself or nobody needs no second opinion.
             let is_clear = |(rank, f): &(Rank, Failure)| f.culprit.is_none_or(|c| c == *rank);
             if failures.iter().any(is_clear) {
@@ -180,6 +188,18 @@ impl Fleet {
                 format!("{what}: rank {rank}: {}", f.message),
             )
         }
+    }
+
+    /// A rank that others blame and whose process has ended badly.
+    fn dead_culprit(&mut self, failures: &[(Rank, Failure)]) -> Option<Rank> {
+        let blamed = failures.iter().filter_map(|(_, f)| f.culprit);
+        blamed.into_iter().find(|rank| {
+            let member = self.members.get_mut(rank);
+            let process = member.and_then(|m| m.process.as_mut());
+            // A process that has just died may not be reported yet.
+            let status = process.and_then(|p| p.wait(Instant::now() + REAPED));
+            status.is_some_and(|s| !s.success())
+        })
     }
 
     fn describe_death(&mut self, rank: Rank, what: &str) -> Error {

@@ -150,7 +150,7 @@ OFFSET(wsync_two_stage_options, source_list_count, 56);
 OFFSET(wsync_two_stage_options, destination_ranks, 64);
 OFFSET(wsync_two_stage_options, destination_list_count, 72);
 
-SIZE(wsync_plan_options, 64);
+SIZE(wsync_plan_options, 72);
 OFFSET(wsync_plan_options, struct_size, 0);
 OFFSET(wsync_plan_options, strategy, 8);
 OFFSET(wsync_plan_options, source_rule, 12);
@@ -161,6 +161,7 @@ OFFSET(wsync_plan_options, copy_count, 36);
 OFFSET(wsync_plan_options, unused_allowed, 40);
 OFFSET(wsync_plan_options, unused_allowed_count, 48);
 OFFSET(wsync_plan_options, two_stage, 56);
+OFFSET(wsync_plan_options, topology, 64);
 
 SIZE(wsync_selector, 96);
 OFFSET(wsync_selector, struct_size, 0);
