@@ -83,7 +83,7 @@ mod committed {
                 },
                 source_devices: self.devices[0].clone(),
                 destination_devices: self.devices[1].clone(),
-                colocated: self.colocated,
+                colocated: Some(self.colocated),
                 destination_is_vllm: self.vllm,
                 ..MappingSpec::default()
             }
@@ -232,7 +232,7 @@ mod complete {
                 destination: self.dst,
                 source_devices: self.src_gpu.clone(),
                 destination_devices: self.dst_gpu.clone(),
-                colocated: self.colocated_flag,
+                colocated: Some(self.colocated_flag),
                 destination_is_vllm: self.dst_is_vllm,
                 ..MappingSpec::default()
             };

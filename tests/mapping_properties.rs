@@ -46,14 +46,16 @@ fn colocated() -> impl Strategy<Value = MappingSpec> {
             Just(devices.clone()).prop_shuffle(),
             Just(devices).prop_shuffle(),
         );
-        (a, b, any::<bool>(), any::<bool>()).prop_map(move |(a, b, colocated, vllm)| MappingSpec {
-            source,
-            destination,
-            source_devices: a[..n as usize].to_vec(),
-            destination_devices: b[..k as usize].to_vec(),
-            colocated,
-            destination_is_vllm: vllm,
-            ..MappingSpec::default()
+        (a, b, any::<Option<bool>>(), any::<bool>()).prop_map(move |(a, b, colocated, vllm)| {
+            MappingSpec {
+                source,
+                destination,
+                source_devices: a[..n as usize].to_vec(),
+                destination_devices: b[..k as usize].to_vec(),
+                colocated,
+                destination_is_vllm: vllm,
+                ..MappingSpec::default()
+            }
         })
     })
 }
