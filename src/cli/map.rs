@@ -112,16 +112,30 @@ impl VariantArg {
 
 /// Runs `weightsync map`.
 pub fn run(args: MapArgs) -> Result<(), Error> {
-    let records = read_records()?;
-    write_answers(&args, &records)?;
+    let records = parse_records(&read_input()?)?;
+    write_answers(&args, &records, std::io::stdout().lock())?;
     match &args.svg {
         Some(path) => write_picture(&args, &records, path),
         None => Ok(()),
     }
 }
 
-/// The array on standard input.
-fn read_records() -> Result<Vec<Value>, Error> {
+/// What `map two-stage` answers to `text`, for those who measure it.
+pub fn two_stage_text(text: &[u8]) -> Result<Vec<u8>, Error> {
+    let args = MapArgs {
+        variant: VariantArg::TwoStage,
+        svg: None,
+        keep_same_device: false,
+        record: 0,
+        details: false,
+    };
+    let mut out = Vec::new();
+    write_answers(&args, &parse_records(text)?, &mut out)?;
+    Ok(out)
+}
+
+/// The bytes on standard input.
+fn read_input() -> Result<Vec<u8>, Error> {
     let mut text = Vec::new();
     std::io::stdin()
         .lock()
@@ -133,14 +147,18 @@ fn read_records() -> Result<Vec<Value>, Error> {
             "standard input has more than {FILE_BYTES_MAX} bytes"
         )));
     }
-    serde_json::from_slice(&text)
+    Ok(text)
+}
+
+fn parse_records(text: &[u8]) -> Result<Vec<Value>, Error> {
+    serde_json::from_slice(text)
         .map_err(|e| Error::invalid(format!("standard input is not a JSON array: {e}")))
 }
 
 /// Maps and writes one record after the other.
-fn write_answers(args: &MapArgs, records: &[Value]) -> Result<(), Error> {
+fn write_answers(args: &MapArgs, records: &[Value], out: impl Write) -> Result<(), Error> {
     let failed = |e: std::io::Error| Error::os("cannot write standard output", &e);
-    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut out = BufWriter::new(out);
     let mut json = serde_json::Serializer::new(&mut out);
     let mut write = || {
         let mut array = json.serialize_seq(Some(records.len()))?;
