@@ -183,7 +183,7 @@ def test_a_plan_in_two_stages_follows_the_mapping(says_sizes: bool) -> None:
             sent = {
                 ws.Pair(rank, op["peer"])
                 for rank in range(6)
-                for op in plan.rank_ops(rank)
+                for op in plan.ops(rank)
                 if (op["direction"], op["stage"]) == ("send", stage)
             }
             assert sent == set(mapping.pairs(which)) != set()

@@ -13,7 +13,7 @@ from weightsync import MappingFlag
 
 GOLDEN = Path(__file__).resolve().parents[3] / "tests" / "golden" / "mapping"
 KINDS = ("two_stage", "single_stage", "expert")
-REFUSALS = {ws.Status.INFEASIBLE: "infeasible", ws.Status.UNSUPPORTED: "constraint"}
+REFUSALS: dict[int, str] = {ws.Status.INFEASIBLE: "infeasible", ws.Status.UNSUPPORTED: "constraint"}
 
 Lists = list[list[int]]
 
@@ -55,21 +55,21 @@ def made(
 ) -> ws.Mapping:
     source, destination = record["sizes"]
     devices = record["devices"]
-    lists = {}
+    source_ranks = expert_source_ranks = destination_ranks = None
     if explicit:
-        is_cut = kind != "single_stage"
-        lists["source_ranks"] = rows(source) if is_cut else blocks(source)
-        lists["destination_ranks"] = replicas(len(devices[0]), destination)
-        if kind == "expert":
-            lists["expert_source_ranks"] = blocks(source)
+        source_ranks = blocks(source) if kind == "single_stage" else rows(source)
+        expert_source_ranks = blocks(source) if kind == "expert" else None
+        destination_ranks = replicas(len(devices[0]), destination)
     if flags is None:
         flags = MappingFlag.VLLM if record.get("vllm") else MappingFlag(0)
     tp, pp, ep, dp, cp = source
     dtp, dpp, dep, count = destination
     return ws.Mapping(
-        kind, *devices, flags=flags, **lists,
+        kind, devices[0], devices[1], flags=flags,
         source_tp=tp, source_pp=pp, source_ep=ep, source_dp=dp, source_cp=cp,
         destination_tp=dtp, destination_pp=dpp, destination_ep=dep, replica_count=count,
+        source_ranks=source_ranks, expert_source_ranks=expert_source_ranks,
+        destination_ranks=destination_ranks,
     )  # fmt: skip
 
 

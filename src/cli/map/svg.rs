@@ -57,7 +57,7 @@ pub struct Subject<'a> {
 /// Draws one mapping.
 pub fn draw(subject: &Subject) -> Result<String, Error> {
     let scene = Scene::new(subject);
-    let count = scene.mapping.sources.len() + scene.mapping.destinations.len();
+    let count = scene.rank_count();
     if count > RANK_COUNT_MAX {
         return Err(Error::limit(format!(
             "a picture of the mapping has {count} ranks, at most {RANK_COUNT_MAX} make one"

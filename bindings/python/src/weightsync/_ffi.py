@@ -607,17 +607,40 @@ FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
     (
         "wsync_mapping_sends",
         c_int32,
-        [wsync_mapping_p, c_uint32, c_uint32, POINTER(c_uint32), c_size_t, POINTER(c_size_t), error_p],
+        [
+            wsync_mapping_p,
+            c_uint32,
+            c_uint32,
+            POINTER(c_uint32),
+            c_size_t,
+            POINTER(c_size_t),
+            error_p,
+        ],
     ),
     (
         "wsync_mapping_receives",
         c_int32,
-        [wsync_mapping_p, c_uint32, c_uint32, POINTER(c_uint32), c_size_t, POINTER(c_size_t), error_p],
+        [
+            wsync_mapping_p,
+            c_uint32,
+            c_uint32,
+            POINTER(c_uint32),
+            c_size_t,
+            POINTER(c_size_t),
+            error_p,
+        ],
     ),
     (
         "wsync_mapping_loads",
         c_int32,
-        [wsync_mapping_p, c_uint32, POINTER(wsync_rank_load), c_size_t, POINTER(c_size_t), error_p],
+        [
+            wsync_mapping_p,
+            c_uint32,
+            POINTER(wsync_rank_load),
+            c_size_t,
+            POINTER(c_size_t),
+            error_p,
+        ],
     ),
     (
         "wsync_mapping_moved",

@@ -101,21 +101,17 @@ class Mapping(Handle):
             pairs = _read(_ffi.wsync_pair, lib.wsync_mapping_pairs, pointer, chosen)
         return [Pair(pair.sender, pair.receiver) for pair in pairs]
 
-    def sends(
-        self, rank: int, which: Union[MappingList, str] = MappingList.PAIRS
-    ) -> list[int]:
+    def sends(self, rank: int, which: Union[MappingList, str] = MappingList.PAIRS) -> list[int]:
         """Whom a rank sends to, in the order of the sends."""
+        chosen = number(MappingList, which)
         with self._use() as pointer:
-            return read_ranks(lib.wsync_mapping_sends, pointer, number(MappingList, which), rank)
+            return read_ranks(lib.wsync_mapping_sends, pointer, chosen, rank)
 
-    def receives(
-        self, rank: int, which: Union[MappingList, str] = MappingList.PAIRS
-    ) -> list[int]:
+    def receives(self, rank: int, which: Union[MappingList, str] = MappingList.PAIRS) -> list[int]:
         """Whom a rank receives from, in the order of the sends."""
+        chosen = number(MappingList, which)
         with self._use() as pointer:
-            return read_ranks(
-                lib.wsync_mapping_receives, pointer, number(MappingList, which), rank
-            )
+            return read_ranks(lib.wsync_mapping_receives, pointer, chosen, rank)
 
     def loads(self, which: Union[MappingList, str] = MappingList.PAIRS) -> list[RankLoad]:
         """How many pairs of a list end at each destination rank, replica by replica."""

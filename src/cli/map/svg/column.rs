@@ -1,8 +1,8 @@
 //! One side of the picture, laid out from top to bottom.
 
 use super::ink::Rect;
+use super::scene::Kinds;
 use super::{CARD_PAD, CARD_TITLE, MARGIN, NODE_WIDTH};
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use weightsync::plan::mapping::{Mapping, MappingSpec, Seat};
 
@@ -128,10 +128,10 @@ impl Column {
     }
 
     /// Says of each card how many there are like it, if it is not the only one.
-    pub(super) fn say_how_many(&mut self, alike: &BTreeMap<u32, usize>) {
+    pub(super) fn say_how_many(&mut self, alike: &Kinds) {
         for card in &mut self.cards {
             if let Some(n) = alike.get(&card.copy).filter(|&&n| n > 1) {
-                let _ = write!(card.title, "   × {n} alike");
+                let _ = write!(card.title, "\u{a0} × {n} alike");
             }
         }
     }

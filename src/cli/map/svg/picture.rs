@@ -3,7 +3,7 @@
 use super::column::{Column, Density, arc_width, sides};
 use super::ink::{Rect, Svg, arrowhead, color, escape};
 use super::legend::{Item, Stroke};
-use super::scene::Scene;
+use super::scene::{Scene, count_copies};
 use super::{CARD, CARD_PAD, HEADER, INK, LEGEND_LINE, LINE, MARGIN, MUTED, Subject, WIDTH_MIN};
 use std::fmt::Write;
 use weightsync::Rank;
@@ -37,7 +37,7 @@ impl<'a> Picture<'a> {
         let (left_side, right_side) = sides(spec, mapping, &density, rows);
         let mut left = Column::new(&mapping.sources, &left_side, &density);
         let mut right = Column::new(&mapping.destinations, &right_side, &density);
-        right.say_how_many(&scene.alike);
+        right.say_how_many(&scene.replicas);
         let tallest = left.height.max(right.height);
         left.lower(HEADER + (tallest - left.height) / 2.0);
         right.lower(HEADER + (tallest - right.height) / 2.0);
@@ -53,7 +53,11 @@ impl<'a> Picture<'a> {
             colors[seat.rank.index()] = color(i);
         }
         let all = [&mapping.pairs[..], routed].concat();
-        let width = (right_side.x + right_side.width + MARGIN).max(WIDTH_MIN);
+        let [_, inference] = headings(subject, scene);
+        let width = (right_side.x + right_side.width + MARGIN)
+            .max(right_side.x + text_width(&inference, 13.0) + MARGIN)
+            .max(text_width(&counts(subject), 13.0) + 2.0 * MARGIN)
+            .max(WIDTH_MIN);
         let receives = PeerLists::by_receiver(&all);
         let legend = Item::lines(mapping, routed, &receives, width - 2.0 * MARGIN);
         let height = HEADER + tallest + 2.0 * MARGIN + (legend.len() - 1) as f64 * LEGEND_LINE;
@@ -102,16 +106,11 @@ impl<'a> Picture<'a> {
         let muted = format!(r#"fill="{MUTED}""#);
         svg.text(MARGIN, 44.0, 22.0, &bold, self.subject.title);
         svg.text(MARGIN, 66.0, 13.0, &muted, self.sizes());
-        svg.text(MARGIN, 84.0, 13.0, &muted, self.counts());
+        svg.text(MARGIN, 84.0, 13.0, &muted, counts(self.subject));
         let heading = format!(r#"fill="{INK}" font-weight="600""#);
-        let Scene {
-            copies, replicas, ..
-        } = self.scene;
-        let (left, right) = (self.left.cards.len(), self.right.cards.len());
-        let trainer = heading_of("Trainer", left, *copies, "copies");
+        let [trainer, inference] = headings(self.subject, self.scene);
         svg.text(MARGIN, HEADER - 9.0, 13.0, &heading, trainer);
         let x = self.right.cards.first().map_or(0.0, |card| card.at.x);
-        let inference = heading_of("Inference", right, *replicas, "replicas");
         svg.text(x, HEADER - 9.0, 13.0, &heading, inference);
     }
 
@@ -133,29 +132,6 @@ impl<'a> Picture<'a> {
             plural(b.replicas as usize, "replica"),
             join(b.tp, &destination)
         )
-    }
-
-    /// Of the whole mapping, whatever is drawn of it.
-    fn counts(&self) -> String {
-        let Subject {
-            mapping, routed, ..
-        } = self.subject;
-        let all = [&mapping.pairs[..], routed].concat();
-        let loads = mapping.loads_by(&PeerLists::by_receiver(&all));
-        let most = loads.iter().map(|&(_, load)| load).max();
-        let mut text = format!("{} from trainer ranks", plural(all.len(), "pair"));
-        if !routed.is_empty() {
-            let _ = write!(text, " ({} of them for routed experts)", routed.len());
-        }
-        if !mapping.forwards.is_empty() {
-            let _ = write!(text, ", {}", plural(mapping.forwards.len(), "forward"));
-        }
-        let most = most.unwrap_or(0);
-        let _ = write!(text, ", at most {most} from trainers into one rank");
-        if !mapping.moved.is_empty() {
-            let _ = write!(text, ", {} moved off a shared device", mapping.moved.len());
-        }
-        text
     }
 
     pub(super) fn cards(&self, svg: &mut Svg) {
@@ -320,12 +296,53 @@ fn port(at: &Rect, i: usize, n: usize) -> f64 {
     at.y + at.h * (i as f64 + 1.0) / (n as f64 + 1.0)
 }
 
-/// `Inference: 1 of 16 replicas drawn`, or just `Inference` if all are.
-fn heading_of(side: &str, drawn: usize, all: usize, what: &str) -> String {
-    match drawn == all {
-        true => side.to_string(),
-        false => format!("{side}: {drawn} of {all} {what} drawn"),
+/// Counts of the whole mapping, whatever is drawn of it.
+fn counts(subject: &Subject) -> String {
+    let Subject {
+        mapping, routed, ..
+    } = subject;
+    let all = [&mapping.pairs[..], routed].concat();
+    let loads = mapping.loads_by(&PeerLists::by_receiver(&all));
+    let most = loads.iter().map(|&(_, load)| load).max();
+    let mut text = format!("{} from trainer ranks", plural(all.len(), "pair"));
+    if !routed.is_empty() {
+        let _ = write!(text, " ({} of them for routed experts)", routed.len());
     }
+    if !mapping.forwards.is_empty() {
+        let _ = write!(text, ", {}", plural(mapping.forwards.len(), "forward"));
+    }
+    let most = most.unwrap_or(0);
+    let _ = write!(text, ", at most {most} from trainers into one rank");
+    if !mapping.moved.is_empty() {
+        let _ = write!(text, ", {} moved off a shared device", mapping.moved.len());
+    }
+    text
+}
+
+/// The headings of both sides: `Inference: 1 of 16 replicas`, or just
+/// `Inference` if all are drawn.
+fn headings(subject: &Subject, scene: &Scene) -> [String; 2] {
+    let copies = count_copies(&scene.mapping.sources);
+    let mut trainer = "Trainer".to_string();
+    if copies < scene.copies {
+        let _ = write!(trainer, ": {copies} of {} copies", scene.copies);
+    }
+    for (position, n) in scene.positions.iter().filter(|(_, n)| **n > 1) {
+        let _ = write!(trainer, ", tp {position} × {n} alike");
+    }
+    let inference = match scene.replicas.len() {
+        0 => "Inference".to_string(),
+        n => format!(
+            "Inference: {n} of {} replicas",
+            subject.spec.destination.replicas
+        ),
+    };
+    [trainer, inference]
+}
+
+/// About how wide a line of text of this size is.
+fn text_width(text: &str, size: f64) -> f64 {
+    text.chars().count() as f64 * size * 0.56
 }
 
 fn plural(n: usize, word: &str) -> String {

@@ -1,11 +1,16 @@
-//! What is drawn of a mapping: all of it, or of many replicas one of each kind.
+//! What is drawn of a mapping: all of it, or of many ranks one of each kind.
+//!
+//! Replicas are alike if the same arrows lead to the same seats from the same
+//! seats of the copies that serve them; tensor positions are alike if that is so
+//! for the ranks that sit there. Which ranks and devices these are, and in what
+//! order they send, makes no difference to a reader.
 
 use super::Subject;
 use std::collections::{BTreeMap, BTreeSet};
 use weightsync::Rank;
 use weightsync::plan::mapping::{Mapping, Pair, Seat};
 
-/// More ranks than this, and replicas that are alike are drawn once.
+/// More ranks than this, and what is alike is drawn once.
 const RANK_COUNT_WHOLE: usize = 64;
 
 /// What is drawn.
@@ -13,25 +18,31 @@ pub(super) struct Scene {
     /// The part of the mapping that is drawn, routed senders among its sources.
     pub(super) mapping: Mapping,
     pub(super) routed: Vec<Pair>,
-    /// For each drawn replica, how many are like it, itself included.
-    pub(super) alike: BTreeMap<u32, usize>,
-    /// Source copies and replicas, drawn or not.
+    /// Replicas and tensor positions of the source that are drawn.
+    pub(super) replicas: Kinds,
+    pub(super) positions: Kinds,
+    /// Source copies, drawn or not.
     pub(super) copies: usize,
-    pub(super) replicas: usize,
 }
+
+/// Each that stands for its kind, with how many there are of it. Empty if all
+/// are drawn.
+pub(super) type Kinds = BTreeMap<u32, usize>;
 
 impl Scene {
     pub(super) fn new(subject: &Subject) -> Scene {
-        let whole = Scene::whole(subject);
-        let ranks = whole.mapping.sources.len() + whole.mapping.destinations.len();
-        if ranks <= RANK_COUNT_WHOLE {
-            return whole;
+        let mut scene = Scene::whole(subject);
+        if scene.rank_count() > RANK_COUNT_WHOLE {
+            scene.draw_replicas_once();
         }
-        let alike = Places::of(&whole).kinds(&whole);
-        match alike.len() == whole.replicas {
-            true => whole,
-            false => whole.only(alike),
+        if scene.rank_count() > RANK_COUNT_WHOLE {
+            scene.draw_positions_once(subject);
         }
+        scene
+    }
+
+    pub(super) fn rank_count(&self) -> usize {
+        self.mapping.sources.len() + self.mapping.destinations.len()
     }
 
     fn whole(subject: &Subject) -> Scene {
@@ -40,21 +51,117 @@ impl Scene {
         Scene {
             routed: subject.routed.to_vec(),
             copies: count_copies(&mapping.sources),
-            replicas: count_copies(&mapping.destinations),
-            alike: BTreeMap::new(),
+            replicas: Kinds::new(),
+            positions: Kinds::new(),
             mapping,
         }
     }
 
-    /// The replicas that stand for all, with the source copies that serve them.
-    fn only(mut self, alike: BTreeMap<u32, usize>) -> Scene {
-        let drawn = self.mapping.destinations.iter();
-        let drawn = drawn.filter(|seat| alike.contains_key(&seat.copy));
-        let drawn: BTreeSet<Rank> = drawn.map(|seat| seat.rank).collect();
+    /// Keeps one replica of each kind, and the source copies that serve them.
+    fn draw_replicas_once(&mut self) {
+        let seats = self.seats();
+        let replica = |pair: Pair| seats[&pair.receiver].copy;
+        // The copies that a replica meets are told apart, but not named.
+        let mut met: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for pair in self.mapping.pairs.iter().chain(&self.routed) {
+            let met = met.entry(replica(*pair)).or_default();
+            let copy = seats[&pair.sender].copy;
+            if !met.contains(&copy) {
+                met.push(copy);
+            }
+        }
+        let end = |pair: Pair, rank: Rank, is_source: bool| {
+            let seat = seats[&rank];
+            let which = |met: &Vec<u32>| met.iter().position(|&c| c == seat.copy);
+            let copy = match is_source {
+                true => met.get(&replica(pair)).and_then(which).unwrap_or(0),
+                false => 0,
+            };
+            [copy as u32, seat.stage, seat.expert, seat.tensor]
+        };
+        let kinds = self.kinds(replica, end);
+        if kinds.len() == count_copies(&self.mapping.destinations) {
+            return;
+        }
+        self.keep(|seat| kinds.contains_key(&seat.copy));
+        self.replicas = kinds;
+    }
+
+    /// Keeps one tensor position of the source of each kind, with the ranks that
+    /// are served from there, if every rank is served from one position.
+    fn draw_positions_once(&mut self, subject: &Subject) {
+        let (a, b) = (subject.spec.source.tp, subject.spec.destination.tp);
+        if b % a != 0 {
+            return;
+        }
+        let (seats, group) = (self.seats(), b / a);
+        let position = |pair: Pair| seats[&pair.receiver].tensor / group;
+        let mut arrows = self.mapping.pairs.iter().chain(&self.routed);
+        if arrows.any(|pair| seats[&pair.sender].tensor != position(*pair)) {
+            return;
+        }
+        let end = |_: Pair, rank: Rank, is_source: bool| {
+            let seat = seats[&rank];
+            let slot = if is_source { 0 } else { seat.tensor % group };
+            [seat.copy, seat.stage, seat.expert, slot]
+        };
+        let kinds = self.kinds(position, end);
+        if kinds.len() == a as usize {
+            return;
+        }
+        self.keep(|seat| kinds.contains_key(&(seat.tensor / group)));
+        let sources = &mut self.mapping.sources;
+        sources.retain(|seat| kinds.contains_key(&seat.tensor));
+        self.positions = kinds;
+    }
+
+    /// Every rank's seat.
+    fn seats(&self) -> BTreeMap<Rank, Seat> {
+        let all = self
+            .mapping
+            .sources
+            .iter()
+            .chain(&self.mapping.destinations);
+        all.map(|seat| (seat.rank, *seat)).collect()
+    }
+
+    /// Puts those together that the same arrows lead to. `of` says what a pair
+    /// leads to, `end` where an end of it sits (true for a source rank).
+    fn kinds(&self, of: impl Fn(Pair) -> u32, end: impl Fn(Pair, Rank, bool) -> [u32; 4]) -> Kinds {
+        let mapping = &self.mapping;
+        let moved: BTreeSet<(Rank, Rank)> = mapping
+            .moved
+            .iter()
+            .map(|m| (m.sender, m.receiver))
+            .collect();
+        let local: BTreeSet<&Pair> = mapping.same_device.iter().collect();
+        let mut arrows: BTreeMap<u32, BTreeSet<Arrow>> = BTreeMap::new();
+        let lists = [&mapping.pairs, &self.routed, &mapping.forwards];
+        for (list, pairs) in (0..).zip(lists) {
+            for pair in pairs {
+                let is_moved = moved.contains(&(pair.sender, pair.receiver));
+                arrows.entry(of(*pair)).or_default().insert(Arrow {
+                    list,
+                    is_moved,
+                    is_local: local.contains(pair),
+                    from: end(*pair, pair.sender, list < 2),
+                    to: end(*pair, pair.receiver, false),
+                });
+            }
+        }
+        let mut kinds: BTreeMap<BTreeSet<Arrow>, (u32, usize)> = BTreeMap::new();
+        for (which, arrows) in arrows {
+            kinds.entry(arrows).or_insert((which, 0)).1 += 1;
+        }
+        kinds.into_values().collect()
+    }
+
+    /// Keeps the receivers that are `drawn`, and the source copies that send to
+    /// them.
+    fn keep(&mut self, drawn: impl Fn(&Seat) -> bool) {
         let mapping = &mut self.mapping;
-        mapping
-            .destinations
-            .retain(|seat| drawn.contains(&seat.rank));
+        mapping.destinations.retain(drawn);
+        let drawn: BTreeSet<Rank> = mapping.destinations.iter().map(|seat| seat.rank).collect();
         for pairs in [
             &mut mapping.pairs,
             &mut mapping.forwards,
@@ -73,9 +180,18 @@ impl Scene {
         let serving = serving.filter(|seat| senders.contains(&seat.rank));
         let serving: BTreeSet<u32> = serving.map(|seat| seat.copy).collect();
         mapping.sources.retain(|seat| serving.contains(&seat.copy));
-        self.alike = alike;
-        self
     }
+}
+
+/// An arrow of a picture, told by the seats of its ends.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Arrow {
+    /// Stage 1, routed experts, stage 2.
+    list: u8,
+    is_moved: bool,
+    is_local: bool,
+    from: [u32; 4],
+    to: [u32; 4],
 }
 
 /// Routed experts may come from ranks that send nothing else: each such copy is
@@ -91,72 +207,7 @@ fn add_routed_senders(sources: &mut Vec<Seat>, subject: &Subject) {
     }));
 }
 
-fn count_copies(seats: &[Seat]) -> usize {
+/// How many copies or replicas these seats are of.
+pub(super) fn count_copies(seats: &[Seat]) -> usize {
     seats.chunk_by(|a, b| a.copy == b.copy).count()
-}
-
-/// Where each rank sits: its copy or replica, and its number therein.
-struct Places(BTreeMap<Rank, (u32, usize)>);
-
-/// One arrow into a replica, told without saying which copy and which replica:
-/// the list it is of, how it is drawn, and where its ends sit.
-type Arrow = (u8, bool, bool, usize, usize, usize);
-
-impl Places {
-    fn of(scene: &Scene) -> Places {
-        let mapping = &scene.mapping;
-        let copies = mapping.sources.chunk_by(|a, b| a.copy == b.copy);
-        let replicas = mapping.destinations.chunk_by(|a, b| a.copy == b.copy);
-        let places = copies.chain(replicas).flat_map(|seats| {
-            let numbered = seats.iter().enumerate();
-            numbered.map(|(i, seat)| (seat.rank, (seat.copy, i)))
-        });
-        Places(places.collect())
-    }
-
-    /// The first replica of each kind, with how many there are of it.
-    fn kinds(&self, scene: &Scene) -> BTreeMap<u32, usize> {
-        let mapping = &scene.mapping;
-        let moved: BTreeSet<Pair> = mapping
-            .moved
-            .iter()
-            .map(|m| Pair {
-                sender: m.sender,
-                receiver: m.receiver,
-            })
-            .collect();
-        let local: BTreeSet<Pair> = mapping.same_device.iter().copied().collect();
-        let mut arrows: BTreeMap<u32, Vec<Arrow>> = BTreeMap::new();
-        for seat in &mapping.destinations {
-            arrows.entry(seat.copy).or_default();
-        }
-        // The copies that a replica meets are told apart, but not named.
-        let mut met: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-        let lists = [&mapping.pairs, &scene.routed, &mapping.forwards];
-        for (list, pairs) in (0..).zip(lists) {
-            for pair in pairs {
-                let (copy, from) = self.0[&pair.sender];
-                let (replica, to) = self.0[&pair.receiver];
-                let met = met.entry(replica).or_default();
-                let which = met.iter().position(|&c| c == copy).unwrap_or_else(|| {
-                    met.push(copy);
-                    met.len() - 1
-                });
-                let arrow = (
-                    list,
-                    moved.contains(pair),
-                    local.contains(pair),
-                    which,
-                    from,
-                    to,
-                );
-                arrows.entry(replica).or_default().push(arrow);
-            }
-        }
-        let mut kinds: BTreeMap<Vec<Arrow>, (u32, usize)> = BTreeMap::new();
-        for (replica, arrows) in arrows {
-            kinds.entry(arrows).or_insert((replica, 0)).1 += 1;
-        }
-        kinds.into_values().collect()
-    }
 }
