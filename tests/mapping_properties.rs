@@ -230,7 +230,7 @@ fn anything() -> impl Strategy<Value = MappingSpec> {
             destination: sides.1,
             source_devices: sides.2,
             destination_devices: sides.3,
-            colocated: flags[0],
+            colocated: Some(flags[0]),
             destination_is_vllm: flags[1],
             keep_same_device: flags[2],
             source_ranks: s,
