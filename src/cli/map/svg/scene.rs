@@ -57,7 +57,7 @@ impl Scene {
         }
     }
 
-    /// Keeps one replica of each kind, and the source copies that serve them.
+    /// Keeps one replica of each kind, and the source copies that serve it.
     fn draw_replicas_once(&mut self) {
         let seats = self.seats();
         let replica = |pair: Pair| seats[&pair.receiver].copy;
@@ -80,11 +80,11 @@ impl Scene {
             [copy as u32, seat.stage, seat.expert, seat.tensor]
         };
         let kinds = self.kinds(replica, end);
-        if kinds.len() == count_copies(&self.mapping.destinations) {
-            return;
-        }
+        let replicas = count_copies(&self.mapping.destinations);
         self.keep(|seat| kinds.contains_key(&seat.copy));
-        self.replicas = kinds;
+        if kinds.len() < replicas {
+            self.replicas = kinds;
+        }
     }
 
     /// Keeps one tensor position of the source of each kind, with the ranks that
