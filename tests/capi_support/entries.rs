@@ -210,10 +210,10 @@ fn mappings(e: &mut Entries) {
         Err,
     ];
     add(e, "wsync_mapping_pairs", Alone, ok(args));
-    for name in ["wsync_mapping_sends", "wsync_mapping_receives"] {
-        let args = vec![Handle(Mapping), Enum(1), Number(0), Buffer(4), Err];
-        add(e, name, Alone, ok(args));
-    }
+    let args = vec![Handle(Mapping), Enum(1), Number(0), Buffer(4), Err];
+    add(e, "wsync_mapping_sends", Alone, ok(args));
+    let args = vec![Handle(Mapping), Enum(1), Number(2), Buffer(4), Err];
+    add(e, "wsync_mapping_receives", Alone, ok(args));
     let args = vec![
         Handle(Mapping),
         Enum(1),
