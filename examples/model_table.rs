@@ -15,18 +15,9 @@ fn main() -> weightsync::Result<()> {
     println!("| model | source | destination | tensors | bytes | moved | pairs | coverage |");
     println!("|---|---|---|---:|---:|---:|---:|---:|");
     for row in &ROWS {
-        let (name, from, from_sizes, to, to_sizes) = *row;
         let worked = Worked::of(row)?;
         let plan = worked.plan(&PlanOptions::default())?;
-        let report = plan.report()?;
-        println!(
-            "| {name} | {from} {from_sizes} | {to} {to_sizes} | {} | {:.1} GB | {:.1} GB | {} | {:.0} % |",
-            worked.pair.destination.tensors,
-            worked.pair.destination.bytes as f64 / 1e9,
-            report.bytes_moved as f64 / 1e9,
-            report.pairs,
-            worked.coverage(),
-        );
+        println!("{}", worked.line(row, &plan)?);
     }
     Ok(())
 }

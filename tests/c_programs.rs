@@ -167,6 +167,11 @@ fn mapping() {
 }
 
 #[test]
+fn models() {
+    check_c("models", &["c99", "c11", "c++17"]);
+}
+
+#[test]
 fn misuse() {
     check_c("misuse", &all_standards());
 }

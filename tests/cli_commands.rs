@@ -218,6 +218,61 @@ fn a_plan_is_reported_saved_and_read() {
     assert!(fail(&["explain", &saved]).contains("plan.bin"));
 }
 
+/// A model with experts, a draft and something that is not trained, from one
+/// rank to two copies; the layout files.
+fn model_files(name: &str) -> [String; 2] {
+    let folder = folder(name);
+    let config = folder.join("config.json").display().to_string();
+    let text = r#"{"architectures": ["DeepseekV3ForCausalLM"], "hidden_size": 16,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 128,
+        "intermediate_size": 32, "moe_intermediate_size": 8, "n_routed_experts": 8,
+        "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
+        "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 2,
+        "v_head_dim": 4, "num_nextn_predict_layers": 1}"#;
+    std::fs::write(&config, text).unwrap();
+    let [source, destination] =
+        ["source.json", "destination.json"].map(|f| folder.join(f).display().to_string());
+    let frozen = ["--frozen", "model.embed_tokens.*", "--frozen", "lm_head.*"];
+    let hf = ["layout", "--config", &config, "--hf", "-o", &source];
+    succeed(&[&hf[..], &frozen].concat());
+    let vllm = ["layout", "--config", &config, "--vllm", "tp=2,replicas=2"];
+    succeed(&[&vllm[..], &["--first-rank", "1", "-o", &destination]].concat());
+    let idle = [&hf[..], &["--frozen", "head"]].concat();
+    assert!(fail(&idle).contains("no tensor is named \"head\""));
+    [source, destination]
+}
+
+#[test]
+fn every_flag_of_a_selection_leaves_something_out() {
+    let [source, destination] = model_files("select");
+    let plan = |flags: &[&str]| {
+        let all = [&["plan", &source, &destination, "--json"], flags].concat();
+        json(&all)
+    };
+    let tensors = |flags: &[&str]| plan(flags)["tensors"].as_u64().unwrap();
+    let whole = plan(&[]);
+    let all = whole["tensors"].as_u64().unwrap();
+    // Attention and norms of a layer are 9 tensors; a dense layer has 3 more,
+    // one with experts 8: router, bias, 3 of experts, 3 of shared ones.
+    assert_eq!(tensors(&["--layers", "0"]), 12);
+    assert_eq!(tensors(&["--layers", "0..2"]), 12 + 17);
+    assert_eq!(tensors(&["--frozen"]), 2);
+    assert_eq!(tensors(&["--trainable"]), all - 2);
+    // The draft has a layer with experts, and 4 tensors of its own.
+    assert_eq!(tensors(&["--draft"]), 17 + 4);
+    assert_eq!(tensors(&["--no-draft"]), all - 21);
+    assert_eq!(tensors(&["--include", "*.mlp.gate.weight"]), 3);
+    assert_eq!(tensors(&["--exclude", "*.mlp.gate.weight"]), all - 3);
+    // Half of the experts: other tensors have none, and are left out.
+    let (some, every) = (plan(&["--experts", "0..4"]), plan(&["--experts", "0..8"]));
+    assert_eq!(some["tensors"], every["tensors"]);
+    let moved = |report: &Value| report["bytes_moved"].as_u64().unwrap();
+    assert_eq!(2 * moved(&some), moved(&every));
+    assert_eq!(2 * moved(&plan(&["--copies", "1"])), moved(&whole));
+    let e = weightsync(&["plan", &source, &destination, "--draft", "--no-draft"]);
+    assert_eq!(e.status.code(), Some(2));
+}
+
 #[test]
 fn odd_variables_are_named_once_and_stop_nothing() {
     let output = Command::new(env!("CARGO_BIN_EXE_weightsync"))

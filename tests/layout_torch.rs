@@ -2,12 +2,14 @@
 //! chunked one by one, as `torch.chunk` does.
 
 mod layout_support;
+mod model_rows;
 
 use layout_support::{Dice, memories_of, tuples};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use weightsync::Rank;
 use weightsync::layout::Layout;
+use weightsync::layout::models::{Framework, HuggingFaceSizes, Inventory};
 
 /// `torch.chunk`: chunks of the ceiling, the last ones short or empty.
 fn chunk(list: &[u64], n: u64, k: u64) -> Vec<u64> {
@@ -250,12 +252,15 @@ proptest! {
         let experts = d.roll(1, 3);
         let n = d.roll(1, 6);
         let axis = d.roll(0, 1);
-        // What is stored, as PyTorch holds it: a projection, and one tensor per expert.
+        // What is stored, as PyTorch holds it: a projection of which the heads
+        // are canonical, so that it is told in boxes, and one tensor per expert.
+        let has_heads = d.chance(50);
         let tensor = |name: &str| format!(
             r#"{{"name": "{name}", "shape": [{}, {columns}], "dtype": "f32", "placements": ["S({axis})"]}}"#,
             groups * rows,
         );
-        let mut stored = vec![tensor("q.weight")];
+        let mut stored: Vec<String> = Vec::new();
+        stored.extend(has_heads.then(|| tensor("q.weight")));
         stored.extend((0..experts).map(|e| tensor(&format!("experts.{e}.weight"))));
         let held = Layout::from_dtensor(format!(
             r#"{{"weightsync_dtensor": 1, "meshes": {{"m": {{"names": ["dp"], "shape": [{n}]}}}},
@@ -316,6 +321,143 @@ fn meshes_over_the_same_ranks_may_order_them_their_own_way() {
         [[2], [3]]
     );
     assert_eq!(layout.parts().len(), 2);
+}
+
+/// A model with few and small tensors, with the structure of its family.
+fn tiny(name: &str) -> Vec<u8> {
+    let mut c: serde_json::Value = serde_json::from_slice(&model_rows::config(name)).unwrap();
+    for (field, value) in [
+        ("hidden_size", 6),
+        ("num_hidden_layers", 2),
+        ("num_attention_heads", 4),
+        ("num_key_value_heads", 2),
+        ("head_dim", 2),
+        ("intermediate_size", 4),
+        ("vocab_size", 10),
+        ("num_local_experts", 3),
+        ("n_routed_experts", 3),
+        ("num_experts_per_tok", 2),
+        ("moe_intermediate_size", 2),
+        ("first_k_dense_replace", 1),
+        ("q_lora_rank", 4),
+        ("kv_lora_rank", 4),
+        ("qk_nope_head_dim", 2),
+        ("qk_rope_head_dim", 2),
+        ("v_head_dim", 2),
+    ] {
+        if c.get(field).is_some() {
+            c[field] = value.into();
+        }
+    }
+    c.as_object_mut().unwrap().remove("quantization_config");
+    c.to_string().into_bytes()
+}
+
+/// What is told by rules is what is told box by box.
+#[test]
+fn rules_say_of_experts_what_boxes_say() {
+    for name in [
+        "mixtral-8x7b",
+        "deepseek-v3",
+        "gpt-oss-120b",
+        "llama-3.1-8b",
+    ] {
+        let config = tiny(name);
+        let model = Inventory::from_config(&config).unwrap();
+        let stored = model_rows::stored(&model);
+        for mesh in [vec![3], vec![2, 2]] {
+            let file = model_rows::dtensors(&stored, "bf16", &mesh, |shape| {
+                match (mesh.len(), shape.len()) {
+                    (1, _) => vec!["Shard(0)"],
+                    (_, 1) => vec!["Replicate()", "Shard(0)"],
+                    // The last axis of experts that are stored together.
+                    (_, 3) => vec!["Shard(0)", "Shard(1)"],
+                    _ => vec!["Shard(1)", "Shard(0)"],
+                }
+            });
+            let made = Layout::from_model(&config, Framework::Dtensor, &file, 0).unwrap();
+            assert!(
+                made.layout.explicit().is_empty(),
+                "{name}: not told by rules"
+            );
+            let whole = Layout::hugging_face(&model, &HuggingFaceSizes::default(), 0).unwrap();
+            let views = Layout::from_dtensor(file.as_bytes())
+                .unwrap()
+                .to_views()
+                .unwrap();
+            let boxes = views.recast(&whole).unwrap();
+            for rank in made.layout.ranks() {
+                let (rules, boxes) = (memories_of(&made.layout, rank), memories_of(&boxes, rank));
+                assert_eq!(rules.places, boxes.places, "{name}, rank {rank}");
+            }
+        }
+    }
+}
+
+/// Fused rows that alternate cannot be cut by rules.
+#[test]
+fn what_rules_cannot_say_is_told_box_by_box() {
+    let config = tiny("gpt-oss-120b");
+    let model = Inventory::from_config(&config).unwrap();
+    let stored = model_rows::stored(&model);
+    let file = model_rows::dtensors(&stored, "bf16", &[2], |shape| match shape.len() {
+        3 => vec!["Shard(2)"],
+        _ => vec!["Shard(0)"],
+    });
+    let made = Layout::from_model(&config, Framework::Dtensor, &file, 0).unwrap();
+    assert_eq!(made.layout.explicit().len(), 2);
+}
+
+/// `state_dict()` lists both names of tied embeddings.
+#[test]
+fn a_tied_head_is_left_to_the_embedding_it_is() {
+    let mut config: serde_json::Value = serde_json::from_slice(&tiny("llama-3.1-8b")).unwrap();
+    config["tie_word_embeddings"] = true.into();
+    let config = config.to_string().into_bytes();
+    let model = Inventory::from_config(&config).unwrap();
+    let mut stored = model_rows::stored(&model);
+    stored.push(("lm_head.weight".into(), vec![10, 6]));
+    let file = model_rows::dtensors(&stored, "bf16", &[2], |_| vec!["Shard(0)"]);
+    let made = Layout::from_model(&config, Framework::Dtensor, &file, 0).unwrap();
+    let engine = Layout::from_model(&config, Framework::Vllm, "tp=2", 2).unwrap();
+    assert_eq!(
+        made.layout.resolve_alias("lm_head.weight"),
+        "model.embed_tokens.weight"
+    );
+    let buffers = made.layout.buffers(Rank(0));
+    assert!(buffers.iter().all(|b| b.name != "lm_head.weight"));
+    let pair = weightsync::layout::check::check_pair(&made.layout, &engine.layout);
+    assert!(
+        pair.findings.iter().all(|f| !f.kind.is_error()),
+        "{:#?}",
+        pair.findings
+    );
+    assert_eq!(pair.destination.bytes, pair.destination.matched_bytes);
+}
+
+#[test]
+fn what_is_not_trained_is_marked() {
+    let config = tiny("llama-3.1-8b");
+    let model = Inventory::from_config(&config).unwrap();
+    let file = model_rows::fsdp2(&model, 2);
+    let of = |glob: &str| {
+        let mut file: serde_json::Value = serde_json::from_str(&file).unwrap();
+        file["frozen"] = serde_json::json!([glob]);
+        Layout::from_model(&config, Framework::Dtensor, &file.to_string(), 0)
+    };
+    let made = of("model.embed_*").unwrap();
+    assert!(
+        made.layout
+            .spec()
+            .marks
+            .is_frozen("model.embed_tokens.weight")
+    );
+    let e = of("model.embed_token.*").unwrap_err();
+    assert!(
+        e.message
+            .contains("no tensor is named \"model.embed_token.*\""),
+        "{e}"
+    );
 }
 
 #[test]

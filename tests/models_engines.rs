@@ -6,10 +6,15 @@
 
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use weightsync::Rank;
 use weightsync::layout::Layout;
 use weightsync::layout::check::{Finding, FindingKind, check_pair};
-use weightsync::layout::models::{Framework, Inventory, MegatronSizes, SglangSizes, VllmSizes};
+use weightsync::layout::models::{
+    Framework, Hazard, HazardKind, Inventory, MegatronSizes, SglangSizes, VllmSizes,
+};
+use weightsync::plan::decision::PlanOptions;
+use weightsync::plan::{Plan, Selector};
 
 fn read(name: &str) -> Vec<u8> {
     let path = format!("{}/tests/models/{name}.json", env!("CARGO_MANIFEST_DIR"));
@@ -528,6 +533,21 @@ fn sizes_that_the_model_does_not_allow_are_named() {
             "8 experts are not divisible by ep 16",
         ),
         (
+            vllm("qwen3-8b", VllmSizes { ep: true, ..v() }),
+            "vllm: ep is on, but Qwen3ForCausalLM has no experts",
+        ),
+        (
+            sglang(
+                "qwen3-8b",
+                SglangSizes {
+                    tp: 2,
+                    ep: 2,
+                    ..s()
+                },
+            ),
+            "sglang: ep is 2, but Qwen3ForCausalLM has no experts",
+        ),
+        (
             vllm(
                 "gpt-oss-120b",
                 VllmSizes {
@@ -546,7 +566,8 @@ fn sizes_that_the_model_does_not_allow_are_named() {
 
 #[test]
 fn sizes_are_read_as_they_are_written() {
-    let sizes: VllmSizes = "tp=8, dp=2,ep=on,replicas=4,pp=2,pp_layers=5:3,shared=cut,mtp=on"
+    let sizes: VllmSizes = "tp=8, dp=2,ep=on,replicas=4,pp=2,pp_layers=5:3,shared=cut,mtp=on,\
+         frozen=lm_head.*:*.norm.weight"
         .parse()
         .unwrap();
     assert_eq!(
@@ -560,6 +581,7 @@ fn sizes_are_read_as_they_are_written() {
             pp_layers: vec![5, 3],
             shared_cut: Some(true),
             mtp: true,
+            frozen: vec!["lm_head.*".into(), "*.norm.weight".into()],
         }
     );
     assert_eq!("".parse(), Ok(VllmSizes::default()));
@@ -611,6 +633,64 @@ fn cuts_inside_heads_and_blocks_are_worth_knowing() {
         found[0].contains("1024 kv_rows are cut at 16, inside a head of 128"),
         "{found:?}"
     );
+}
+
+/// vLLM spreads them unevenly without a word.
+#[test]
+fn experts_that_do_not_divide_are_worth_knowing() {
+    let hazards = |sizes: &str| {
+        let made = Layout::from_model(&read("glm-4.5"), Framework::Vllm, sizes, 0).unwrap();
+        let of_kind = |h: &Hazard| h.kind == HazardKind::Experts;
+        made.hazards.into_iter().filter(of_kind).collect::<Vec<_>>()
+    };
+    let found = hazards("tp=8,dp=3,ep=on;tp=8,dp=3,ep=on");
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(!found[0].is_error);
+    assert_eq!(
+        found[0].to_string(),
+        "model.layers.{layer}.mlp.experts.gate_proj.weight: 160 experts are not divisible by the \
+         24 ranks that share them (dp 3 x tp 8): 16 ranks have 7, the others 6; take a size that \
+         divides 160 for equal ones"
+    );
+    assert!(hazards("tp=8,dp=4,ep=on").is_empty());
+    assert!(hazards("tp=8,ep=off").is_empty());
+}
+
+/// What one side marks is left out of a plan of what is trained.
+#[test]
+fn frozen_tensors_are_left_out_of_a_plan_of_what_is_trained() {
+    let config = read("qwen3-8b");
+    let of = |framework, sizes: &str, first| Layout::from_model(&config, framework, sizes, first);
+    let frozen = "frozen=model.embed_tokens.*:*.norm.weight";
+    for (framework, sizes, ranks) in [
+        (Framework::Megatron, "tp=2,", 2),
+        (Framework::HuggingFace, "", 1),
+        (Framework::Vllm, "tp=2,", 2),
+        (Framework::Sglang, "tp=2,", 2),
+    ] {
+        let source = of(framework, &format!("{sizes}{frozen}"), 0).unwrap();
+        let engine = of(Framework::Vllm, "tp=4", ranks).unwrap();
+        let (source, engine) = (Arc::new(source.layout), Arc::new(engine.layout));
+        let plan = Plan::create(source, engine, &PlanOptions::default()).unwrap();
+        let names = |trainable| -> Vec<String> {
+            let what = Selector {
+                trainable: Some(trainable),
+                ..Selector::default()
+            };
+            let part = plan.select(&what).unwrap();
+            part.tensors().iter().map(|t| t.name.clone()).collect()
+        };
+        let not_trained = names(false);
+        assert_eq!(
+            not_trained,
+            ["model.embed_tokens.weight", "model.norm.weight"]
+        );
+        assert_eq!(names(true).len(), 399 - not_trained.len());
+    }
+    let e = of(Framework::Vllm, "tp=2,frozen=embed", 0).unwrap_err();
+    assert!(e.message.contains("no tensor is named \"embed\""), "{e}");
+    let e = of(Framework::Vllm, "tp=2;", 0).unwrap_err();
+    assert!(e.message.contains("an empty group"), "{e}");
 }
 
 #[test]

@@ -1,8 +1,13 @@
 //! Layout files of real models: short, whatever the number of ranks, and read
 //! back as they were.
 
+mod model_rows;
+
+use model_rows::fsdp2;
 use weightsync::layout::Layout;
-use weightsync::layout::models::{HuggingFaceSizes, Inventory, MegatronSizes, VllmSizes};
+use weightsync::layout::models::{
+    Framework, HuggingFaceSizes, Inventory, MegatronSizes, VllmSizes,
+};
 
 fn model(name: &str) -> Inventory {
     let path = format!("{}/tests/models/{name}.json", env!("CARGO_MANIFEST_DIR"));
@@ -45,6 +50,29 @@ fn files_do_not_grow_with_the_number_of_ranks() {
     let (small, large) = (engine(32), engine(3125));
     assert!(small.len() < 40_000, "{} bytes", small.len());
     assert!(large.len().abs_diff(small.len()) < 32);
+}
+
+/// Also where PyTorch tells of every expert by itself, or of fused ones.
+#[test]
+fn files_of_sharded_tensors_do_not_grow_with_the_number_of_ranks() {
+    let of = |name: &str, ranks: u32| {
+        let config = model_rows::config(name);
+        let sharded = fsdp2(&model(name), ranks);
+        let made = Layout::from_model(&config, Framework::Dtensor, &sharded, 0).unwrap();
+        assert_eq!(made.layout.rank_count(), ranks);
+        file(&made.layout)
+    };
+    for name in ["mixtral-8x7b", "gpt-oss-120b"] {
+        let files = [8, 1024, 100_000].map(|ranks| of(name, ranks));
+        assert!(files[0].len() < 8_000, "{name}: {}", files[0].len());
+        for other in &files[1..] {
+            let more = other.len().abs_diff(files[0].len());
+            assert!(more < 32, "{name}: {more} bytes more");
+        }
+    }
+    let text = of("qwen3-30b-a3b", 64);
+    assert!(text.len() < 8_000, "{} bytes", text.len());
+    assert!(text.contains("experts.{global}.up_proj.weight"), "{text}");
 }
 
 #[test]

@@ -304,6 +304,18 @@ fn bad_configurations_name_the_field_and_what_is_accepted() {
             "\"weight_block_size\" is [128]; two numbers",
         ),
         (
+            "mixtral-8x7b",
+            "num_experts_per_tok",
+            json!(0),
+            "\"num_experts_per_tok\" is 0; at least 1",
+        ),
+        (
+            "llama-3.1-8b",
+            "dtype",
+            json!("float16"),
+            "\"dtype\" is \"float16\" and \"torch_dtype\" \"bfloat16\"",
+        ),
+        (
             "deepseek-v3",
             "kv_lora_rank",
             json!(1u64 << 33),
@@ -319,4 +331,19 @@ fn bad_configurations_name_the_field_and_what_is_accepted() {
     }
     let e = Inventory::from_config(b"[1]").unwrap_err();
     assert!(e.message.contains("not a JSON object"), "{e}");
+    let twice = br#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 2, "hidden_size": 4}"#;
+    let e = Inventory::from_config(twice).unwrap_err();
+    assert!(e.message.contains("\"hidden_size\" is given twice"), "{e}");
+}
+
+#[test]
+fn fp8_without_a_block_is_remarked() {
+    let mut config = config("qwen3-8b");
+    assert!(parse(&config).unwrap().remarks().is_empty());
+    config["quantization_config"] = json!({"quant_method": "fp8"});
+    let remarks = parse(&config).unwrap().remarks();
+    assert!(
+        remarks[0].contains("fp8 without \"weight_block_size\""),
+        "{remarks:?}"
+    );
 }

@@ -7,7 +7,7 @@ use layout_support::{Memories, memories_of};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use weightsync::layout::Layout;
-use weightsync::layout::models::{Inventory, MegatronSizes};
+use weightsync::layout::models::{Framework, Inventory, MegatronSizes};
 use weightsync::{Rank, Result};
 
 fn read(name: &str) -> Value {
@@ -500,7 +500,27 @@ fn bad_sizes_name_the_parameter_the_numbers_and_what_would_do() {
             "dp=65536,tp=4,pp=4,cp=4",
             "ranks; at most 1048576 are allowed",
         ),
-        ("glm", "ep=3,dp=3", "4 expert are not divisible by ep 3"),
+        ("glm", "ep=3,dp=3", "4 experts are not divisible by ep 3"),
+        (
+            "llama",
+            "tp=1048576,cp=1048576,pp=1048576,dp=1048576",
+            "tp 1048576 x cp 1048576 x pp 1048576 x dp 1048576 are too many ranks",
+        ),
+        (
+            "llama",
+            "pp=1048576,vpp=1048576",
+            "pp 1048576 x vpp 1048576 stages are out of range",
+        ),
+        (
+            "llama",
+            "tp=2,,dp=2",
+            "megatron: \"\" has no \"=\"; accepted are",
+        ),
+        (
+            "llama",
+            "frozen=a::b",
+            "frozen is \"a::b\"; accepted are names and globs",
+        ),
         (
             "glm",
             "ep=4,dp=2",
@@ -532,6 +552,9 @@ fn bad_sizes_name_the_parameter_the_numbers_and_what_would_do() {
         }
         let e = megatron(&config, sizes).expect_err(sizes);
         assert!(e.message.contains(why), "{family} {sizes}: {e}");
+        let config = config.to_string();
+        let again = Layout::from_model(config.as_bytes(), Framework::Megatron, sizes, 0);
+        assert_eq!(again.expect_err(sizes).message, e.message);
     }
     let raw = {
         let mut config = tiny("llama");

@@ -9,11 +9,12 @@ use super::views::{views_layout, wsync_rank_views};
 use super::{count_u32, guard, guard_value};
 use crate::error::Result;
 use crate::layout::check::Inspection;
-use crate::layout::models::Framework;
+use crate::layout::models::{Framework, Hazard};
 use crate::layout::{Layout, LayoutSpec};
 use crate::limits::{FILE_BYTES_MAX, TENSOR_COUNT_MAX};
 use crate::log::{Level, line};
 use crate::rank::Rank;
+use serde_json::json;
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 
@@ -35,6 +36,9 @@ pub struct wsync_layout {
 /// What a layout handle holds.
 pub(super) struct LayoutObject {
     pub layout: Arc<Layout>,
+    /// What was assumed, and what may surprise, where a model was given.
+    remarks: Vec<String>,
+    hazards: Vec<Hazard>,
     buffers: BufferCache,
 }
 
@@ -72,8 +76,10 @@ pub unsafe extern "C" fn wsync_layout_create_from_json(
 ///
 /// `framework` is "megatron", "vllm", "sglang", "hf" or "dtensor". `sizes` is
 /// text such as "tp=4,pp=8,ep=16,dp=4"; groups of engines that differ are
-/// separated by ';'. For "dtensor" it is the text of a DTensor file, which
-/// has its own rank numbers. What was assumed is logged at INFO.
+/// separated by ';'. "frozen=model.embed_tokens.*:lm_head.*" marks what is not
+/// trained, by names and globs. For "dtensor" it is the text of a DTensor file,
+/// which has its own rank numbers. What was assumed is logged at INFO, what may
+/// surprise at WARN; wsync_layout_describe has both.
 ///
 /// Errors: LAYOUT_INVALID names the field or the size, the numbers and what is
 /// accepted; INVALID_ARGUMENT for an unknown framework; LIMIT_EXCEEDED.
@@ -108,9 +114,13 @@ pub unsafe extern "C" fn wsync_layout_from_model(
             line(Level::Info, format_args!("layout: {remark}"));
         }
         for hazard in &made.hazards {
-            line(Level::Info, format_args!("layout: {hazard}"));
+            line(Level::Warn, format_args!("layout: {hazard}"));
         }
-        out.put(LayoutObject::new(made.layout));
+        out.put(LayoutObject {
+            remarks: made.remarks,
+            hazards: made.hazards,
+            ..LayoutObject::new(made.layout)
+        });
         Ok(())
     })
 }
@@ -336,6 +346,17 @@ pub unsafe extern "C" fn wsync_layout_check_json(
 /// tensors, bytes. With a `capacity` of 0 only `out_needed` is written: the
 /// number of bytes, the NUL included.
 ///
+/// A layout of wsync_layout_from_model has in "remarks" what was assumed, as
+/// sentences, and in "hazards" what may surprise, each
+///
+///   { "kind": "experts",            heads, rows, vocabulary, experts or
+///                                   quantization_block
+///     "is_error": false,
+///     "parameter": "..",            "{layer}" where every layer has it
+///     "message": ".." }             the numbers, and what to change
+///
+/// Both are empty for other layouts.
+///
 /// Errors: BUFFER_TOO_SMALL.
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
@@ -351,7 +372,10 @@ pub unsafe extern "C" fn wsync_layout_describe(
         let out = unsafe { TextBuffer::new(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for a live layout.
         let layout = unsafe { shared(layout)? };
-        out.write_json(&layout.layout.describe())
+        let mut summary = layout.layout.describe();
+        summary["remarks"] = json!(layout.remarks);
+        summary["hazards"] = json!(layout.hazards);
+        out.write_json(&summary)
     })
 }
 
@@ -446,6 +470,8 @@ impl LayoutObject {
     pub fn new(layout: Layout) -> LayoutObject {
         LayoutObject {
             layout: Arc::new(layout),
+            remarks: Vec::new(),
+            hazards: Vec::new(),
             buffers: BufferCache::default(),
         }
     }

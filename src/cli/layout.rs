@@ -7,6 +7,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use weightsync::layout::Layout;
 use weightsync::layout::models::{Framework, ModelLayout};
+use weightsync::limits::FILE_BYTES_MAX;
 use weightsync::{Error, Result};
 
 /// Write the layout file of a model, from its config.json and parallel sizes
@@ -48,12 +49,26 @@ pub struct LayoutArgs {
         conflicts_with = "dtensor"
     )]
     first_rank: u32,
+    /// Mark tensors whose name matches as not trained; may be given several
+    /// times. A DTensor file has its own "frozen"
+    #[arg(long, value_name = "GLOB", conflicts_with = "dtensor")]
+    frozen: Vec<String>,
     /// Print JSON about the layout to standard output; needs --output
     #[arg(long, requires = "output")]
     json: bool,
 }
 
 impl LayoutArgs {
+    /// The framework, and its sizes as text, with what is not trained.
+    fn sizes_with_frozen(&self) -> Result<(Framework, String)> {
+        let (framework, mut sizes) = self.sizes()?;
+        if !self.frozen.is_empty() {
+            let comma = if sizes.is_empty() { "" } else { "," };
+            sizes += &format!("{comma}frozen={}", self.frozen.join(":"));
+        }
+        Ok((framework, sizes))
+    }
+
     /// The framework, and its sizes as text.
     fn sizes(&self) -> Result<(Framework, String)> {
         if let Some(sizes) = &self.megatron {
@@ -77,7 +92,7 @@ impl LayoutArgs {
 /// Runs `weightsync layout`.
 pub fn run(args: &LayoutArgs) -> Result<()> {
     let config = read_file(&args.config)?;
-    let (framework, sizes) = args.sizes()?;
+    let (framework, sizes) = args.sizes_with_frozen()?;
     let made =
         Layout::from_model(&config, framework, &sizes, args.first_rank).map_err(|e| {
             match e.message.strip_prefix("config.json: ") {
@@ -92,6 +107,13 @@ pub fn run(args: &LayoutArgs) -> Result<()> {
             }
         })?;
     let text = made.layout.to_json();
+    if text.len() > FILE_BYTES_MAX {
+        return Err(Error::limit(format!(
+            "the layout file would have {} bytes, and none is read with more than \
+             {FILE_BYTES_MAX}; tensors that are placed alike on all ranks make it short",
+            text.len()
+        )));
+    }
     let Some(path) = &args.output else {
         say(&made);
         return print(text);

@@ -1,8 +1,9 @@
 //! Tensors that are set apart: what is not trained, and what belongs to a
 //! draft model. A plan can be made of one kind only.
 
+use super::Layout;
 use super::canonical::check_name;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
@@ -25,6 +26,12 @@ impl Marks {
         matches_any(&self.draft, name)
     }
 
+    /// With these globs marked as not trained, too.
+    pub(super) fn with_frozen(mut self, globs: &[String]) -> Marks {
+        self.frozen.extend_from_slice(globs);
+        self
+    }
+
     /// Takes over the marks of another layout.
     pub(crate) fn extend(&mut self, other: &Marks) {
         self.frozen.extend(other.frozen.iter().cloned());
@@ -40,6 +47,23 @@ impl Marks {
             list.dedup();
         }
         Ok(self)
+    }
+}
+
+impl Layout {
+    /// Refuses a "frozen" mark that no tensor has, which is a slip of the pen.
+    pub(super) fn check_frozen(&self) -> Result<()> {
+        let is_idle = |glob: &&String| {
+            let glob = WildMatch::new(glob);
+            !self.tensors().iter().any(|t| glob.matches(&t.name))
+        };
+        match self.spec().marks.frozen.iter().find(is_idle) {
+            None => Ok(()),
+            Some(glob) => Err(Error::layout(format!(
+                "frozen: no tensor is named \"{glob}\"; names and globs such as \
+                 \"model.embed_tokens.*\" are accepted"
+            ))),
+        }
     }
 }
 

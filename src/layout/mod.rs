@@ -16,6 +16,7 @@ pub mod check;
 pub mod cut;
 mod describe;
 pub mod dtype;
+mod fold;
 pub mod frame;
 mod index;
 mod json;

@@ -12,6 +12,7 @@
 //!
 //! A range of rows, or a flat range, is at most `2 * axes - 1` boxes.
 
+use super::fold::fold;
 use super::tensor::{IndexBox, Span, TensorIndex};
 use super::view::{NamedBuffer, RankViews, View};
 use super::{Layout, LayoutSpec};
@@ -238,10 +239,18 @@ impl Layout {
     /// The same memory in the tensors of `template`: a layout of one rank in
     /// which every buffer is a tensor of this layout, stored without gaps.
     ///
-    /// Ranks are described view by view. Tensors that are copies of others by
-    /// the template's aliases are left out. Fails where a tensor is not a
-    /// buffer of the template, or has another size there.
+    /// Rules stay rules where they can say it; otherwise ranks are described
+    /// view by view. Tensors that are copies of others by the template's
+    /// aliases are left out; marks are those of both. Fails where a tensor is
+    /// not a buffer of the template, or has another size there.
     pub fn recast(&self, template: &Layout) -> Result<Layout> {
+        match fold(self, template) {
+            Some(spec) => Layout::new(spec),
+            None => self.recast_views(template),
+        }
+    }
+
+    fn recast_views(&self, template: &Layout) -> Result<Layout> {
         let stored = Stored::of(template)?;
         let grids = self
             .tensors()
@@ -254,6 +263,7 @@ impl Layout {
             marks: template.spec().marks.clone(),
             ..LayoutSpec::default()
         };
+        spec.marks.extend(&self.spec().marks);
         let mut count = 0;
         for rank in self.ranks() {
             let mut all = rank_views(self, rank)?;

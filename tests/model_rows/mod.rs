@@ -118,23 +118,57 @@ pub fn config(model: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
-/// What FSDP2 makes of a model on so many ranks: every tensor cut along its
-/// first axis.
-pub fn fsdp2(model: &Inventory, ranks: u32) -> String {
+/// The tensors of a checkpoint of the model, by name and shape.
+pub fn stored(model: &Inventory) -> Vec<(String, Vec<u64>)> {
     let whole = Layout::hugging_face(model, &HuggingFaceSizes::default(), 0).unwrap();
-    let tensor = |t: &weightsync::layout::tensor::Tensor| {
-        json!({
-            "name": t.name, "shape": t.shape.as_slice(), "dtype": t.dtype.name(),
-            "mesh": "world", "placements": ["Shard(dim=0)"],
-        })
-    };
-    let tensors: Vec<_> = whole.tensors().iter().map(tensor).collect();
+    let part = &whole.parts()[0];
+    let mut out = Vec::new();
+    for b in &part.buffers {
+        let first = part.member(b.members[0]);
+        let rule = part.rule(first);
+        let canonical = &whole.tensors()[first.tensor.index()].shape;
+        let order = rule.memory_order(canonical.len());
+        let mut shape: Vec<u64> = (order.iter())
+            .filter(|axis| rule.split != Some(**axis))
+            .map(|&axis| canonical[axis as usize])
+            .collect();
+        // Members alternate along the last axis.
+        *shape.last_mut().unwrap() *= b.members.len() as u64;
+        match rule.split {
+            None => out.push((b.name.clone(), shape)),
+            Some(axis) => out.extend((0..canonical[axis as usize]).map(|i| {
+                let name = b.name.replace("{global}", &i.to_string());
+                (name, shape.clone())
+            })),
+        }
+    }
+    out
+}
+
+/// What PyTorch says of these tensors on a mesh of this shape, each placed as
+/// `place` says of its shape.
+pub fn dtensors(
+    tensors: &[(String, Vec<u64>)],
+    dtype: &str,
+    mesh: &[u32],
+    place: impl Fn(&[u64]) -> Vec<&'static str>,
+) -> String {
+    let names: Vec<String> = (0..mesh.len()).map(|i| format!("d{i}")).collect();
+    let tensor = |(name, shape): &(String, Vec<u64>)| json!({"name": name, "shape": shape, "dtype": dtype, "placements": place(shape)});
+    let tensors: Vec<_> = tensors.iter().map(tensor).collect();
     json!({
         "weightsync_dtensor": 1,
-        "meshes": {"world": {"names": ["dp"], "shape": [ranks]}},
+        "meshes": {"world": {"names": names, "shape": mesh}},
         "tensors": tensors,
     })
     .to_string()
+}
+
+/// What FSDP2 makes of a model on so many ranks: every tensor of its
+/// checkpoint cut along its first axis.
+pub fn fsdp2(model: &Inventory, ranks: u32) -> String {
+    let dtype = model.dtype.name();
+    dtensors(&stored(model), &dtype, &[ranks], |_| vec!["Shard(dim=0)"])
 }
 
 /// One row, worked out.
@@ -180,6 +214,28 @@ impl Worked {
     pub fn plan_with(&self, decision: &Decision) -> Result<Plan> {
         let (source, destination) = (self.source.clone(), self.destination.clone());
         Plan::with_decision(source, destination, decision.clone(), None)
+    }
+
+    /// The row of the table in docs/models.md.
+    pub fn line(&self, row: &Row, plan: &Plan) -> Result<String> {
+        let report = plan.report()?;
+        Ok(format!(
+            "{} {:.1} GB | {} | {:.0} % |",
+            self.line_start(row),
+            report.bytes_moved as f64 / 1e9,
+            report.pairs,
+            self.coverage(),
+        ))
+    }
+
+    /// What of it does not need a plan.
+    pub fn line_start(&self, row: &Row) -> String {
+        let (name, from, from_sizes, to, to_sizes) = *row;
+        format!(
+            "| {name} | {from} {from_sizes} | {to} {to_sizes} | {} | {:.1} GB |",
+            self.pair.destination.tensors,
+            self.pair.destination.bytes as f64 / 1e9,
+        )
     }
 
     /// Bytes that the destination needs and the source has, in percent.

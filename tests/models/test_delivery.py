@@ -26,14 +26,16 @@ COMMAND = str(ROOT / "target/debug/weightsync")
 @dataclasses.dataclass
 class Case:
     model: str
-    trainer: str  # Megatron sizes, "fsdp2 N", or "" for the checkpoint itself
+    trainer: str  # Megatron sizes, "fsdp2 N", "fsdp1 N", or "" for the checkpoint itself
     engine: str  # vllm or sglang
     sizes: dict
     replicas: int = 1
+    change: dict = dataclasses.field(default_factory=dict)  # of the configuration
 
     def __str__(self) -> str:
         sizes = ",".join(f"{k}={v}" for k, v in self.sizes.items())
-        return f"{self.model}:{self.trainer or 'checkpoint'}->{self.engine}:{sizes}x{self.replicas}"
+        changed = "".join(f"[{k}={v}]" for k, v in self.change.items())
+        return f"{self.model}{changed}:{self.trainer or 'checkpoint'}->{self.engine}:{sizes}x{self.replicas}"
 
     def text(self) -> str:
         spell = {True: "on", False: "off"}
@@ -45,6 +47,8 @@ class Case:
         dp = s.get("dp", 1) if self.engine == "vllm" else 1
         return s.get("tp", 1) * s.get("pp", 1) * dp
 
+
+TIED = dict(tie_word_embeddings=True)
 
 CASES = [
     Case("llama-3.1-8b", "tp=2,pp=2,dp=2", "vllm", dict(tp=4), 2),
@@ -63,6 +67,16 @@ CASES = [
     Case("glm-4.5", "tp=4,ep=4", "vllm", dict(tp=4, pp=2, ep=True)),
     Case("gpt-oss-120b", "ep=4,dp=4", "vllm", dict(tp=4, ep=False), 2),
     Case("gpt-oss-120b", "tp=2,ep=2", "sglang", dict(tp=4, ep=2)),
+    Case("gpt-oss-120b", "fsdp2 3", "vllm", dict(tp=2, ep=True)),
+    # Tied: a second copy on the last stage, and a second name in state_dict().
+    Case("llama-3.1-8b", "tp=2,pp=2", "vllm", dict(tp=2, pp=2), change=TIED),
+    Case("llama-3.1-8b", "fsdp2 3", "vllm", dict(tp=2), change=TIED),
+    Case("qwen3-8b", "tp=2,pp=2,vpp=2", "vllm", dict(tp=4), change=dict(num_hidden_layers=4)),
+    Case("qwen3-8b", "fsdp1 5", "vllm", dict(tp=2)),
+    Case("qwen3-30b-a3b", "tp=2,ep=4,dp=2,experts=sequential", "vllm", dict(tp=2, ep=True)),
+    Case("qwen3-30b-a3b", "tp=2,ep=2,etp=2,dp=2,experts=grouped", "vllm", dict(tp=2)),
+    Case("deepseek-v3", "tp=2,ep=4,dp=2,mla_down=cut", "vllm", dict(tp=4, ep=True)),
+    Case("kimi-k2", "tp=2,pp=2,ep=4,dp=2", "vllm", dict(tp=8, ep=True)),
 ]
 
 
@@ -73,14 +87,33 @@ def run(*arguments: object) -> str:
 
 
 def dtensors(config: dict, ranks: int) -> dict:
-    """FSDP2 over all ranks: every parameter sharded along its first dimension."""
+    """FSDP2 over all ranks: every parameter of state_dict() sharded along its first dimension."""
     kinds = {"BF16": "torch.bfloat16", "F32": "torch.float32"}
+    shapes = tiny.shapes(config)
+    if config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
     return {
         "weightsync_dtensor": 1,
         "meshes": {"world": {"names": ["dp"], "ranks": list(range(ranks))}},
         "tensors": [
             {"name": name, "shape": shape, "dtype": kinds[dtype], "placements": ["Shard(dim=0)"]}
-            for name, (dtype, shape) in tiny.shapes(config).items()
+            for name, (dtype, shape) in shapes.items()
+        ],
+    }
+
+
+def flat(config: dict, ranks: int) -> dict:
+    """FSDP1: a flat parameter per layer, and one of all else, padded to a multiple of the ranks."""
+    units: dict[str, list[dict]] = {}
+    for name, (_, shape) in tiny.shapes(config).items():
+        unit = ".".join(name.split(".")[:3]) if name.startswith("model.layers.") else "model"
+        units.setdefault(unit, []).append({"name": name, "shape": shape})
+    return {
+        "weightsync_dtensor": 1,
+        "meshes": {"world": {"names": ["dp"], "ranks": list(range(ranks))}},
+        "flat": [
+            {"name": unit + "._flat_param", "dtype": "torch.bfloat16", "parameters": parameters}
+            for unit, parameters in units.items()
         ],
     }
 
@@ -94,10 +127,11 @@ def layouts(case: Case, config: dict, folder: pathlib.Path) -> tuple[list[object
     if case.trainer:
         arguments += ["--source", trainer]
         kind, _, n = case.trainer.partition(" ")
-        if kind == "fsdp2":
+        if kind in ("fsdp1", "fsdp2"):
             ranks = int(n)
             file = folder / "dtensors.json"
-            file.write_text(json.dumps(dtensors(config, ranks)))
+            say = dtensors if kind == "fsdp2" else flat
+            file.write_text(json.dumps(say(config, ranks)))
             made = run("layout", "--config", model, "--dtensor", file, "-o", trainer, "--json")
         else:
             made = run("layout", "--config", model, "--megatron", case.trainer, "-o", trainer, "--json")
@@ -110,7 +144,7 @@ def layouts(case: Case, config: dict, folder: pathlib.Path) -> tuple[list[object
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_engine_shards_are_those_of_the_engines_own_loader(case: Case, tmp_path: pathlib.Path) -> None:
-    config = tiny.config(case.model)
+    config = {**tiny.config(case.model), **case.change}
     weights = tiny.checkpoint(config, seed=7)
     tiny.write(tmp_path / "checkpoint", config, weights)
     arguments, first = layouts(case, config, tmp_path)

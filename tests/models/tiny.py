@@ -25,6 +25,10 @@ WIDTHS = {
         hidden_size=32, intermediate_size=64, moe_intermediate_size=8, q_lora_rank=24,
         kv_lora_rank=16, qk_nope_head_dim=4, qk_rope_head_dim=2, v_head_dim=4,
     ),
+    "kimi-k2": dict(
+        hidden_size=16, intermediate_size=32, moe_intermediate_size=8, q_lora_rank=24,
+        kv_lora_rank=16, qk_nope_head_dim=4, qk_rope_head_dim=2, v_head_dim=4,
+    ),
     "glm-4.5": dict(hidden_size=32, head_dim=2, intermediate_size=48, moe_intermediate_size=8),
     "gpt-oss-120b": dict(hidden_size=30, head_dim=4, intermediate_size=20),
 }

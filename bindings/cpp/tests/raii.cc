@@ -4,6 +4,7 @@
 
 #include <weightsync/weightsync.hpp>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <thread>
@@ -108,6 +109,53 @@ void describes_and_plans() {
   CHECK(std::memcmp(&a, &b, sizeof a) == 0);
   CHECK(plan.diff(part).find("\"is_equal\":false") != std::string::npos);
   CHECK(plan.rank_ops(0).front() == '[' && plan.report().front() == '{');
+}
+
+const char *const deepseek = R"({"architectures": ["DeepseekV3ForCausalLM"], "hidden_size": 16,
+    "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 128, "intermediate_size": 32,
+    "moe_intermediate_size": 8, "n_routed_experts": 8, "n_shared_experts": 1,
+    "num_experts_per_tok": 2, "first_k_dense_replace": 1, "q_lora_rank": 8, "kv_lora_rank": 8,
+    "qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 4,
+    "num_nextn_predict_layers": 1})";
+
+void makes_layouts_of_models() {
+  const ws::Layout whole =
+      ws::Layout::from_model(deepseek, "hf", "frozen=model.embed_tokens.*:lm_head.*", 0);
+  const ws::Layout engines = ws::Layout::from_model(deepseek, "vllm", "tp=2,replicas=2", 1);
+  CHECK(whole.rank_count() == 1 && engines.rank_count() == 4 && engines.copy_count() == 2);
+  const std::vector<ws::BufferInfo> buffers = engines.buffers(1);
+  const auto head = std::find_if(buffers.begin(), buffers.end(),
+                                 [](const ws::BufferInfo &b) { return b.name == "lm_head.weight"; });
+  CHECK(head != buffers.end() && head->bytes == 128 / 2 * 16 * 2);
+  const ws::Layout uneven = ws::Layout::from_model(deepseek, "vllm", "tp=1,dp=3,ep=on", 0);
+  CHECK(uneven.describe().find("8 experts are not divisible by the 3 ranks") != std::string::npos);
+
+  CHECK(status_of([] { ws::Layout::from_model(deepseek, "vllm", "tp=3", 0); }) ==
+        ws::Status::layout_invalid);
+  ws::ErrorRecord err;
+  CHECK(!ws::Layout::from_model(deepseek, "vllm", "tp=0", 0, err));
+  CHECK(std::strstr(err.message(), "tp is \"0\"") != nullptr);
+
+  // Of 70 tensors: 12 of a dense layer, 17 of one with experts, 21 of the draft.
+  const ws::Plan plan = ws::Plan::create(whole, engines);
+  const auto count = [&plan](ws::Selector what) { return plan.select(what).tensor_count(); };
+  const std::uint32_t all = plan.tensor_count();
+  ws::Selector layers;
+  layers.layers = {{0, 2}};
+  CHECK(count(layers) == 12 + 17);
+  ws::Selector experts;
+  experts.experts = {{0, 4}};
+  CHECK(count(experts) == 3 * 3);
+  ws::Selector draft;
+  draft.draft = ws::Choice::only;
+  CHECK(count(draft) == 21);
+  draft.draft = ws::Choice::without;
+  CHECK(count(draft) == all - 21);
+  ws::Selector trainable;
+  trainable.trainable = ws::Choice::without;
+  CHECK(count(trainable) == 2);
+  trainable.trainable = ws::Choice::only;
+  CHECK(count(trainable) == all - 2);
 }
 
 void maps() {
@@ -318,6 +366,7 @@ int main() {
   owns_and_moves();
   throws_what_the_library_says();
   describes_and_plans();
+  makes_layouts_of_models();
   maps();
   maps_experts_of_given_ranks();
   maps_in_a_single_stage();

@@ -189,12 +189,30 @@ def test_a_plan_in_two_stages_follows_the_mapping(says_sizes: bool) -> None:
             assert sent == set(mapping.pairs(which)) != set()
 
 
+EXPERTS = {
+    "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 16, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 4, "intermediate_size": 32,
+    "vocab_size": 64, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+}
+
+
+def test_a_model_says_what_was_assumed_and_what_may_surprise() -> None:
+    trainer = ws.Layout.from_model(EXPERTS, "megatron", {"tp": 2, "ep": 2, "frozen": ["lm_head.*"]})
+    assert trainer.describe()["remarks"] == [
+        "etp is 1; Megatron's own default is etp = tp, which is 2"
+    ]
+    engines = ws.Layout.from_model(EXPERTS, "vllm", {"dp": 3, "ep": True}, first_rank=2)
+    (hazard,) = engines.describe()["hazards"]
+    assert (hazard["kind"], hazard["is_error"]) == ("experts", False)
+    assert "4 experts are not divisible by the 3 ranks" in hazard["message"]
+    part = ws.Plan(trainer, engines).select(trainable=False)
+    assert part.tensor_count == 1
+    with pytest.raises(ws.WeightsyncError, match='no tensor is named "head"'):
+        ws.Layout.from_model(EXPERTS, "hf", {"frozen": "head"})
+
+
 def test_a_plan_of_some_copies_layers_and_experts() -> None:
-    config = {
-        "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 16, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 4, "intermediate_size": 32,
-        "vocab_size": 64, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
-    }
+    config = EXPERTS
     source = ws.Layout.from_model(config, "hf")
     engines = ws.Layout.from_model(config, "vllm", {"tp": 2, "replicas": 3}, first_rank=1)
     plan = ws.Plan(source, engines)

@@ -4,6 +4,7 @@ use super::family::{Family, Flag};
 use super::formula::evaluate;
 use crate::error::{Error, Result};
 use crate::layout::dtype::Dtype;
+use crate::layout::json::Pairs;
 use crate::limits::FILE_BYTES_MAX;
 use serde_json::{Map, Value};
 
@@ -27,10 +28,7 @@ impl Config {
                 text.len()
             )));
         }
-        let value: Value = serde_json::from_slice(text).map_err(|e| fault(&e.to_string()))?;
-        let Value::Object(fields) = value else {
-            return Err(fault("it is not a JSON object"));
-        };
+        let fields = fields(text)?;
         let architecture = match fields.get("architectures") {
             Some(Value::Array(list)) => match list.as_slice() {
                 [Value::String(one)] => one.clone(),
@@ -85,6 +83,11 @@ impl Config {
     }
 
     fn check_relations(&self) -> Result<()> {
+        for field in &self.family.positive {
+            if self.given(field).is_some() && self.number(field)? == 0 {
+                return Err(fault(&format!("\"{field}\" is 0; at least 1 is accepted")));
+            }
+        }
         for (field, by) in &self.family.multiples {
             let (a, b) = (self.number(field)?, self.number(by)?);
             if b == 0 || a % b != 0 {
@@ -178,21 +181,28 @@ impl Config {
         })
     }
 
-    /// The dtype of the weights; bf16 where nothing is said.
+    /// The dtype of the weights, under its new or its old name; bf16 where
+    /// nothing is said.
     pub fn dtype(&self) -> Result<Dtype> {
-        let field = ["dtype", "torch_dtype"]
-            .into_iter()
-            .find(|f| self.given(f).is_some());
-        let Some(field) = field else {
-            return Ok(Dtype::BF16);
+        match (self.dtype_in("dtype")?, self.dtype_in("torch_dtype")?) {
+            (Some(new), Some(old)) if new != old => Err(fault(&format!(
+                "\"dtype\" is {} and \"torch_dtype\" {}; both mean the dtype of the weights",
+                self.fields["dtype"], self.fields["torch_dtype"]
+            ))),
+            (new, old) => Ok(new.or(old).unwrap_or(Dtype::BF16)),
+        }
+    }
+
+    fn dtype_in(&self, field: &str) -> Result<Option<Dtype>> {
+        let Some(value) = self.given(field) else {
+            return Ok(None);
         };
-        match self.fields[field].as_str() {
-            Some("bfloat16") => Ok(Dtype::BF16),
-            Some("float16") => Ok(Dtype::F16),
-            Some("float32") => Ok(Dtype::F32),
+        match value.as_str() {
+            Some("bfloat16") => Ok(Some(Dtype::BF16)),
+            Some("float16") => Ok(Some(Dtype::F16)),
+            Some("float32") => Ok(Some(Dtype::F32)),
             _ => Err(fault(&format!(
-                "\"{field}\" is {}; bfloat16, float16 and float32 are accepted",
-                self.fields[field]
+                "\"{field}\" is {value}; bfloat16, float16 and float32 are accepted"
             ))),
         }
     }
@@ -224,6 +234,15 @@ impl Config {
         };
         Ok(Some((method.to_string(), block)))
     }
+}
+
+/// The fields of a JSON object, none of them twice.
+fn fields(text: &[u8]) -> Result<Map<String, Value>> {
+    if text.trim_ascii_start().first() != Some(&b'{') {
+        return Err(fault("it is not a JSON object"));
+    }
+    let pairs: Pairs<Value> = serde_json::from_slice(text).map_err(|e| fault(&e.to_string()))?;
+    Ok(pairs.0.into_iter().collect())
 }
 
 /// An error about the configuration.

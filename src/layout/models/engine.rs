@@ -14,7 +14,7 @@
 //! ```
 
 use super::assembly::{Assembly, Home};
-use super::hazard::{Hazard, HazardKind};
+use super::hazard::{Hazard, HazardKind, once};
 use super::inventory::{Inventory, TensorTemplate};
 use super::role::Role;
 use crate::error::{Error, Result};
@@ -85,6 +85,7 @@ pub(super) struct Spread {
     pub stages: Stages,
     pub names: Names,
     pub mtp: bool,
+    pub frozen: Vec<String>,
 }
 
 /// The pipeline stage of each layer.
@@ -152,15 +153,14 @@ pub(super) fn stages(
 /// spread is a group of equal replicas, and has the ranks after those of the
 /// group before.
 pub(super) fn layout(model: &Inventory, spreads: &[Spread], first_rank: u32) -> Result<Layout> {
-    let mut hazards = Vec::new();
-    for s in spreads {
-        hazards.extend(s.hazards(model));
-    }
-    Hazard::refuse(&hazards)?;
+    Hazard::refuse(&hazards(model, spreads))?;
     let mut spec = LayoutSpec {
         marks: model.marks(),
         ..LayoutSpec::default()
     };
+    for s in spreads {
+        spec.marks = spec.marks.with_frozen(&s.frozen);
+    }
     let mut numbers: HashMap<String, TensorIndex> = HashMap::new();
     let with_mtp = spreads.iter().any(|s| s.mtp);
     for t in model.tensors().filter(|t| with_mtp || !t.template.is_mtp) {
@@ -185,8 +185,13 @@ pub(super) fn layout(model: &Inventory, spreads: &[Spread], first_rank: u32) -> 
     Layout::new(spec)
 }
 
+/// What these sizes do to the model, each thing once.
+pub(super) fn hazards(model: &Inventory, spreads: &[Spread]) -> Vec<Hazard> {
+    once(spreads.iter().flat_map(|s| s.hazards(model)).collect())
+}
+
 impl Spread {
-    /// Sizes that this model does not allow.
+    /// Sizes that this model does not allow, or that spread it unevenly.
     fn hazards(&self, model: &Inventory) -> Vec<Hazard> {
         let mut out = Vec::new();
         let templates = model.templates.iter();
@@ -263,23 +268,44 @@ impl Spread {
                 out.push(hazard(
                     HazardKind::Rows,
                     format!(
-                        "{} {} are not divisible by {}; take a size that divides {}",
-                        rows.size, rows.name, over.spelled, rows.size
+                        "{rows} are not divisible by {}; take a size that divides {}",
+                        over.spelled, rows.size
                     ),
                 ));
             }
         }
-        if t.role.is_expert() && t.axes[0].size < self.experts.count {
-            out.push(hazard(
-                HazardKind::Experts,
-                format!(
-                    "{} experts are fewer than the {} ranks that share them ({}); take a smaller \
-                     size",
-                    t.axes[0].size, self.experts.count, self.experts.spelled
-                ),
-            ));
+        if t.role.is_expert() {
+            out.extend(self.uneven_experts(t));
         }
         out
+    }
+
+    /// Experts of which some ranks would have none, or one more than others.
+    fn uneven_experts(&self, t: &TensorTemplate) -> Option<Hazard> {
+        let (experts, ranks) = (t.axes[0].size, self.experts.count);
+        let spelled = &self.experts.spelled;
+        if experts.is_multiple_of(ranks) {
+            return None;
+        }
+        let is_error = experts < ranks;
+        let (each, more) = (experts / ranks, experts % ranks);
+        Some(Hazard {
+            kind: HazardKind::Experts,
+            is_error,
+            parameter: t.name.clone(),
+            message: match is_error {
+                true => format!(
+                    "{experts} experts are fewer than the {ranks} ranks that share them \
+                     ({spelled}); take a smaller size"
+                ),
+                false => format!(
+                    "{experts} experts are not divisible by the {ranks} ranks that share them \
+                     ({spelled}): {more} ranks have {}, the others {each}; take a size that \
+                     divides {experts} for equal ones",
+                    each + 1
+                ),
+            },
+        })
     }
 
     fn vocab(&self, role: Role) -> &Over {

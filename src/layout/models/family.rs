@@ -53,6 +53,8 @@ pub(super) struct Family {
     pub multiples: Vec<(String, String)>,
     /// The first field is at most the second, where both are given.
     pub ordered: Vec<(String, String)>,
+    /// Fields that are at least 1, where they are given.
+    pub positive: Vec<String>,
     /// What rows name in `when`: fixed, or the field that says so.
     pub flags: BTreeMap<String, Flag>,
     pub axes: BTreeMap<String, AxisRow>,
@@ -172,6 +174,7 @@ impl Family {
         self.accepts.extend(other.accepts);
         self.multiples.extend(other.multiples);
         self.ordered.extend(other.ordered);
+        self.positive.extend(other.positive);
         self.flags.extend(other.flags);
         self.axes.extend(other.axes);
         self.moe_layers = other.moe_layers.or(self.moe_layers.take());

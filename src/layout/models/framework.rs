@@ -1,7 +1,7 @@
 //! One way in: a `config.json`, a framework and its sizes become a layout.
 
 use super::hazard::{Hazard, cuts_inside};
-use super::hugging_face::HuggingFaceSizes;
+use super::hugging_face::{self, HuggingFaceSizes};
 use super::inventory::Inventory;
 use super::megatron::MegatronSizes;
 use super::sglang::SglangSizes;
@@ -63,8 +63,9 @@ impl Layout {
     /// on.
     ///
     /// `sizes` are the framework's: `tp=4,pp=8` and so on; groups of engines
-    /// that differ are separated by `;`. For [`Framework::Dtensor`] they are
-    /// the text of a DTensor file, which has its own rank numbers.
+    /// that differ are separated by `;`. `frozen=` takes globs on names of
+    /// tensors that are not trained, joined by `:`. For [`Framework::Dtensor`]
+    /// they are the text of a DTensor file, which has its own rank numbers.
     ///
     /// ```
     /// use weightsync::layout::Layout;
@@ -87,16 +88,19 @@ impl Layout {
         first_rank: u32,
     ) -> Result<ModelLayout> {
         let model = Inventory::from_config(config)?;
-        let (mut remarks, mut hazards) = (Vec::new(), Vec::new());
+        let mut remarks = model.remarks();
+        let mut hazards = Vec::new();
         let layout = match framework {
             Framework::Megatron => {
                 let sizes: MegatronSizes = sizes.parse()?;
-                remarks = sizes.remarks(&model);
+                let layout = Layout::megatron(&model, &sizes, first_rank)?;
+                remarks.extend(sizes.remarks(&model));
                 hazards = sizes.hazards(&model);
-                Layout::megatron(&model, &sizes, first_rank)?
+                layout
             }
             Framework::Vllm => {
                 let groups: Vec<VllmSizes> = groups(sizes)?;
+                hazards = VllmSizes::hazards(&groups, &model)?;
                 Layout::vllm(&model, &groups, first_rank)?
             }
             Framework::Sglang => {
@@ -109,9 +113,8 @@ impl Layout {
             }
             Framework::Dtensor => of_dtensor(&model, sizes)?,
         };
-        if framework != Framework::Megatron {
-            hazards = cuts_inside(&model, &layout);
-        }
+        layout.check_frozen()?;
+        hazards.extend(cuts_inside(&model, &layout));
         Ok(ModelLayout {
             layout,
             remarks,
@@ -121,23 +124,30 @@ impl Layout {
 }
 
 fn groups<T: FromStr<Err = Error>>(sizes: &str) -> Result<Vec<T>> {
-    sizes.split(';').map(str::parse).collect()
+    let groups: Vec<&str> = sizes.split(';').collect();
+    if groups.len() > 1 && groups.iter().any(|g| g.trim().is_empty()) {
+        return Err(Error::layout(format!(
+            "sizes \"{sizes}\" have an empty group; groups of replicas are separated by \";\""
+        )));
+    }
+    groups.into_iter().map(str::parse).collect()
 }
 
-/// Sharded tensors of the model, in its canonical tensors. Where these are
-/// the same, the description stays as it is; where a checkpoint stores them
-/// in other ones, it is told again in canonical ones, rank by rank.
+/// Sharded tensors of the model, told in its canonical ones: they have either
+/// the names and shapes of these, or those of a checkpoint.
 fn of_dtensor(model: &Inventory, text: &str) -> Result<Layout> {
     let stored = Layout::from_dtensor(text.as_bytes())?;
-    let whole = Layout::hugging_face(model, &HuggingFaceSizes::default(), 0)?;
+    let canonical = hugging_face::canonical(model)?;
     let is_canonical = stored.tensors().iter().all(|t| {
-        let found = whole
-            .find_tensor(&t.name)
-            .map(|i| &whole.tensors()[i.index()]);
-        found.is_some_and(|c| c.shape == t.shape)
+        let found = canonical.find_tensor(&t.name);
+        found.is_some_and(|i| canonical.tensors()[i.index()].shape == t.shape)
     });
     match is_canonical {
-        true => Ok(stored),
-        false => stored.recast(&whole),
+        true => stored.recast(&canonical),
+        false => stored.recast(&Layout::hugging_face(
+            model,
+            &HuggingFaceSizes::default(),
+            0,
+        )?),
     }
 }

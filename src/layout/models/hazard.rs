@@ -4,6 +4,7 @@ use super::inventory::{Inventory, TensorTemplate};
 use super::role::Role;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
+use crate::layout::placement::Rule;
 use crate::layout::tensor::{Span, TensorIndex};
 use serde::Serialize;
 
@@ -59,10 +60,8 @@ pub(super) fn cuts_inside(model: &Inventory, layout: &Layout) -> Vec<Hazard> {
                     is_error: false,
                     parameter: t.name.clone(),
                     message: format!(
-                        "{} {} are cut at {at}, inside a head of {}; whoever needs whole heads \
+                        "{axis} are cut at {at}, inside a head of {}; whoever needs whole heads \
                          takes a size that divides {}",
-                        axis.size,
-                        axis.name,
                         axis.granule,
                         axis.size / axis.granule
                     ),
@@ -82,12 +81,22 @@ pub(super) fn cuts_inside(model: &Inventory, layout: &Layout) -> Vec<Hazard> {
                     is_error: false,
                     parameter: t.name.clone(),
                     message: format!(
-                        "{} {} are cut at {at}, inside a block of {block} that shares a scale; \
-                         take a size of which the parts are multiples of {block} if ranks quantise",
-                        axis.size, axis.name
+                        "{axis} are cut at {at}, inside a block of {block} that shares a scale; \
+                         take a size of which the parts are multiples of {block} if ranks quantise"
                     ),
                 });
             }
+        }
+    }
+    once(out)
+}
+
+/// Each hazard once: layers of multi-token prediction are cut as the others.
+pub(super) fn once(hazards: Vec<Hazard>) -> Vec<Hazard> {
+    let mut out: Vec<Hazard> = Vec::with_capacity(hazards.len());
+    for h in hazards {
+        if !out.contains(&h) {
+            out.push(h);
         }
     }
     out
@@ -107,7 +116,11 @@ fn bound_inside(layout: &Layout, tensor: TensorIndex, dim: usize, block: u64) ->
     let size = layout.tensors()[tensor.index()].shape[dim];
     for part in layout.parts() {
         for p in part.placements_of(tensor) {
-            let rule = part.rule(p);
+            // Groups lie apart in memory, and are not cut for that.
+            let rule = &Rule {
+                grouped: None,
+                ..part.rule(p).clone()
+            };
             let mut bounds = Default::default();
             rule.bounds_within(part.mesh(rule), dim, size, Span::new(0, size), &mut bounds);
             if let Some(at) = bounds.iter().find(|b| !b.is_multiple_of(block)) {

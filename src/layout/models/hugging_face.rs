@@ -18,6 +18,8 @@ pub struct HuggingFaceSizes {
     pub replicas: u32,
     /// Whether it has the layers of multi-token prediction.
     pub mtp: bool,
+    /// Globs on names of tensors that are not trained.
+    pub frozen: Vec<String>,
 }
 
 impl Default for HuggingFaceSizes {
@@ -25,6 +27,7 @@ impl Default for HuggingFaceSizes {
         HuggingFaceSizes {
             replicas: 1,
             mtp: true,
+            frozen: Vec::new(),
         }
     }
 }
@@ -32,12 +35,13 @@ impl Default for HuggingFaceSizes {
 impl FromStr for HuggingFaceSizes {
     type Err = Error;
 
-    /// Reads `replicas=` and `mtp=on|off`.
+    /// Reads `replicas=`, `mtp=on|off` and `frozen=`.
     fn from_str(text: &str) -> Result<HuggingFaceSizes> {
-        let s = Sizes::read("hf", text, &["replicas", "mtp"])?;
+        let s = Sizes::read("hf", text, &["replicas", "mtp", "frozen"])?;
         Ok(HuggingFaceSizes {
             replicas: s.size("replicas")?,
             mtp: s.flag("mtp")?.unwrap_or(true),
+            frozen: s.globs("frozen")?,
         })
     }
 }
@@ -50,44 +54,60 @@ impl Layout {
         sizes: &HuggingFaceSizes,
         first_rank: u32,
     ) -> Result<Layout> {
-        let mut spec = LayoutSpec {
-            marks: model.marks(),
-            ..LayoutSpec::default()
-        };
-        let mut assembly = Assembly::default();
-        let mut numbers: HashMap<String, TensorIndex> = HashMap::new();
-        for t in model.tensors().filter(|t| sizes.mtp || !t.template.is_mtp) {
-            if let Some(root) = model.root(&t) {
-                spec.aliases.push((t.name, root));
-                continue;
-            }
-            let number = TensorIndex(spec.tensors.len() as u32);
-            numbers.insert(t.name.clone(), number);
-            let (rule, mut home) = stored(model, t.template);
-            if let Some(layer) = t.layer {
-                home.buffer = home.buffer.replace("{layer}", &layer.to_string());
-            }
-            assembly.place(number, &rule, None, home);
-            spec.tensors
-                .push(Tensor::new(t.name, &t.template.shape(), t.template.dtype)?);
-        }
-        let ranks = RankList::Range {
-            first: first_rank,
-            count: sizes.replicas,
-        };
-        let copies = CopyAxes {
-            mesh: 0,
-            axes: [0].into_iter().collect(),
-        };
-        let meshes = vec![Mesh::new("model", &[("replica", sizes.replicas)])];
-        spec.parts.push(assembly.part(ranks, meshes, Some(copies)));
-        Layout::new(spec)
+        whole(model, sizes, first_rank, stored)
     }
 }
 
-/// The checkpoint tensor that a tensor is in, and how it lies there.
-fn stored(model: &Inventory, t: &TensorTemplate) -> (Rule, Home) {
-    let mut rule = Rule {
+/// One rank with the whole model, every canonical tensor in a buffer of its
+/// name, whatever a checkpoint makes of it.
+pub(super) fn canonical(model: &Inventory) -> Result<Layout> {
+    let own = |_: &Inventory, t: &TensorTemplate| (plain(), Home::own(&t.name));
+    whole(model, &HuggingFaceSizes::default(), 0, own)
+}
+
+fn whole(
+    model: &Inventory,
+    sizes: &HuggingFaceSizes,
+    first_rank: u32,
+    place: impl Fn(&Inventory, &TensorTemplate) -> (Rule, Home),
+) -> Result<Layout> {
+    let mut spec = LayoutSpec {
+        marks: model.marks().with_frozen(&sizes.frozen),
+        ..LayoutSpec::default()
+    };
+    let mut assembly = Assembly::default();
+    let mut numbers: HashMap<String, TensorIndex> = HashMap::new();
+    for t in model.tensors().filter(|t| sizes.mtp || !t.template.is_mtp) {
+        if let Some(root) = model.root(&t) {
+            spec.aliases.push((t.name, root));
+            continue;
+        }
+        let number = TensorIndex(spec.tensors.len() as u32);
+        numbers.insert(t.name.clone(), number);
+        let (rule, mut home) = place(model, t.template);
+        if let Some(layer) = t.layer {
+            home.buffer = home.buffer.replace("{layer}", &layer.to_string());
+        }
+        assembly.place(number, &rule, None, home);
+        spec.tensors
+            .push(Tensor::new(t.name, &t.template.shape(), t.template.dtype)?);
+    }
+    let ranks = RankList::Range {
+        first: first_rank,
+        count: sizes.replicas,
+    };
+    let copies = CopyAxes {
+        mesh: 0,
+        axes: [0].into_iter().collect(),
+    };
+    let meshes = vec![Mesh::new("model", &[("replica", sizes.replicas)])];
+    spec.parts.push(assembly.part(ranks, meshes, Some(copies)));
+    Layout::new(spec)
+}
+
+/// All of a tensor, in canonical order.
+fn plain() -> Rule {
+    Rule {
         mesh: 0,
         stage_axis: None,
         cuts: Vec::new(),
@@ -97,7 +117,12 @@ fn stored(model: &Inventory, t: &TensorTemplate) -> (Rule, Home) {
         split: None,
         grouped: None,
         conversion: None,
-    };
+    }
+}
+
+/// The checkpoint tensor that a tensor is in, and how it lies there.
+fn stored(model: &Inventory, t: &TensorTemplate) -> (Rule, Home) {
+    let mut rule = plain();
     let home = match model.stored.iter().find(|s| s.members.contains(&t.role)) {
         Some(s) => {
             rule.order = s.order.iter().copied().collect();

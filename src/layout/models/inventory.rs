@@ -111,6 +111,20 @@ pub struct Inventory {
     pub experts: u64,
 }
 
+impl std::fmt::Display for Axis {
+    /// How many of what there are, as `160 experts` or `2048 expert_rows`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.name.as_str() {
+            "expert" => write!(f, "{} experts", self.size),
+            "q_head" => write!(f, "{} attention heads", self.size),
+            name if name.ends_with("_rows") || name.ends_with("_cols") => {
+                write!(f, "{} {name}", self.size)
+            }
+            name => write!(f, "{} values of axis {name}", self.size),
+        }
+    }
+}
+
 impl TensorTemplate {
     pub fn shape(&self) -> Dims {
         self.axes.iter().map(|a| a.size).collect()
@@ -132,6 +146,18 @@ impl TensorTemplate {
 }
 
 impl Inventory {
+    /// What the configuration leaves open, for the person who gave it.
+    pub fn remarks(&self) -> Vec<String> {
+        let no_block = |q: &&Quantization| q.method == "fp8" && q.block.is_none();
+        let found = self.quantization.iter().find(no_block);
+        let remark = |_| {
+            "\"quant_method\" is fp8 without \"weight_block_size\": cuts inside blocks that share a \
+             scale are not looked for"
+                .to_string()
+        };
+        found.map(remark).into_iter().collect()
+    }
+
     /// The inventory of the model that a Hugging Face `config.json` describes.
     ///
     /// Fails on an architecture that no table knows, and on fields that are

@@ -16,7 +16,7 @@ use super::assembly::{Assembly, Home};
 use super::hazard::{Hazard, HazardKind};
 use super::inventory::{Inventory, TensorTemplate};
 use super::role::Role;
-use super::sizes::Sizes;
+use super::sizes::{Sizes, product};
 use crate::error::{Error, Result};
 use crate::layout::cut::{Cut, CutKind};
 use crate::layout::mesh::{Mesh, RankList};
@@ -68,6 +68,8 @@ pub struct MegatronSizes {
     pub norms_fused: bool,
     /// Whether the layers of multi-token prediction are trained.
     pub mtp: bool,
+    /// Globs on names of tensors that are not trained.
+    pub frozen: Vec<String>,
 }
 
 impl Default for MegatronSizes {
@@ -87,6 +89,7 @@ impl Default for MegatronSizes {
             mla_down_cut: false,
             norms_fused: true,
             mtp: true,
+            frozen: Vec::new(),
         }
     }
 }
@@ -106,6 +109,7 @@ const KEYS: &[&str] = &[
     "mla_down",
     "norms",
     "mtp",
+    "frozen",
 ];
 
 impl FromStr for MegatronSizes {
@@ -113,8 +117,8 @@ impl FromStr for MegatronSizes {
 
     /// Reads `tp=,cp=,pp=,vpp=,ep=,etp=,dp=,pp_layers=,order=`, and
     /// `vocab_multiple=128`, `experts=per_expert|sequential|grouped`,
-    /// `mla_down=whole|cut`, `norms=fused|separate`, `mtp=on|off`. A missing
-    /// size is 1.
+    /// `mla_down=whole|cut`, `norms=fused|separate`, `mtp=on|off`,
+    /// `frozen=model.embed_tokens.*:lm_head.*`. A missing size is 1.
     ///
     /// ```
     /// use weightsync::layout::models::MegatronSizes;
@@ -147,6 +151,7 @@ impl FromStr for MegatronSizes {
             mla_down_cut: s.word("mla_down", &["whole", "cut"])? == "cut",
             norms_fused: s.word("norms", &["fused", "separate"])? == "fused",
             mtp: s.flag("mtp")?.unwrap_or(default.mtp),
+            frozen: s.globs("frozen")?,
         })
     }
 }
@@ -154,15 +159,12 @@ impl FromStr for MegatronSizes {
 impl MegatronSizes {
     /// Number of ranks: `tp * cp * pp * dp`.
     pub fn world(&self) -> u64 {
-        self.stage_ranks() * u64::from(self.pp)
+        product(&[self.tp, self.cp, self.pp, self.dp])
     }
 
     /// Ranks of one pipeline stage.
     fn stage_ranks(&self) -> u64 {
-        [self.tp, self.cp, self.dp]
-            .iter()
-            .map(|&n| u64::from(n))
-            .product()
+        product(&[self.tp, self.cp, self.dp])
     }
 
     /// Data parallel size of experts, if sizes multiply out.
@@ -252,10 +254,12 @@ impl MegatronSizes {
 
     /// Where each layer of the model is: stage, chunk, index in the chunk.
     pub fn stations(&self, layers: u32) -> Result<Vec<Station>> {
-        let virtual_stages = self
-            .pp
-            .checked_mul(self.vpp)
-            .ok_or_else(|| fault("pp x vpp is out of range".to_string()))?;
+        let virtual_stages = self.pp.checked_mul(self.vpp).ok_or_else(|| {
+            fault(format!(
+                "pp {} x vpp {} stages are out of range; {layers} layers share at most {layers}",
+                self.pp, self.vpp
+            ))
+        })?;
         if layers < virtual_stages {
             return Err(fault(format!(
                 "{layers} layers are fewer than the {virtual_stages} stages of pp {} x vpp {}",
@@ -293,51 +297,33 @@ impl MegatronSizes {
         Ok(of_layer.into_iter().map(station).collect())
     }
 
-    /// Cuts that fall inside blocks of values that share a scale, where the
-    /// released checkpoint is quantised that way: such a shard cannot be
-    /// quantised by itself.
+    /// What may surprise, though a layout can be made: with more ranks than KV
+    /// heads, a rank has raw rows of a group of heads.
     pub fn hazards(&self, model: &Inventory) -> Vec<Hazard> {
-        let Some([rows, cols]) = model.quantization.as_ref().and_then(|q| q.block) else {
+        let (kv, tp) = (model.kv_heads, u64::from(self.tp));
+        let rows = |role: Role| model.find(role).map(|t| t.axes[0].size / kv);
+        let group: Option<Vec<u64>> = QKV.iter().map(|&role| rows(role)).collect();
+        let Some(group) = group.filter(|_| kv < tp) else {
             return Vec::new();
         };
-        let mut out = Vec::new();
-        for t in model.templates.iter().filter(|t| self.mtp || !t.is_mtp) {
-            let Some((dim, name, n)) = self.cut_of(t) else {
-                continue;
-            };
-            let axis = &t.axes[dim];
-            let block = if dim + 1 == t.axes.len() { cols } else { rows };
-            let part = axis.size / u64::from(n);
-            if n == 1 || t.axes.len() < 2 || part.is_multiple_of(block) {
-                continue;
-            }
-            out.push(Hazard {
-                kind: HazardKind::QuantizationBlock,
-                is_error: false,
-                parameter: t.name.clone(),
-                message: format!(
-                    "{} {} over {name} {n} are {part} each, which cuts blocks of {block} that share \
-                     a scale; take a {name} of which the parts are multiples of {block} if ranks \
-                     quantise",
-                    axis.size, axis.name
-                ),
-            });
-        }
-        out
-    }
-
-    /// The axis of a tensor that is cut in equal parts, and over what.
-    fn cut_of(&self, t: &TensorTemplate) -> Option<(usize, &'static str, u32)> {
-        use Role::*;
-        Some(match t.role {
-            QBProj | KvBProj | Gate | Up | SharedGate | SharedUp | MtpProj => (0, "tp", self.tp),
-            QProj | KProj | VProj => (0, "tp", self.tp),
-            OProj | Down | SharedDown => (1, "tp", self.tp),
-            QAProj | KvAProj if self.mla_down_cut => (0, "tp", self.tp),
-            ExpertGate | ExpertUp => (1, "etp", self.etp),
-            ExpertDown => (2, "etp", self.etp),
-            _ => return None,
+        let pitch: u64 = group.iter().sum();
+        let find = model.find(Role::KProj).into_iter();
+        find.map(|t| Hazard {
+            kind: HazardKind::Heads,
+            is_error: false,
+            parameter: t.name.clone(),
+            message: format!(
+                "{kv} KV heads are fewer than tp {tp}: each {} ranks share the {pitch} rows \
+                 ({} query, {} key, {} value) of one, {} each; whoever needs whole heads takes a tp \
+                 that divides {kv}",
+                tp / kv,
+                group[0],
+                group[1],
+                group[2],
+                pitch * kv / tp
+            ),
         })
+        .collect()
     }
 
     /// What was assumed, for the person who gave the sizes.
@@ -349,11 +335,11 @@ impl MegatronSizes {
                 self.etp, self.tp
             ));
         }
+        let Ok(stations) = self.stations(model.layers) else {
+            return out;
+        };
         let stages = self.pp * self.vpp;
         if self.pp_layers.is_empty() && !model.layers.is_multiple_of(stages) {
-            let Ok(stations) = self.stations(model.layers) else {
-                return out;
-            };
             let of = |v: u32| {
                 let is_there = |s: &&Station| (s.stage, s.chunk) == (v % self.pp, v / self.pp);
                 stations.iter().filter(is_there).count().to_string()
@@ -406,6 +392,9 @@ impl Layout {
 const DENSE: u16 = 0;
 const EXPERT: u16 = 1;
 
+/// Members of `linear_qkv`, in order.
+const QKV: [Role; 3] = [Role::QProj, Role::KProj, Role::VProj];
+
 struct Builder<'a> {
     model: &'a Inventory,
     sizes: &'a MegatronSizes,
@@ -425,7 +414,7 @@ impl<'a> Builder<'a> {
         let world = sizes.world();
         if world > u64::from(RANK_COUNT_MAX) {
             return Err(fault(format!(
-                "tp {} x cp {} x pp {} x dp {} is {world} ranks; at most {RANK_COUNT_MAX} are allowed",
+                "tp {} x cp {} x pp {} x dp {} are too many ranks; at most {RANK_COUNT_MAX} are allowed",
                 sizes.tp, sizes.cp, sizes.pp, sizes.dp
             )));
         }
@@ -440,7 +429,7 @@ impl<'a> Builder<'a> {
 
     fn build(&self, first_rank: u32) -> Result<Layout> {
         let mut spec = LayoutSpec {
-            marks: self.model.marks(),
+            marks: self.model.marks().with_frozen(&self.sizes.frozen),
             ..LayoutSpec::default()
         };
         let mut numbers: HashMap<String, TensorIndex> = HashMap::new();
@@ -729,8 +718,8 @@ impl<'a> Builder<'a> {
         let rows = &t.axes[dim as usize];
         if !rows.size.is_multiple_of(u64::from(n)) {
             return Err(fault(format!(
-                "{}: {} {} are not divisible by {axis} {n}; take a size that divides {}",
-                t.name, rows.size, rows.name, rows.size
+                "{}: {rows} are not divisible by {axis} {n}; take a size that divides {}",
+                t.name, rows.size
             )));
         }
         if n > 1 {
@@ -756,7 +745,7 @@ impl<'a> Builder<'a> {
         self.whole_heads(t)?;
         let (kv, tp) = (self.model.kv_heads, u64::from(self.sizes.tp));
         let rows = |role: Role| self.model.find(role).map_or(0, |t| t.axes[0].size / kv);
-        let of_group = [rows(Role::QProj), rows(Role::KProj), rows(Role::VProj)];
+        let of_group = QKV.map(rows);
         let pitch: u64 = of_group.iter().sum();
         let member = match t.role {
             Role::QProj | Role::QBias => 0,

@@ -12,7 +12,7 @@ use super::engine::{self, Names, Over, Spread, Stages};
 use super::hazard::{Hazard, HazardKind};
 use super::inventory::Inventory;
 use super::role::Role;
-use super::sizes::Sizes;
+use super::sizes::{Sizes, product};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::layout::mesh::Mesh;
@@ -35,6 +35,8 @@ pub struct SglangSizes {
     pub pp_layers: Vec<u32>,
     /// With the multi-token prediction layers, as a draft model.
     pub mtp: bool,
+    /// Globs on names of tensors that are not trained.
+    pub frozen: Vec<String>,
 }
 
 impl Default for SglangSizes {
@@ -47,6 +49,7 @@ impl Default for SglangSizes {
             replicas: 1,
             pp_layers: Vec::new(),
             mtp: true,
+            frozen: Vec::new(),
         }
     }
 }
@@ -56,7 +59,16 @@ impl FromStr for SglangSizes {
 
     /// Reads `tp=8,dp=2,ep=4,replicas=4`; a size that is missing is 1.
     fn from_str(text: &str) -> Result<SglangSizes> {
-        let keys = ["tp", "dp", "ep", "pp", "replicas", "pp_layers", "mtp"];
+        let keys = [
+            "tp",
+            "dp",
+            "ep",
+            "pp",
+            "replicas",
+            "pp_layers",
+            "mtp",
+            "frozen",
+        ];
         let given = Sizes::read("sglang", text, &keys)?;
         Ok(SglangSizes {
             tp: given.size("tp")?,
@@ -66,6 +78,7 @@ impl FromStr for SglangSizes {
             replicas: given.size("replicas")?,
             pp_layers: given.counts("pp_layers")?,
             mtp: given.flag("mtp")?.unwrap_or(true),
+            frozen: given.globs("frozen")?,
         })
     }
 }
@@ -80,10 +93,7 @@ const NAMES: Names = Names {
 impl SglangSizes {
     /// Ranks of all replicas.
     pub fn world(&self) -> u64 {
-        [self.tp, self.pp, self.replicas]
-            .iter()
-            .map(|&n| u64::from(n))
-            .product()
+        product(&[self.tp, self.pp, self.replicas])
     }
 
     fn spread(&self, model: &Inventory) -> Result<Spread> {
@@ -95,6 +105,12 @@ impl SglangSizes {
                     self.tp
                 )));
             }
+        }
+        if self.ep > 1 && model.experts == 0 {
+            return Err(Error::layout(format!(
+                "sglang: ep is {}, but {} has no experts; leave it out",
+                self.ep, model.architecture
+            )));
         }
         self.refuse_uneven_experts(model)?;
         let meshes = vec![
@@ -137,6 +153,7 @@ impl SglangSizes {
             stages: stages(model.layers, self.pp, &self.pp_layers)?,
             names: NAMES,
             mtp: self.mtp,
+            frozen: self.frozen.clone(),
             meshes,
         })
     }

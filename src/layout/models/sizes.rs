@@ -12,10 +12,15 @@ pub(super) struct Sizes<'a> {
 }
 
 impl<'a> Sizes<'a> {
-    /// Splits `key=value,..`; refuses keys that are not among `known`.
+    /// Splits `key=value,..`; refuses keys that are not among `known`, and
+    /// empty items, which stand where a size was forgotten.
     pub fn read(of: &'a str, text: &'a str, known: &[&str]) -> Result<Sizes<'a>> {
         let mut given: Vec<(&str, &str)> = Vec::new();
-        for item in text.split(',').map(str::trim).filter(|i| !i.is_empty()) {
+        let items = match text.trim() {
+            "" => Vec::new(),
+            some => some.split(',').map(str::trim).collect(),
+        };
+        for item in items {
             let bad = |what: &str| {
                 Error::layout(format!(
                     "{of}: \"{item}\" {what}; accepted are {}",
@@ -74,6 +79,18 @@ impl<'a> Sizes<'a> {
         counts.ok_or_else(|| self.bad(key, value, "counts such as 24:24:23:23"))
     }
 
+    /// Globs such as `model.embed_tokens.*:lm_head.*`; none where they are not
+    /// given.
+    pub fn globs(&self, key: &str) -> Result<Vec<String>> {
+        let Some(value) = self.text(key) else {
+            return Ok(Vec::new());
+        };
+        match value.split(':').any(str::is_empty) {
+            false => Ok(value.split(':').map(str::to_string).collect()),
+            true => Err(self.bad(key, value, "names and globs, joined by \":\"")),
+        }
+    }
+
     /// One of several words, the first where none is given.
     pub fn word(&self, key: &str, words: &[&'static str]) -> Result<&'static str> {
         let given = self.text(key).unwrap_or(words[0]);
@@ -89,6 +106,12 @@ impl<'a> Sizes<'a> {
             self.of
         ))
     }
+}
+
+/// The product of sizes, or the largest number where it is larger.
+pub(super) fn product(sizes: &[u32]) -> u64 {
+    let each = sizes.iter().map(|&n| u64::from(n));
+    each.fold(1, u64::saturating_mul)
 }
 
 fn spell(words: &[&str]) -> String {

@@ -11,8 +11,9 @@
 //! before the experts, and shared experts are whole on every rank.
 
 use super::engine::{self, Names, Over, Spread, Stages};
+use super::hazard::Hazard;
 use super::inventory::Inventory;
-use super::sizes::Sizes;
+use super::sizes::{Sizes, product};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::layout::mesh::Mesh;
@@ -36,6 +37,8 @@ pub struct VllmSizes {
     pub shared_cut: Option<bool>,
     /// With the multi-token prediction layers, as a draft model.
     pub mtp: bool,
+    /// Globs on names of tensors that are not trained.
+    pub frozen: Vec<String>,
 }
 
 impl Default for VllmSizes {
@@ -49,6 +52,7 @@ impl Default for VllmSizes {
             pp_layers: Vec::new(),
             shared_cut: None,
             mtp: true,
+            frozen: Vec::new(),
         }
     }
 }
@@ -75,6 +79,7 @@ impl FromStr for VllmSizes {
             "pp_layers",
             "shared",
             "mtp",
+            "frozen",
         ];
         let given = Sizes::read("vllm", text, &keys)?;
         Ok(VllmSizes {
@@ -90,6 +95,7 @@ impl FromStr for VllmSizes {
                 _ => None,
             },
             mtp: given.flag("mtp")?.unwrap_or(true),
+            frozen: given.globs("frozen")?,
         })
     }
 }
@@ -104,13 +110,22 @@ const NAMES: Names = Names {
 impl VllmSizes {
     /// Ranks of all replicas.
     pub fn world(&self) -> u64 {
-        [self.tp, self.pp, self.dp, self.replicas]
-            .iter()
-            .map(|&n| u64::from(n))
-            .product()
+        product(&[self.tp, self.pp, self.dp, self.replicas])
+    }
+
+    /// What may surprise, though a layout can be made: experts that some
+    /// ranks have more of than others.
+    pub fn hazards(groups: &[VllmSizes], model: &Inventory) -> Result<Vec<Hazard>> {
+        Ok(engine::hazards(model, &spreads(groups, model)?))
     }
 
     fn spread(&self, model: &Inventory) -> Result<Spread> {
+        if self.ep && model.experts == 0 {
+            return Err(Error::layout(format!(
+                "vllm: ep is on, but {} has no experts; leave it out",
+                model.architecture
+            )));
+        }
         let axes = [
             ("replica", self.replicas),
             ("dp", self.dp),
@@ -151,9 +166,14 @@ impl VllmSizes {
             stages: stages(model.layers, self.pp, &self.pp_layers)?,
             names: NAMES,
             mtp: self.mtp,
+            frozen: self.frozen.clone(),
             meshes,
         })
     }
+}
+
+fn spreads(groups: &[VllmSizes], model: &Inventory) -> Result<Vec<Spread>> {
+    groups.iter().map(|g| g.spread(model)).collect()
 }
 
 /// Layers that do not divide go one each to the stages before the last, the
@@ -174,10 +194,7 @@ impl Layout {
     /// Buffers are vLLM's parameters by their names; a draft model's begin
     /// with `draft.`. Padding of the vocabulary is zeroed.
     pub fn vllm(model: &Inventory, groups: &[VllmSizes], first_rank: u32) -> Result<Layout> {
-        let spreads = groups
-            .iter()
-            .map(|g| g.spread(model))
-            .collect::<Result<Vec<Spread>>>()?;
+        let spreads = spreads(groups, model)?;
         if spreads.is_empty() {
             return Err(Error::invalid("there are no replicas of vLLM"));
         }

@@ -15,6 +15,9 @@ pub(super) struct FileDoc {
     pub meshes: Pairs<MeshDoc>,
     #[serde(default)]
     pub aliases: Pairs<String>,
+    /// Globs on names of tensors that are not trained.
+    #[serde(default)]
+    pub frozen: Vec<String>,
     #[serde(default)]
     pub tensors: Vec<TensorDoc>,
     #[serde(default)]

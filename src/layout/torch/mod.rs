@@ -14,7 +14,7 @@
 //! prints them, one per mesh dimension. Tensors keep the names and shapes they
 //! have there; [`Layout::recast`] tells the same in a model's canonical ones.
 //! Buffers have the names of the tensors and are the local tensors, stored
-//! row-major without gaps.
+//! row-major without gaps. Globs in `"frozen"` mark what is not trained.
 //!
 //! `Shard` cuts as `torch.chunk` does, in ceil-sized chunks with empty ones at
 //! the end; `_StridedShard` is a shard that was taken after some of those on
@@ -26,6 +26,7 @@ mod grid;
 mod placement;
 
 use super::cut::Cut;
+use super::marks::Marks;
 use super::placement::{Buffer, Padding, Part, Placement, Rule};
 use super::tensor::{Tensor, TensorIndex};
 use super::view::Memory;
@@ -82,6 +83,10 @@ fn of_tensor(name: &str, e: Error) -> Error {
 fn read_tensors(file: &FileDoc, grids: &Grids) -> Result<LayoutSpec> {
     let mut spec = LayoutSpec {
         aliases: file.aliases.0.clone(),
+        marks: Marks {
+            frozen: file.frozen.clone(),
+            ..Marks::default()
+        },
         ..LayoutSpec::default()
     };
     let mut numbers: HashMap<&str, TensorIndex> = HashMap::new();

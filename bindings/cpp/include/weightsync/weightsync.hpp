@@ -593,7 +593,8 @@ public:
 
   /** The layout of the model of a Hugging Face config.json: `framework` is
    * "megatron", "vllm", "sglang", "hf" or "dtensor", `sizes` its parallel
-   * sizes, such as "tp=4,pp=8"; for "dtensor" the text of a DTensor file. */
+   * sizes, such as "tp=4,pp=8,frozen=lm_head.*"; for "dtensor" the text of a
+   * DTensor file. describe() has remarks and hazards. */
   static Layout from_model(std::string_view config_json, const char *framework,
                            std::string_view sizes, std::uint32_t first_rank,
                            ErrorRecord &err) noexcept {

@@ -113,7 +113,9 @@ class Layout(Handle):
         config: its text, or what it says. framework: "megatron", "vllm",
         "sglang", "hf" or "dtensor". sizes: parallel sizes, as "tp=4,pp=8" or
         {"tp": 4, "pp": 8}; for "dtensor" the DTensor file, its text or what
-        it says. first_rank: the rank that comes first; the others follow.
+        it says; "frozen" lists names and globs of what is not trained.
+        first_rank: the rank that comes first; the others follow. What was
+        assumed and what may surprise are in describe().
         """
         encoded = _json_bytes(config)
         if isinstance(sizes, str):
@@ -203,7 +205,7 @@ class Layout(Handle):
                 return _findings(lib.wsync_layout_check, source, other)
 
     def describe(self) -> dict[str, Any]:
-        """A summary: ranks, copies, tensors, bytes."""
+        """A summary: ranks, copies, tensors, bytes, remarks and hazards."""
         with self._use() as pointer:
             summary: dict[str, Any] = json.loads(
                 read_text(lib.wsync_layout_describe, pointer)
