@@ -2146,8 +2146,10 @@ wsync_status wsync_layout_create_from_json(const char *json,
  *
  * `framework` is "megatron", "vllm", "sglang", "hf" or "dtensor". `sizes` is
  * text such as "tp=4,pp=8,ep=16,dp=4"; groups of engines that differ are
- * separated by ';'. For "dtensor" it is the text of a DTensor file, which
- * has its own rank numbers. What was assumed is logged at INFO.
+ * separated by ';'. "frozen=model.embed_tokens.*:lm_head.*" marks what is not
+ * trained, by names and globs. For "dtensor" it is the text of a DTensor file,
+ * which has its own rank numbers. What was assumed is logged at INFO, what may
+ * surprise at WARN; wsync_layout_describe has both.
  *
  * Errors: LAYOUT_INVALID names the field or the size, the numbers and what is
  * accepted; INVALID_ARGUMENT for an unknown framework; LIMIT_EXCEEDED.
@@ -2285,6 +2287,17 @@ wsync_status wsync_layout_check_json(const char *source_json,
  * Writes a summary of the layout as JSON, NUL-terminated: ranks, copies,
  * tensors, bytes. With a `capacity` of 0 only `out_needed` is written: the
  * number of bytes, the NUL included.
+ *
+ * A layout of wsync_layout_from_model has in "remarks" what was assumed, as
+ * sentences, and in "hazards" what may surprise, each
+ *
+ *   { "kind": "experts",            heads, rows, vocabulary, experts or
+ *                                   quantization_block
+ *     "is_error": false,
+ *     "parameter": "..",            "{layer}" where every layer has it
+ *     "message": ".." }             the numbers, and what to change
+ *
+ * Both are empty for other layouts.
  *
  * Errors: BUFFER_TOO_SMALL.
  * Thread safety: any thread, concurrently. Since: 0.1

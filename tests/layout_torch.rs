@@ -327,7 +327,7 @@ fn meshes_over_the_same_ranks_may_order_them_their_own_way() {
 fn tiny(name: &str) -> Vec<u8> {
     let mut c: serde_json::Value = serde_json::from_slice(&model_rows::config(name)).unwrap();
     for (field, value) in [
-        ("hidden_size", 6),
+        ("hidden_size", 8),
         ("num_hidden_layers", 2),
         ("num_attention_heads", 4),
         ("num_key_value_heads", 2),
@@ -416,7 +416,7 @@ fn a_tied_head_is_left_to_the_embedding_it_is() {
     let config = config.to_string().into_bytes();
     let model = Inventory::from_config(&config).unwrap();
     let mut stored = model_rows::stored(&model);
-    stored.push(("lm_head.weight".into(), vec![10, 6]));
+    stored.push(("lm_head.weight".into(), vec![10, 8]));
     let file = model_rows::dtensors(&stored, "bf16", &[2], |_| vec!["Shard(0)"]);
     let made = Layout::from_model(&config, Framework::Dtensor, &file, 0).unwrap();
     let engine = Layout::from_model(&config, Framework::Vllm, "tp=2", 2).unwrap();

@@ -428,6 +428,20 @@ fn latent_attention_and_multi_token_prediction() {
     assert_eq!(bytes(&layout, kv_down), (4 + 2) * 12 * 2);
     let cut = megatron(&tiny("deepseek"), "tp=2,mla_down=cut").unwrap();
     assert_eq!(bytes(&cut, kv_down), (4 + 2) * 12 * 2 / 2);
+    let fused = megatron(
+        &tiny("deepseek"),
+        "tp=2,mla_down=fused,mtp_layer=mtp_model_layer",
+    );
+    let fused = fused.unwrap();
+    let m = memories_of(&fused, Rank(1));
+    let of =
+        |name: &str, rows| matrix(&format!("model.layers.0.self_attn.{name}.weight"), rows, 12);
+    let down = [of("q_a_proj", 4), of("kv_a_proj_with_mqa", 4 + 2)].concat();
+    let qkv_down = "decoder.layers.0.self_attention.linear_qkv_down_proj.weight";
+    assert_holds(&m, qkv_down, &down);
+    assert!(!m.sizes.contains_key(kv_down));
+    let body = "mtp.layers.0.mtp_model_layer.self_attention.linear_qkv_down_proj.weight";
+    assert!(m.sizes.contains_key(body), "{:#?}", m.sizes);
 }
 
 #[test]

@@ -78,16 +78,33 @@ fn the_largest_models_are_covered_and_verified_by_sample() {
     }
 }
 
-/// What is worth knowing of each row, all of it.
-const HAZARDS: &[(&str, &[&str])] = &[];
+/// Of these rows only DeepSeek-V3 has any: over 32 ranks, the engine's shards
+/// of the dense and the shared feed-forward are no whole blocks of 128.
+fn known_hazards(model: &str) -> Vec<String> {
+    let cut = |module: &str, what: &str, at: u32| {
+        ["gate_proj", "up_proj", "down_proj"].map(|projection| {
+            format!(
+                "model.layers.{{layer}}.mlp.{module}{projection}.weight: {what} are cut at {at}, inside \
+                 a block of 128 that shares a scale; take a size of which the parts are multiples of \
+                 128 if ranks quantise"
+            )
+        })
+    };
+    match model {
+        "deepseek-v3" => [
+            cut("", "18432 ffn_rows", 576),
+            cut("shared_experts.", "2048 shared_rows", 64),
+        ]
+        .concat(),
+        _ => Vec::new(),
+    }
+}
 
 #[test]
 fn every_row_has_the_hazards_that_are_known() {
     for row in &ROWS {
         let worked = Worked::of(row).unwrap();
-        let known = HAZARDS.iter().find(|(name, _)| *name == row.0);
-        let known = known.map_or(&[][..], |(_, list)| list);
-        assert_eq!(worked.hazards, known, "{}", row.0);
+        assert_eq!(worked.hazards, known_hazards(row.0), "{}", row.0);
     }
 }
 

@@ -1,6 +1,7 @@
 //! `weightsync layout`: the layout file of a real model.
 
 use super::check::of_file;
+use super::checkpoint::Checkpoint;
 use super::table::{complain, grouped, print, print_json, read_file};
 use clap::{ArgGroup, Args};
 use serde_json::json;
@@ -14,16 +15,17 @@ use weightsync::{Error, Result};
 #[derive(Args, Debug)]
 #[command(group = ArgGroup::new("framework").required(true))]
 pub struct LayoutArgs {
-    /// config.json of the model, as on Hugging Face
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    /// config.json of the model, as on Hugging Face; a checkpoint has its own
+    #[arg(long, value_name = "FILE", required_unless_present = "checkpoint")]
+    config: Option<PathBuf>,
     /// Write the layout file here instead of to standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Megatron-core: tp=,cp=,pp=,vpp=,ep=,etp=,dp=, pp_layers=24:24:23:23,
     /// order=tp-cp-ep-dp-pp, vocab_multiple=128,
-    /// experts=per_expert|sequential|grouped, mla_down=whole|cut,
-    /// norms=fused|separate, mtp=on|off; a missing size is 1
+    /// experts=per_expert|sequential|grouped, mla_down=whole|cut|fused,
+    /// norms=fused|separate, mtp=on|off,
+    /// mtp_layer=transformer_layer|mtp_model_layer; a missing size is 1
     #[arg(long, value_name = "SIZES", group = "framework")]
     megatron: Option<String>,
     /// vLLM: tp=,pp=,dp=,ep=on|off,replicas=; given again, a group of other
@@ -41,6 +43,19 @@ pub struct LayoutArgs {
     /// What PyTorch says of its sharded tensors: a DTensor file
     #[arg(long, value_name = "FILE", group = "framework")]
     dtensor: Option<PathBuf>,
+    /// A checkpoint as a source by itself: safetensors file, or directory with
+    /// an index; its files are the buffers
+    #[arg(long, value_name = "PATH", group = "framework")]
+    checkpoint: Option<PathBuf>,
+    /// Ranks that read the checkpoint, each some of its files
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        requires = "checkpoint",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    readers: u32,
     /// The rank that comes first; a DTensor file has its own numbers
     #[arg(
         long,
@@ -51,7 +66,7 @@ pub struct LayoutArgs {
     first_rank: u32,
     /// Mark tensors whose name matches as not trained; may be given several
     /// times. A DTensor file has its own "frozen"
-    #[arg(long, value_name = "GLOB", conflicts_with = "dtensor")]
+    #[arg(long, value_name = "GLOB", conflicts_with_all = ["dtensor", "checkpoint"])]
     frozen: Vec<String>,
     /// Print JSON about the layout to standard output; needs --output
     #[arg(long, requires = "output")]
@@ -59,6 +74,32 @@ pub struct LayoutArgs {
 }
 
 impl LayoutArgs {
+    /// The layout that the arguments ask for.
+    fn make(&self) -> Result<ModelLayout> {
+        let config = self.config.as_deref();
+        if let Some(path) = &self.checkpoint {
+            let checkpoint = Checkpoint::open(path, config)?;
+            return Ok(ModelLayout {
+                layout: checkpoint.layout(self.first_rank, self.readers)?,
+                remarks: Vec::new(),
+                hazards: Vec::new(),
+            });
+        }
+        let path = config.ok_or_else(|| Error::invalid("--config is missing"))?;
+        let (framework, sizes) = self.sizes_with_frozen()?;
+        let made = Layout::from_model(&read_file(path)?, framework, &sizes, self.first_rank);
+        made.map_err(|e| match e.message.strip_prefix("config.json: ") {
+            Some(what) => of_file(
+                path,
+                Error {
+                    message: what.into(),
+                    ..e
+                },
+            ),
+            None => e,
+        })
+    }
+
     /// The framework, and its sizes as text, with what is not trained.
     fn sizes_with_frozen(&self) -> Result<(Framework, String)> {
         let (framework, mut sizes) = self.sizes()?;
@@ -91,21 +132,7 @@ impl LayoutArgs {
 
 /// Runs `weightsync layout`.
 pub fn run(args: &LayoutArgs) -> Result<()> {
-    let config = read_file(&args.config)?;
-    let (framework, sizes) = args.sizes_with_frozen()?;
-    let made =
-        Layout::from_model(&config, framework, &sizes, args.first_rank).map_err(|e| {
-            match e.message.strip_prefix("config.json: ") {
-                Some(what) => of_file(
-                    &args.config,
-                    Error {
-                        message: what.into(),
-                        ..e
-                    },
-                ),
-                None => e,
-            }
-        })?;
+    let made = args.make()?;
     let text = made.layout.to_json();
     if text.len() > FILE_BYTES_MAX {
         return Err(Error::limit(format!(

@@ -167,6 +167,21 @@ def test_engine_shards_are_those_of_the_engines_own_loader(case: Case, tmp_path:
     assert seen > 0
 
 
+def test_a_checkpoint_is_a_source_by_itself(tmp_path: pathlib.Path) -> None:
+    """Described, checked and planned before anything is sent."""
+    config = tiny.config("mixtral-8x7b")
+    folder, source, engine = (tmp_path / n for n in ("checkpoint", "source.json", "engine.json"))
+    tiny.write(folder, config, tiny.checkpoint(config))
+    run("layout", "--checkpoint", folder, "--readers", 2, "-o", source)
+    sizes = ["--vllm", "tp=4,replicas=2", "--first-rank", 2]
+    run("layout", "--config", folder / "config.json", *sizes, "-o", engine)
+    found = json.loads(run("check", source, engine, "--json"))
+    assert (found["errors"], found["pair"]["source_only"]) == (0, [])
+    covered = found["pair"]["destination"]
+    assert covered["bytes"] == covered["matched_bytes"] > 0
+    assert json.loads(run("plan", source, engine, "--json"))["bytes_moved"] >= 2 * covered["bytes"]
+
+
 def test_the_reference_depends_on_the_rank() -> None:
     """The comparison can fail: other ranks, and other sizes, have other bytes."""
     config = tiny.config("qwen3-30b-a3b")

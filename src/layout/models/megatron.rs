@@ -40,6 +40,19 @@ pub enum ExpertStorage {
     Grouped,
 }
 
+/// How the ranks of a tensor parallel group hold latent attention's down
+/// projections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum MlaDown {
+    /// `linear_q_down_proj` and `linear_kv_down_proj`, whole on every rank.
+    #[default]
+    Whole,
+    /// The same, their rows cut over `tp`.
+    Cut,
+    /// One `linear_qkv_down_proj`, query rows first, whole on every rank.
+    Fused,
+}
+
 /// Parallel sizes of Megatron-core, and what else decides where weights lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MegatronSizes {
@@ -60,14 +73,15 @@ pub struct MegatronSizes {
     /// Vocabulary rows are padded to a multiple of this, times `tp`.
     pub vocab_multiple: u32,
     pub experts: ExpertStorage,
-    /// Whether latent attention's down projections are cut over `tp`, rather
-    /// than held whole by every rank.
-    pub mla_down_cut: bool,
+    pub mla_down: MlaDown,
     /// Whether norms are part of the linear layer after them, as with
     /// Transformer Engine, rather than modules of their own.
     pub norms_fused: bool,
     /// Whether the layers of multi-token prediction are trained.
     pub mtp: bool,
+    /// What the decoder layer of one is called in it, which depends on the
+    /// version of Megatron-core: `transformer_layer` or `mtp_model_layer`.
+    pub mtp_layer: &'static str,
     /// Globs on names of tensors that are not trained.
     pub frozen: Vec<String>,
 }
@@ -86,9 +100,10 @@ impl Default for MegatronSizes {
             order: "tp-cp-ep-dp-pp".into(),
             vocab_multiple: 128,
             experts: ExpertStorage::default(),
-            mla_down_cut: false,
+            mla_down: MlaDown::default(),
             norms_fused: true,
             mtp: true,
+            mtp_layer: MTP_LAYERS[0],
             frozen: Vec::new(),
         }
     }
@@ -109,15 +124,19 @@ const KEYS: &[&str] = &[
     "mla_down",
     "norms",
     "mtp",
+    "mtp_layer",
     "frozen",
 ];
+
+const MTP_LAYERS: &[&str] = &["transformer_layer", "mtp_model_layer"];
 
 impl FromStr for MegatronSizes {
     type Err = Error;
 
     /// Reads `tp=,cp=,pp=,vpp=,ep=,etp=,dp=,pp_layers=,order=`, and
     /// `vocab_multiple=128`, `experts=per_expert|sequential|grouped`,
-    /// `mla_down=whole|cut`, `norms=fused|separate`, `mtp=on|off`,
+    /// `mla_down=whole|cut|fused`, `norms=fused|separate`, `mtp=on|off`,
+    /// `mtp_layer=transformer_layer|mtp_model_layer`,
     /// `frozen=model.embed_tokens.*:lm_head.*`. A missing size is 1.
     ///
     /// ```
@@ -148,9 +167,14 @@ impl FromStr for MegatronSizes {
                 "grouped" => ExpertStorage::Grouped,
                 _ => ExpertStorage::PerExpert,
             },
-            mla_down_cut: s.word("mla_down", &["whole", "cut"])? == "cut",
+            mla_down: match s.word("mla_down", &["whole", "cut", "fused"])? {
+                "cut" => MlaDown::Cut,
+                "fused" => MlaDown::Fused,
+                _ => MlaDown::Whole,
+            },
             norms_fused: s.word("norms", &["fused", "separate"])? == "fused",
             mtp: s.flag("mtp")?.unwrap_or(default.mtp),
+            mtp_layer: s.word("mtp_layer", MTP_LAYERS)?,
             frozen: s.globs("frozen")?,
         })
     }
@@ -392,6 +416,9 @@ impl Layout {
 const DENSE: u16 = 0;
 const EXPERT: u16 = 1;
 
+/// Latent attention's down projections, fused.
+const QKV_DOWN: &str = "self_attention.linear_qkv_down_proj.weight";
+
 /// Members of `linear_qkv`, in order.
 const QKV: [Role; 3] = [Role::QProj, Role::KProj, Role::VProj];
 
@@ -527,7 +554,10 @@ impl<'a> Builder<'a> {
             t.role,
             Role::MtpEmbedNorm | Role::MtpHiddenNorm | Role::MtpProj | Role::MtpFinalNorm
         );
-        let inner = if own { "" } else { "transformer_layer." };
+        let inner = match own {
+            true => String::new(),
+            false => format!("{}.", self.sizes.mtp_layer),
+        };
         let chunk = self.chunk(self.sizes.vpp - 1);
         let prefix = format!("{chunk}mtp.layers.{}.{inner}", layer - layers);
         (self.sizes.pp - 1, prefix)
@@ -541,6 +571,7 @@ impl<'a> Builder<'a> {
             true => moe_layers.binary_search(&layer).is_ok(),
             false => !moe_layers.is_empty(),
         };
+        let is_fused = self.sizes.mla_down == MlaDown::Fused && self.model.find(QAProj).is_some();
         Ok(match t.role {
             InputNorm if self.is_latent || !self.sizes.norms_fused => {
                 Home::own("input_layernorm.weight")
@@ -562,6 +593,8 @@ impl<'a> Builder<'a> {
             QNorm => Home::own("self_attention.q_layernorm.weight"),
             KNorm => Home::own("self_attention.k_layernorm.weight"),
             Sinks => Home::own("self_attention.core_attention.softmax_offset"),
+            QAProj if is_fused => Home::member(QKV_DOWN, 0),
+            KvAProj if is_fused => Home::member(QKV_DOWN, 1),
             QAProj => Home::own("self_attention.linear_q_down_proj.weight"),
             QANorm if !self.sizes.norms_fused => Home::own("self_attention.q_layernorm.weight"),
             QANorm => Home::own("self_attention.linear_q_up_proj.layer_norm_weight"),
@@ -667,7 +700,9 @@ impl<'a> Builder<'a> {
                 self.even(t, 0, tp, &mut rule)?;
             }
             Down | SharedDown => self.even(t, 1, tp, &mut rule)?,
-            QAProj | KvAProj if self.sizes.mla_down_cut => self.even(t, 0, tp, &mut rule)?,
+            QAProj | KvAProj if self.sizes.mla_down == MlaDown::Cut => {
+                self.even(t, 0, tp, &mut rule)?
+            }
             ExpertGate | ExpertUp | ExpertGateBias | ExpertUpBias | ExpertDown | ExpertDownBias => {
                 self.cut_experts(t, &mut rule)?;
             }

@@ -34,7 +34,7 @@ pub use framework::{Framework, ModelLayout};
 pub use hazard::{Hazard, HazardKind};
 pub use hugging_face::HuggingFaceSizes;
 pub use inventory::{Axis, Inventory, InventoryTensor, Quantization, StoredGroup, TensorTemplate};
-pub use megatron::{ExpertStorage, MegatronSizes, Station};
+pub use megatron::{ExpertStorage, MegatronSizes, MlaDown, Station};
 pub use role::Role;
 pub use sglang::SglangSizes;
 pub use vllm::VllmSizes;
