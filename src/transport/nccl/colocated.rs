@@ -61,6 +61,8 @@ struct Link {
     board: BoardAddress,
     sender: Option<ChannelSender>,
     receiver: Option<ChannelReceiver>,
+    /// A plan that is loaded receives from the peer.
+    is_awaited: bool,
     /// How far the step that is being enqueued has come.
     sent: Cursor,
     received: Cursor,
@@ -116,11 +118,16 @@ impl Colocated {
             if sends && link.sender.is_none() {
                 self.offer(link)?;
             }
-            if receives && link.receiver.is_none() {
-                self.open(link)?;
-            }
+            link.is_awaited |= receives;
+            self.open(link)?;
         }
         Ok(())
+    }
+
+    /// Makes the rest of them, before anything of a step is in a stream.
+    pub(super) fn open_all(&self) -> Result<()> {
+        let mut links = lock(&self.links);
+        links.iter_mut().try_for_each(|link| self.open(link))
     }
 
     fn offer(&self, link: &mut Link) -> Result<()> {
@@ -131,8 +138,11 @@ impl Colocated {
         Ok(())
     }
 
-    /// Opens the peer's channel, if it offers it yet.
+    /// Opens the peer's channel, if it is awaited and offered yet.
     fn open(&self, link: &mut Link) -> Result<()> {
+        if !link.is_awaited || link.receiver.is_some() {
+            return Ok(());
+        }
         let board = PeerBoard::open(link.peer, &link.board)?;
         let Some(offer) = board.offer(self.index) else {
             return Ok(());
@@ -165,33 +175,12 @@ impl Colocated {
         {
             return Ok(None);
         }
-        for link in links.iter_mut() {
-            self.begin(link, messages)?;
-        }
+        links.iter_mut().try_for_each(|link| link.begin(messages))?;
         let queue = self.queue.begin(after, &self.abort)?;
         let put = rounds(&mut links, &queue, binding, messages);
         // Ended in any case: what is in the stream has to be released.
         let fence = queue.end(Some((self.ends.clone(), 0)))?;
         put.map(|()| Some(fence))
-    }
-
-    /// A step begins.
-    fn begin(&self, link: &mut Link, messages: &[Message]) -> Result<()> {
-        link.sent = Cursor::default();
-        link.received = Cursor::default();
-        let receives = messages.iter().any(|m| link.is_of(m, Direction::Receive));
-        if !receives || link.receiver.is_some() {
-            return Ok(());
-        }
-        self.open(link)?;
-        if link.receiver.is_none() {
-            let text = format!(
-                "rank {} has offered no channel: it has not loaded this plan",
-                link.peer
-            );
-            return Err(Error::new(Status::Protocol, text).by(link.peer));
-        }
-        Ok(())
     }
 }
 
@@ -224,9 +213,25 @@ impl Link {
             board,
             sender: None,
             receiver: None,
+            is_awaited: false,
             sent: Cursor::default(),
             received: Cursor::default(),
         }
+    }
+
+    /// A step begins.
+    fn begin(&mut self, messages: &[Message]) -> Result<()> {
+        self.sent = Cursor::default();
+        self.received = Cursor::default();
+        let receives = messages.iter().any(|m| self.is_of(m, Direction::Receive));
+        if receives && self.receiver.is_none() {
+            let text = format!(
+                "rank {} has offered no channel: it has not loaded this plan",
+                self.peer
+            );
+            return Err(Error::new(Status::Protocol, text).by(self.peer));
+        }
+        Ok(())
     }
 
     fn is_of(&self, m: &Message, direction: Direction) -> bool {

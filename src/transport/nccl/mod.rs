@@ -472,6 +472,9 @@ impl Transport for NcclTransport {
             binding.marks.write_begins(sequence);
         }
         // Before the group is begun, so that it cannot fail in the middle.
+        if let Some(colocated) = &shared.colocated {
+            colocated.open_all()?;
+        }
         messages
             .iter()
             .try_for_each(|m| self.transfer(binding, m).map(drop))?;

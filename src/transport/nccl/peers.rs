@@ -65,3 +65,28 @@ impl Peers {
         self.places.iter().map(|(_, place)| *place).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_cannot_be_reached_is_named_with_what_to_do() {
+        let ways = vec![
+            (Rank(0), Way::Nccl(0)),
+            (Rank(3), Way::Channel),
+            (Rank(7), Way::None(Rank(7))),
+        ];
+        let peers = Peers::new(Rank(0), ways, vec![(Rank(0), 0)]);
+        assert_eq!(peers.way_to(Rank(3)), Ok(Way::Channel));
+        let e = peers.way_to(Rank(7)).unwrap_err();
+        assert_eq!((e.status, e.rank), (Status::Unsupported, Some(Rank(7))));
+        assert!(
+            e.message.contains("ranks 0 and 7 are on different hosts"),
+            "{e}"
+        );
+        assert!(e.message.contains("NCCL_MULTI_RANK_GPU_ENABLE"), "{e}");
+        let e = peers.way_to(Rank(5)).unwrap_err();
+        assert_eq!((e.status, e.rank), (Status::InvalidArgument, Some(Rank(5))));
+    }
+}
