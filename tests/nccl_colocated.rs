@@ -13,7 +13,10 @@ use exec_support::fake_gpu::nccl::{self as fake, alone, calls, spread_over};
 use exec_support::*;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use weightsync::device::MemoryRange;
+use weightsync::device::cuda::place::is_exportable;
 use weightsync::exec::*;
+use weightsync::layout::view::Memory;
 use weightsync::transport::nccl::{CommSource, IpcScope, NcclBootstrap, NcclOptions};
 use weightsync::{Rank, Status};
 
@@ -83,6 +86,41 @@ fn without_ipc_the_two_ranks_of_a_gpu_are_named() {
     let e = meet(4, |rank| world.bootstrap(rank)).unwrap_err();
     assert_eq!(e.status, Status::Unsupported, "{e}");
     assert!(e.message.contains("ranks 0 and 2 are both on GPU"), "{e}");
+}
+
+/// Memory as of torch's expandable segments and of vLLM's sleep mode.
+#[test]
+fn memory_that_cannot_be_exported_is_exchanged_all_the_same() {
+    let _alone = begin();
+    let world = world(Shape::Half, IpcScope::Needed);
+    world.run(|rig| {
+        rig.store(1);
+        let device = world.gpu(rig.rank).unwrap();
+        let mut moved = Vec::new();
+        for held in &rig.held {
+            for (name, bytes) in ["a.weight", "b.weight"].into_iter().zip(&held.buffers) {
+                let old = bytes.range();
+                let _current = device.gpu().enter().unwrap();
+                let address = fake_gpu::allocate_vmm(old.bytes as usize);
+                assert!(!is_exportable(device.gpu(), address).unwrap());
+                device.copy_now(address, old.address, old.bytes).unwrap();
+                let range = MemoryRange { address, ..old };
+                let memory = Memory::Device(fake::gpu_of(rig.rank));
+                let bound = rig.session.bind(held.side, name, range, memory);
+                bound.unwrap();
+                moved.push((range, old));
+            }
+        }
+        rig.request.submit(&options(1)).unwrap();
+        assert_eq!(rig.request.wait(60 * SECOND), Ok(State::Done));
+        for (new, old) in moved {
+            let copied = device.copy_now(old.address, new.address, old.bytes);
+            copied.unwrap();
+        }
+        if let Some(d) = rig.destination() {
+            assert_eq!(d.now(), d.expected(1));
+        }
+    });
 }
 
 // --- processes ---------------------------------------------------------------

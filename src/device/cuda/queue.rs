@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use cuda_runtime_sys::{CudaError, Stream};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
@@ -387,14 +387,27 @@ impl Core {
         }
     }
 
+    /// The state, unless somebody is putting work on the stream, which may take
+    /// long where a library does it.
+    fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(state)) => Some(state.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// True if the stream has come to the end of what it was given.
     fn has_ended(&self) -> bool {
-        self.is_closing.load(Ordering::Acquire) || self.lock().pending.is_empty()
+        let is_empty = |state: MutexGuard<'_, State>| state.pending.is_empty();
+        self.is_closing.load(Ordering::Acquire) || self.try_lock().is_some_and(is_empty)
     }
 
     /// Takes note of what the GPU has done, and opens gates that can be.
     fn look(&self, watch: &Arc<dyn Watch>) -> Look {
-        let mut state = self.lock();
+        let Some(mut state) = self.try_lock() else {
+            return Look::Waiting;
+        };
         state.gates.open(watch);
         state.exits.open(watch);
         let entered = self.entry.order::<Line>().map_or(0, |l| l.word.get());
