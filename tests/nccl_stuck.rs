@@ -92,7 +92,7 @@ fn as_owner_that_does_not_abort() {
         };
         Box::new(fake::bootstrap_with(rank, source))
     }));
-    inject(1, 2, Wrong::Hang, 0);
+    inject(1, 1, Wrong::Hang, 0);
     let longest = stalls_and_closes(&world);
     println!("closed in {longest:?}");
     assert!(longest < Duration::from_secs(8), "{longest:?}");
