@@ -110,7 +110,11 @@ def test_add_subdirectory_from_nothing_and_without_a_network(scratch: Path) -> N
     the library alone. Built where there is no network, from what cargo has."""
     build = scratch / "build"
     run("cmake", "-S", CONSUMERS / "subdirectory", "-B", build, "-G", "Ninja", "-DWEIGHTSYNC_PROFILE=dev")
-    run(*without_a_network(), "cmake", "--build", build, env={"CARGO_NET_OFFLINE": "true"}, timeout=1800)
+    env = {"CARGO_NET_OFFLINE": "true", "RUSTFLAGS": "--print=native-static-libs"}
+    told = run(*without_a_network(), "cmake", "--build", build, env=env, timeout=1800)
+    # What a static link takes is what the compiler says, but for the C library.
+    (needed,) = set(re.findall(r"native-static-libs: (.*)", told))
+    assert set(needed.split()) - {"-lc"} == {f"-l{name}" for name in static_libraries()}
     for name in PROGRAMS:
         deliver(lambda rank, address: [build / name, rank, address])
     assert "weightsync/stage" in linked(build / "c99")
@@ -118,6 +122,11 @@ def test_add_subdirectory_from_nothing_and_without_a_network(scratch: Path) -> N
     # It installs nothing of its own into somebody else's prefix.
     run("cmake", "--install", build, "--prefix", build / "nothing")
     assert not (build / "nothing").exists()
+
+
+def static_libraries() -> list[str]:
+    (names,) = re.findall(r"set\(weightsync_STATIC_LIBRARIES (.*)\)", (ROOT / "cmake/targets.cmake").read_text())
+    return names.split()
 
 
 def without_a_network() -> list[str]:
