@@ -110,7 +110,9 @@ pub enum wsync_regroup_kind {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct wsync_pair {
+    /// The rank that has the bytes.
     pub sender: u32,
+    /// The rank that gets them.
     pub receiver: u32,
 }
 
@@ -126,13 +128,21 @@ pub struct wsync_mapping_options {
     pub kind: u32,
     /// Any of wsync_mapping_flag.
     pub flags: u32,
+    /// Tensor parallel.
     pub source_tp: u32,
+    /// Pipeline stages.
     pub source_pp: u32,
+    /// Expert parallel.
     pub source_ep: u32,
+    /// Data parallel.
     pub source_dp: u32,
+    /// Context parallel.
     pub source_cp: u32,
+    /// Tensor parallel, of one replica.
     pub destination_tp: u32,
+    /// Pipeline stages of one replica.
     pub destination_pp: u32,
+    /// Expert parallel, of one replica.
     pub destination_ep: u32,
     /// Replicas of destination_tp * destination_pp * destination_ep ranks.
     pub replica_count: u32,
@@ -140,19 +150,24 @@ pub struct wsync_mapping_options {
     pub reserved: u32,
     /// Device of every source actor. Devices are numbered over all hosts.
     pub source_devices: *const u32,
+    /// How many actors there are.
     pub source_device_count: usize,
     /// Device of every destination actor.
     pub destination_devices: *const u32,
+    /// How many actors there are.
     pub destination_device_count: usize,
     /// One list per source copy; none means Megatron's order.
     pub source_ranks: *const wsync_rank_list,
+    /// How many lists there are.
     pub source_list_count: usize,
     /// One list per copy that routed experts come from; none means
     /// source_ranks.
     pub expert_source_ranks: *const wsync_rank_list,
+    /// How many lists there are.
     pub expert_source_list_count: usize,
     /// One list per replica, each [PP][EP][TP]; none means consecutive ranks.
     pub destination_ranks: *const wsync_rank_list,
+    /// How many lists there are.
     pub destination_list_count: usize,
 }
 
