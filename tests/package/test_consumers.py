@@ -110,7 +110,8 @@ def test_add_subdirectory_from_nothing_and_without_a_network(scratch: Path) -> N
     the library alone. Built where there is no network, from what cargo has."""
     build = scratch / "build"
     run("cmake", "-S", CONSUMERS / "subdirectory", "-B", build, "-G", "Ninja", "-DWEIGHTSYNC_PROFILE=dev")
-    env = {"CARGO_NET_OFFLINE": "true", "RUSTFLAGS": "--print=native-static-libs"}
+    env = {"CARGO_NET_OFFLINE": "true", "RUSTFLAGS": "--print=native-static-libs",
+           "CARGO_PROFILE_DEV_OPT_LEVEL": "0", "CARGO_PROFILE_DEV_DEBUG": "0"}  # fmt: skip
     told = run(*without_a_network(), "cmake", "--build", build, env=env, timeout=1800)
     # What a static link takes is what the compiler says, but for the C library.
     (needed,) = set(re.findall(r"native-static-libs: (.*)", told))
