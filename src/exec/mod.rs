@@ -29,6 +29,7 @@ mod flight;
 mod landscape;
 mod member;
 pub mod message;
+mod needs;
 mod outbox;
 pub mod outcome;
 pub mod rank_set;

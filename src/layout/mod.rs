@@ -11,6 +11,7 @@
 //!       placement: q_proj of layer 3, on stage 1, in buffer "layers.3.qkv"
 //! ```
 
+pub mod array;
 mod canonical;
 pub mod check;
 pub mod cut;
