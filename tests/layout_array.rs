@@ -41,7 +41,8 @@ fn what_lies_as_planned_is_held() {
         f32(&[24], &[4]),
         f32(&[2, 2, 6], &[48, 24, 4]),
         f32(&[9, 6], &[24, 4]),
-        // Bytes, in any shape without gaps; the type alone.
+        // Their bits; bytes, in any shape without gaps; the type alone.
+        array(Dtype::new(1, 32, 1).unwrap(), &[4, 6], &[24, 4]),
         array(Dtype::U8, &[96], &[1]),
         array(Dtype::U8, &[4, 24], &[24, 1]),
         array(Dtype::F32, &[], &[]),
@@ -91,6 +92,8 @@ fn what_lies_otherwise_is_not() {
         array(Dtype::I64, &[4, 3], &[24, 8]),
         array(Dtype::BF16, &[4, 12], &[24, 2]),
         array(Dtype::new(0, 32, 1).unwrap(), &[4, 6], &[24, 4]),
+        array(Dtype::new(1, 16, 1).unwrap(), &[4, 12], &[24, 2]),
+        array(Dtype::new(1, 32, 1).unwrap(), &[4, 6], &[48, 8]),
         array(Dtype::I64, &[], &[]),
     ] {
         assert!(!other.holds(&matrix()), "{other}");

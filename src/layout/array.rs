@@ -14,6 +14,9 @@
 //! An array holds a view if each element of the view is one of the array's. An
 //! array that is not row-major, such as a transposed one, has its axes in the
 //! view's order too: its owner cannot mean the bytes as they lie.
+//!
+//! Unsigned integers as wide as the elements stand for their bits, as bf16 is
+//! kept where nothing knows it; bytes stand for any type.
 
 use super::dtype::Dtype;
 use super::tensor::{Dims, IndexBox};
@@ -22,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::limits::DIM_COUNT_MAX;
 use smallvec::SmallVec;
 
-/// What an owner tells of its memory. Bytes (`u8`) stand for any element type.
+/// What an owner tells of its memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Array {
     dtype: Dtype,
@@ -83,7 +86,7 @@ impl Array {
         if view.bounds.is_empty() {
             return true;
         }
-        if self.dtype != view.dtype && self.dtype != Dtype::U8 {
+        if !self.keeps(view.dtype) {
             return false;
         }
         if self.shape.is_empty() {
@@ -95,13 +98,22 @@ impl Array {
         let wanted = axes(view.bounds.spans().iter().map(|s| s.len()), &view.strides);
         let held = axes(self.shape.iter().copied(), &self.strides);
         // As many axes as the view has are meant to be the view's.
-        let is_alike = self.dtype == view.dtype && held.len() > 1 && held.len() == wanted.len();
+        let has_elements = self.dtype.bytes() == view.dtype.bytes();
+        let is_alike = has_elements && held.len() > 1 && held.len() == wanted.len();
         let wanted = with_bytes(wanted, view.dtype);
         let held = with_bytes(held, self.dtype);
         match is_alike {
             true => reaches(&held, &wanted, view.offset),
             false => reaches(&merged(held), &wanted, view.offset),
         }
+    }
+}
+
+impl Array {
+    /// True if elements of `dtype` may lie in this array.
+    fn keeps(&self, dtype: Dtype) -> bool {
+        let is_bits = self.dtype.is_unsigned() && self.dtype.bytes() == dtype.bytes();
+        self.dtype == dtype || self.dtype == Dtype::U8 || is_bits
     }
 }
 

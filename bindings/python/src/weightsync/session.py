@@ -58,8 +58,8 @@ class Session(Handle):
         or unbound, or it is closed. An array that is not contiguous is bound
         from its lowest to its highest byte. Read-only arrays are refused as
         destinations, and a plan refuses arrays whose element type, shape or
-        strides are not those of its tensors; arrays of bytes it takes as they
-        lie.
+        strides are not those of its tensors. Unsigned integers stand for the
+        bits of elements as wide as they are, and bytes for any.
         """
         chosen = Side(number(Side, side))
         memories = {name: describe(array) for name, array in arrays.items()}
