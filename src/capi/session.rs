@@ -12,6 +12,7 @@ use crate::device::MemoryRange;
 use crate::error::{Error, Result};
 use crate::exec::{BufferBinding, PlanSlot, Session, SessionOptions};
 use crate::layout::array::Array;
+use crate::layout::dtype::Dtype;
 use crate::limits::VIEW_COUNT_MAX;
 use crate::plan::program::Side;
 use std::ffi::{c_char, c_void};
@@ -350,11 +351,16 @@ fn array_of(given: &wsync_binding, name: &str) -> Result<Option<Array>> {
             ))),
         };
     }
-    let dtype = given.dtype.try_into()?;
-    match strides.iter().all(|&s| s == 0) {
-        true => Array::packed(dtype, shape).map(Some),
-        false => Array::new(dtype, shape, strides).map(Some),
-    }
+    let made = Dtype::try_from(given.dtype).and_then(|dtype| {
+        match strides.iter().all(|&stride| stride == 0) {
+            true => Array::packed(dtype, shape),
+            false => Array::new(dtype, shape, strides),
+        }
+    });
+    made.map(Some).map_err(|e| Error {
+        message: format!("{what}: {}", e.message),
+        ..e
+    })
 }
 
 /// Memory whose address leaves Rust's sight: devices and peers use it.

@@ -100,12 +100,16 @@ impl Array {
         // As many axes as the view has are meant to be the view's.
         let has_elements = self.dtype.bytes() == view.dtype.bytes();
         let is_alike = has_elements && held.len() > 1 && held.len() == wanted.len();
-        let wanted = with_bytes(wanted, view.dtype);
-        let held = with_bytes(held, self.dtype);
-        match is_alike {
-            true => reaches(&held, &wanted, view.offset),
-            false => reaches(&merged(held), &wanted, view.offset),
-        }
+        // Neither walk may land inside an element of the array.
+        let held = match is_alike {
+            true => held,
+            false => merged(held),
+        };
+        reaches(
+            &with_bytes(held, self.dtype),
+            &with_bytes(wanted, view.dtype),
+            view.offset,
+        )
     }
 }
 
