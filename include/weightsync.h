@@ -1965,8 +1965,9 @@ typedef struct wsync_session_options {
  * dtype, shape and strides say how the caller sees the memory. A plan that
  * sees it otherwise is then refused: one whose views have another element
  * type, or elements that are none of the array's, or, unless the array is
- * row-major, axes in another order. Bytes, {1, 8, 1}, stand for any type. What
- * is left 0 is not told, and not compared.
+ * row-major, axes in another order. Unsigned integers stand for the bits of
+ * elements as wide as they are, and bytes for any. What is left 0 is not told,
+ * and not compared.
  *
  * Since: 0.1
  */
