@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod array;
 mod canonical;
 pub mod check;
 pub mod cut;

@@ -57,7 +57,7 @@ use tables::{PlacementRef, Tables, placement};
 use topology::{Topology, TopologySpec};
 use two_stage::TwoStage;
 use wildmatch::WildMatch;
-pub use wire::PlanDiff;
+pub use wire::{PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, PlanDiff};
 
 /// Version of the rules by which programs are derived; part of every
 /// fingerprint, so ranks with other rules never exchange a byte.
@@ -439,6 +439,24 @@ impl Plan {
         all
     }
 
+    /// Refuses a rank that is in neither layout, with those that are.
+    pub fn check_rank(&self, rank: Rank) -> Result<()> {
+        if self.source.place(rank).is_some() || self.destination.place(rank).is_some() {
+            return Ok(());
+        }
+        let ranks = self.ranks();
+        let of = |end: Option<&Rank>| end.copied().unwrap_or_default();
+        Err(Error::new(
+            Status::NotFound,
+            format!(
+                "rank {rank} is in neither layout; they have {} ranks, {} to {}",
+                ranks.len(),
+                of(ranks.first()),
+                of(ranks.last())
+            ),
+        ))
+    }
+
     /// Ranks that hold or need a tensor of this plan, ascending.
     pub fn participants(&self) -> &[Rank] {
         &self.participation().all
@@ -554,6 +572,7 @@ impl Plan {
                 format!("tensor \"{name}\" is not in the plan"),
             ));
         };
+        self.check_rank(rank)?;
         let program = self.program(rank)?;
         let mut last = None;
         for m in &program.messages {
