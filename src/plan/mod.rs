@@ -27,6 +27,7 @@ pub mod traffic;
 pub mod two_stage;
 pub mod verify;
 
+mod boxes;
 mod bucket;
 mod cells;
 mod derive;
@@ -55,7 +56,7 @@ use tables::{PlacementRef, Tables, placement};
 use topology::{Topology, TopologySpec};
 use two_stage::TwoStage;
 use wildmatch::WildMatch;
-pub use wire::PlanDiff;
+pub use wire::{PLAN_MAGIC, PLAN_VERSION, PlanDiff};
 
 /// Version of the rules by which programs are derived; part of every
 /// fingerprint, so ranks with other rules never exchange a byte.
@@ -511,7 +512,7 @@ impl Plan {
         &self,
         layout: &Layout,
         refs: impl Fn(&tables::PlanTensor) -> &[PlacementRef],
-        boxes: impl Fn(&tables::PlanTensor) -> &[tables::ExplicitBox],
+        boxes: impl Fn(&tables::PlanTensor) -> &[boxes::ExplicitBox],
     ) -> BTreeSet<Rank> {
         // Per part, the stages in use: (mesh, axis, stage), or all of it.
         let mut stages: Vec<BTreeSet<Option<(u16, u8, u32)>>> =
