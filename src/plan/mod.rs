@@ -40,6 +40,7 @@ mod tables;
 mod wire;
 
 use crate::error::{Error, Result, Status};
+use crate::layout::check::check_pair;
 use crate::layout::tensor::Tensor;
 use crate::layout::view::NamedBuffer;
 use crate::layout::{Layout, LayoutSpec, Place};
@@ -135,9 +136,10 @@ impl Ground {
 impl Plan {
     /// Plans the way from `source` to `destination`.
     ///
-    /// Fails, naming tensors, ranks and numbers, if a destination byte has no
-    /// holder, shapes or dtypes do not fit, or the staging budget is too small
-    /// for the smallest piece.
+    /// Fails, naming tensors, ranks and numbers, if anything hinders that
+    /// [`check_pair`] finds (a destination byte without a holder or written
+    /// twice, shapes, dtypes, granules or copies that do not fit), or the staging
+    /// budget is too small for the smallest piece.
     pub fn create(
         source: Arc<Layout>,
         destination: Arc<Layout>,
@@ -146,6 +148,7 @@ impl Plan {
         options.validate()?;
         let mut plan = Plan::unsealed(source, destination, options, options.bucket_count.max(1))?;
         plan.refuse_unused(&options.unused_allowed)?;
+        plan.refuse_misfits()?;
         plan.choose_buckets(options.bucket_count != 0)?;
         plan.seal()?;
         Ok(plan)
@@ -175,8 +178,9 @@ impl Plan {
         Plan::assemble(source, destination, decision, ground, Vec::new())
     }
 
-    /// The plan of a decision that was made before: nothing is chosen, and no
-    /// rank is looked at until its program is asked for.
+    /// The plan of a decision that was made before, for layouts that
+    /// [`check_pair`] found to fit: nothing is chosen, and no rank is looked at
+    /// until its program is asked for.
     pub fn with_decision(
         source: Arc<Layout>,
         destination: Arc<Layout>,
@@ -294,6 +298,12 @@ impl Plan {
             unused.len(),
             first.name
         )))
+    }
+
+    /// What hinders between the layouts is an error, all of it counted. Unused
+    /// source tensors are judged by what the caller allows.
+    fn refuse_misfits(&self) -> Result<()> {
+        check_pair(&self.source, &self.destination).refuse_misfits()
     }
 
     /// All ranks, or, of very many, the first, a middle and the last one of

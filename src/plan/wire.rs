@@ -62,6 +62,7 @@ impl Plan {
         let destination = Arc::new(Layout::new(body.destination)?);
         let ground = Ground::new(body.topology, &source, &destination)?;
         let mut plan = Plan::assemble(source, destination, body.decision, ground, body.selectors)?;
+        plan.refuse_misfits()?;
         plan.seal()?;
         Ok(plan)
     }

@@ -249,6 +249,15 @@ fn storage_problems(rule: &Rule, tensor: &Tensor) -> Vec<Problem> {
                 format!("it is split along axis {d}, but has {axes} axes"),
             );
         }
+        Some(d) if d != 0 => {
+            say(
+                Some(d),
+                format!(
+                    "it is split along axis {d} into one buffer per index, which only axis 0 can \
+                     be; store it in one buffer, or make that axis the first"
+                ),
+            );
+        }
         Some(d) if tensor.shape[d as usize] > u64::from(u32::MAX) => {
             say(
                 Some(d),

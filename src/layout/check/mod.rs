@@ -120,6 +120,20 @@ pub struct Finding {
     pub message: String,
 }
 
+impl Finding {
+    /// The error that names this as the first of `count` findings.
+    fn as_error(&self, count: u64) -> Error {
+        let message = match count.saturating_sub(1) {
+            0 => self.message.clone(),
+            more => format!("{}; and {more} more", self.message),
+        };
+        Error {
+            rank: self.rank,
+            ..Error::layout(message)
+        }
+    }
+}
+
 /// Everything that is wrong with one layout.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
@@ -145,14 +159,7 @@ impl Report {
         let Some(first) = self.first_error() else {
             return Ok(());
         };
-        let message = match self.errors.saturating_sub(1) {
-            0 => first.message.clone(),
-            more => format!("{}; and {more} more", first.message),
-        };
-        Err(Error {
-            rank: first.rank,
-            ..Error::layout(message)
-        })
+        Err(first.as_error(self.errors))
     }
 }
 

@@ -6,6 +6,7 @@ use super::cover::{STEPS_MAX, Uncovered, uncovered};
 use super::cuts::granule_problem;
 use super::memory::{Boxes, LOOKS_MAX, written_twice};
 use super::{Finding, FindingKind, Findings, Problem, Side};
+use crate::error::Result;
 use crate::layout::Layout;
 use crate::layout::dtype::Dtype;
 use crate::layout::placement::{Part, Placement};
@@ -36,6 +37,18 @@ impl PairReport {
     /// True if nothing hinders planning.
     pub fn is_ok(&self) -> bool {
         self.errors == 0
+    }
+
+    /// The first thing that hinders a plan, and how many more do. Source
+    /// tensors that nobody wants are left to the caller, who knows whether that
+    /// is meant.
+    pub(crate) fn refuse_misfits(&self) -> Result<()> {
+        let hinders =
+            |f: &&Finding| f.kind.is_error() && f.kind != FindingKind::MissingOnDestination;
+        match self.findings.iter().find(hinders) {
+            None => Ok(()),
+            Some(first) => Err(first.as_error(self.errors - self.source_only.len() as u64)),
+        }
     }
 }
 

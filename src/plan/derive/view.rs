@@ -47,15 +47,6 @@ pub fn own_views(
     tensors: &[Tensor],
 ) -> Result<Vec<(IndexBox, OwnView)>> {
     let rule = part.rule(p);
-    if rule.split.is_some_and(|d| d != 0) {
-        return Err(Error::new(
-            crate::error::Status::Unsupported,
-            format!(
-                "tensor \"{}\": only axis 0 can be stored as one buffer per index",
-                tensors[p.tensor.index()].name
-            ),
-        ));
-    }
     let axes = part.local_axes(p, seat, tensors);
     let (offset, strides) = part.storage(p, seat, tensors);
     let dtype = rule.stored_dtype(&tensors[p.tensor.index()]);
@@ -98,12 +89,7 @@ pub fn explicit_own(layout: &Layout, rank: Rank, view: u32) -> Result<OwnView> {
 }
 
 /// How the first rank of a slice stores a placement.
-pub fn slice_view(
-    layout: &Layout,
-    part: &Part,
-    p: &Placement,
-    slice: &MeshSlice,
-) -> PeerView {
+pub fn slice_view(layout: &Layout, part: &Part, p: &Placement, slice: &MeshSlice) -> PeerView {
     let mesh = &part.meshes[slice.mesh as usize];
     let seat = part.seat(slice.part, slice.nth(mesh, 0));
     seat_view(layout, part, p, &seat)

@@ -7,7 +7,9 @@
 
 use super::Inputs;
 use super::cell::{Cell, Needers, cut_unit};
-use super::view::{OwnView, PeerView, explicit_own, is_stored_alike, own_views, slice_view, view_of};
+use super::view::{
+    OwnView, PeerView, explicit_own, is_stored_alike, own_views, slice_view, view_of,
+};
 use crate::error::{Error, Result};
 use crate::layout::dtype::Dtype;
 use crate::layout::mesh::MeshSlice;
@@ -539,10 +541,7 @@ impl<'a> Walk<'a> {
 
 /// The demands that may want some of `held`: all placements, and the explicit
 /// boxes that overlap it.
-fn demands_near<'b>(
-    tensor: &PlanTensor,
-    held: impl Iterator<Item = &'b IndexBox>,
-) -> Vec<usize> {
+fn demands_near<'b>(tensor: &PlanTensor, held: impl Iterator<Item = &'b IndexBox>) -> Vec<usize> {
     let placed = tensor.needers.len();
     let mut near: Vec<usize> = held
         .flat_map(|b| tensor.explicit_needers.near(b))
