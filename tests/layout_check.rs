@@ -223,6 +223,22 @@ fn granules_are_not_split() {
 }
 
 #[test]
+fn a_cut_over_more_positions_than_there_are_numbers_is_a_finding() {
+    let mut wide = file(json!([tensor(
+        &[8],
+        json!({"cuts": [{"dim": 0, "axes": ["tp", "tp", "tp", "tp"], "parts": 2}]})
+    )]));
+    wide["ranks"]["count"] = json!(65536);
+    wide["meshes"] = json!({"m": [["tp", 65536]]});
+    let f = expect(
+        &wide,
+        FindingKind::Cut,
+        &["\"w.x\"", "mesh axis \"tp\" twice"],
+    );
+    assert_eq!(f.axis, Some(0));
+}
+
+#[test]
 fn stages_storage_and_sizes_are_checked() {
     let one = |t: Value| file(json!([t]));
     let stage = one(tensor(&[8], json!({"stage": {"axis": "pp", "at": 2}})));
@@ -239,6 +255,13 @@ fn stages_storage_and_sizes_are_checked() {
         FindingKind::Storage,
         &["split along axis 1", "has 1 axes"],
     );
+    let inner = one(tensor(&[8, 2], json!({"split": 1, "buffer": "w.{local}"})));
+    let f = expect(
+        &inner,
+        FindingKind::Storage,
+        &["\"w.x\"", "split along axis 1", "only axis 0"],
+    );
+    assert_eq!(f.axis, Some(1));
     let name = one(tensor(&[8], json!({"split": 0, "buffer": "w"})));
     expect(
         &name,
