@@ -149,6 +149,7 @@ impl Plan {
         let mut plan = Plan::unsealed(source, destination, options, options.bucket_count.max(1))?;
         plan.refuse_unused(&options.unused_allowed)?;
         plan.refuse_misfits()?;
+        plan.refuse_crumbs()?;
         plan.choose_buckets(options.bucket_count != 0)?;
         plan.seal()?;
         Ok(plan)
@@ -304,6 +305,15 @@ impl Plan {
     /// source tensors are judged by what the caller allows.
     fn refuse_misfits(&self) -> Result<()> {
         check_pair(&self.source, &self.destination).refuse_misfits()
+    }
+
+    /// Cuts that leave far too many cells are refused by what the lowest
+    /// destination rank needs, before every other rank is asked.
+    fn refuse_crumbs(&self) -> Result<()> {
+        match self.destination.lowest_rank() {
+            Some(rank) => derive::needs(self.inputs(), rank).map(|_| ()),
+            None => Ok(()),
+        }
     }
 
     /// All ranks, or, of very many, the first, a middle and the last one of

@@ -11,7 +11,7 @@ use super::program::{BufferSlot, Direction, Piece, Program, Region, Side};
 use crate::error::{Error, Result};
 use crate::layout::tensor::{IndexBox, TensorIndex};
 use crate::rank::Rank;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What both ends must agree on about one piece.
 type PieceKey = (u32, u64, TensorIndex, IndexBox, u64);
@@ -250,13 +250,23 @@ fn messages(list: &[PieceKey]) -> Vec<(u32, u64, BTreeMap<TensorIndex, u64>)> {
     out
 }
 
+/// True if two boxes overlap, found by a sweep along the axis on which they
+/// start at the most places.
 fn any_overlap(boxes: &[&IndexBox]) -> bool {
+    let axes = boxes.first().map_or(0, |b| b.0.len());
+    let starts = |axis: usize| {
+        let all: BTreeSet<u64> = boxes.iter().map(|b| b.0[axis].lo).collect();
+        all.len()
+    };
+    let Some(axis) = (0..axes).max_by_key(|&a| starts(a)) else {
+        return boxes.len() > 1;
+    };
     let mut sorted = boxes.to_vec();
-    sorted.sort();
+    sorted.sort_by_key(|b| b.0[axis].lo);
     sorted.iter().enumerate().any(|(i, a)| {
         sorted[i + 1..]
             .iter()
-            .take_while(|b| a.0.first().is_none_or(|s| b.0[0].lo < s.hi))
+            .take_while(|b| b.0[axis].lo < a.0[axis].hi)
             .any(|b| a.overlaps(b))
     })
 }

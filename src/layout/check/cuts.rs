@@ -171,7 +171,9 @@ fn axis_problems(rule: &Rule, mesh: &Mesh, shape: &[u64]) -> Vec<Problem> {
                 .iter()
                 .map(|&a| (a, format!("cuts axis {}", cut.dim))),
         );
-        if let Some(text) = parts_problem(cut, mesh) {
+        if repeated(&cut.axes).is_none()
+            && let Some(text) = parts_problem(cut, mesh)
+        {
             say(text);
         }
     }

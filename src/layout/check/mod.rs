@@ -22,6 +22,7 @@ pub use pair::{Coverage, PairReport, check_pair};
 
 use super::LayoutSpec;
 use super::canonical::canonical;
+use super::tensor::IndexBox;
 use crate::error::Error;
 use crate::rank::Rank;
 use serde::Serialize;
@@ -230,6 +231,14 @@ impl Findings {
             errors: self.errors,
         }
     }
+}
+
+/// The first axis on which two boxes of a tensor differ.
+fn first_difference(a: &IndexBox, b: &IndexBox) -> Option<u8> {
+    let spans = a.spans().iter().zip(b.spans());
+    (0..)
+        .zip(spans)
+        .find_map(|(axis, (s, t))| (s != t).then_some(axis))
 }
 
 /// A finding about a tensor that is not yet tied to one: many tensors may
