@@ -5,7 +5,7 @@ mod layout_support;
 mod layouts;
 mod naive;
 
-use layout_support::Dice;
+use layout_support::{Dice, random_pair};
 use naive::World;
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -132,7 +132,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// The same with everything that a layout can say: several meshes and parts,
     /// parts of cuts, granules, casts, split, grouped and fused buffers, padding,
@@ -145,7 +145,7 @@ proptest! {
         direct in prop_oneof![Just(1u64), Just(8), Just(1 << 20)],
         in_clusters in prop::option::of((topology(), any::<bool>())),
     ) {
-        let (source, destination) = layout_support::random_pair(&mut Dice(seed));
+        let (source, destination) = random_pair(&mut Dice(seed));
         let mut options = options(rotate, buckets, direct);
         if let Some((topology, is_fanout)) = in_clusters {
             options.topology = Some(topology);

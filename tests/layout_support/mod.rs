@@ -726,6 +726,17 @@ fn random_granule(d: &mut Dice, t: usize, source: &mut LayoutSpec, destination: 
     if divisors.is_empty() {
         return;
     }
+    // One buffer, or one group, per index: a view of each would split it.
+    let is_in_pieces = |spec: &LayoutSpec| {
+        spec.parts.iter().any(|part| {
+            let placed = part.placements.iter().filter(|p| p.tensor.index() == t);
+            let mut rules = placed.map(|p| part.rule(p));
+            rules.any(|r| r.split.is_some() || r.grouped.is_some())
+        })
+    };
+    if axis == 0 && (is_in_pieces(source) || is_in_pieces(destination)) {
+        return;
+    }
     let granule = *d.pick(&divisors);
     let mut with = [source.clone(), destination.clone()];
     with.iter_mut()
