@@ -801,6 +801,30 @@ fn a_copy_of_views_that_lacks_what_another_has_is_named() {
     assert!(f.message.contains("copy 6"), "{f:?}");
 }
 
+/// A granule that does not fit its axis is one finding, and hides no other.
+#[test]
+fn granules_that_do_not_fit_are_findings_beside_others() {
+    let named = |name: &str, more: Value| {
+        let mut t = tensor(&[30, 6], more);
+        t["name"] = json!(name);
+        t
+    };
+    let found = check(&spec(&file(json!([
+        named("a", json!({"granule": [4, 0]})),
+        named("b", json!({"granule": [7, 1]})),
+        named("c", json!({"cuts": [{"dim": 0, "axes": ["tp"]}]})),
+    ]))));
+    let of = |f: &Finding| (f.kind, f.tensor.clone(), f.axis);
+    let found: Vec<_> = found.findings.iter().map(of).collect();
+    let expected = [
+        (FindingKind::Granule, "a".to_string(), Some(0)),
+        (FindingKind::Granule, "a".into(), Some(1)),
+        (FindingKind::Granule, "b".into(), Some(0)),
+        (FindingKind::Cut, "c".into(), Some(0)),
+    ];
+    assert_eq!(found, expected);
+}
+
 /// Every axis and rank that a finding can name, it does.
 #[test]
 fn findings_between_layouts_name_the_lowest_rank_and_the_axis() {

@@ -328,6 +328,40 @@ fn another_version_is_a_version_mismatch_whatever_else_it_holds() {
 }
 
 #[test]
+fn faults_of_all_entries_are_told() {
+    let entry = |name: &str, axis: &str| {
+        format!(
+            r#"{{"name": "{name}", "shape": [8], "dtype": "f32",
+                "cuts": [{{"dim": 0, "axes": ["{axis}"]}}]}}"#
+        )
+    };
+    let file = |tensors: &[String]| {
+        format!(
+            r#"{{"weightsync_layout": 1, "ranks": {{"first": 0, "count": 2}},
+                "meshes": {{"m": [["tp", 2]]}}, "tensors": [{}]}}"#,
+            tensors.join(",")
+        )
+    };
+    let some = [entry("a", "tpp"), entry("b", "tp"), entry("c", "pt")];
+    let e = Layout::from_json(file(&some).as_bytes()).unwrap_err();
+    for told in [
+        "at tensors[0].cuts[0]",
+        "\"tpp\"",
+        "; at tensors[2].cuts[0]",
+        "\"pt\"",
+    ] {
+        assert!(e.message.contains(told), "{told:?} is not in: {e}");
+    }
+    assert!(!e.message.contains("tensors[1]"), "{e}");
+    let many: Vec<String> = (0..30).map(|i| entry(&format!("t{i}"), "no")).collect();
+    let e = Layout::from_json(file(&many).as_bytes()).unwrap_err();
+    assert!(
+        e.message.contains("tensors[19]") && e.message.ends_with("; and 10 more"),
+        "{e}"
+    );
+}
+
+#[test]
 fn the_examples_fit_each_other() {
     let (trainer, inference) = (example("trainer_tp2_pp2_dp2"), example("inference_2x_tp4"));
     let report = check_pair(&trainer, &inference);
@@ -365,8 +399,14 @@ const FAULTS: [(&str, &str); 14] = [
     (r#""frozen": ["e.*"]"#, r#""frozen": "e.*""#),
     (r#""draft": ["d"]"#, r#""draft": [1]"#),
     (r#"[4, 2], "tensors""#, r#"[4, 4], "tensors""#),
-    (r#"{"ranks": [4, 2], "tensors": [{"name": "d"}]}"#, r#"{"tensors": [{"name": "d"}]}"#),
-    (r#"{"ranks": [4, 2], "#, r#"{"ranks": [4, 2], "rules": [], "#),
+    (
+        r#"{"ranks": [4, 2], "tensors": [{"name": "d"}]}"#,
+        r#"{"tensors": [{"name": "d"}]}"#,
+    ),
+    (
+        r#"{"ranks": [4, 2], "#,
+        r#"{"ranks": [4, 2], "rules": [], "#,
+    ),
     (r#""split": 0"#, r#""split": 1"#),
     (r#""split": 0"#, r#""split": [0]"#),
     (r#"{"blocks": 2}"#, r#"{"blocks": -2}"#),
@@ -428,7 +468,11 @@ fn the_schema_accepts_what_is_read_and_refuses_what_is_not() {
     }
     for seed in 0..60 {
         let layout = random_layout(&mut Dice(seed));
-        let layout = if seed % 4 == 0 { explicit(&layout) } else { layout };
+        let layout = if seed % 4 == 0 {
+            explicit(&layout)
+        } else {
+            layout
+        };
         files.push((format!("random{seed}"), layout.to_json()));
     }
     files.push(("varied".into(), VARIED.into()));
