@@ -144,12 +144,14 @@ fn an_alias_of_either_side_joins_what_is_named_differently() {
 }
 
 /// A second member that a mesh axis of its own cuts unevenly makes the rows of
-/// some needers, or holders, longer than those of others.
+/// some needers, or holders, longer than those of others. The other side is
+/// transposed, so that these rows alone tell what the messages are.
 #[test]
 fn members_of_shared_rows_may_be_cut_by_axes_of_their_own() {
     let whole = |first: u32| {
         format!(
-            r#"{{"ranks": [{first}], "tensors": [{{"name": "q", "shape": [8, 64], "dtype": "u8"}},
+            r#"{{"ranks": [{first}], "tensors": [
+                {{"name": "q", "shape": [8, 64], "dtype": "u8", "order": [1, 0]}},
                 {{"name": "k", "shape": [8, 1], "dtype": "u8"}}]}}"#
         )
     };
