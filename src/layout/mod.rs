@@ -200,6 +200,11 @@ impl Layout {
         self.index.ranks().collect()
     }
 
+    /// The lowest rank of the layout.
+    pub fn lowest_rank(&self) -> Option<Rank> {
+        self.index.ranks().next()
+    }
+
     /// Number of ranks.
     pub fn rank_count(&self) -> u32 {
         let symbolic: u32 = self.spec.parts.iter().map(|p| p.ranks.count()).sum();
