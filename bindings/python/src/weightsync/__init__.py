@@ -57,7 +57,7 @@ from .nccl import NcclOptions, nccl_id, nccl_version
 from .plan import Plan, ProgramInfo, TwoStageOptions
 from .request import Outcomes, Request
 from .session import Session
-from .topology import Site, Topology
+from .topology import FabricCut, HostGroup, PlacementRun, Site, SpeedFactor, Topology
 from .transport import Transport
 
 __version__ = "0.1.0"
@@ -84,6 +84,8 @@ __all__ = [
     "DTypeCode",
     "EnvInfo",
     "EnvironmentProblem",
+    "FabricCut",
+    "HostGroup",
     "InternalError",
     "Layout",
     "LibraryProblem",
@@ -102,6 +104,7 @@ __all__ = [
     "Outcome",
     "Outcomes",
     "Pair",
+    "PlacementRun",
     "Plan",
     "PlanMismatch",
     "ProgramInfo",
@@ -113,6 +116,7 @@ __all__ = [
     "Side",
     "Site",
     "SourceRule",
+    "SpeedFactor",
     "State",
     "Status",
     "Strategy",
