@@ -140,20 +140,16 @@ impl Rank {
 
     fn abort(&self) {
         // SAFETY: a live communicator, which is not used after.
-        assert_eq!(
-            unsafe { (nccl().ncclCommAbort)(self.comm) },
-            ncclResult_t::SUCCESS
-        );
+        let result = unsafe { (nccl().ncclCommAbort)(self.comm) };
+        assert_eq!(result, ncclResult_t::SUCCESS);
     }
 }
 
 fn id() -> [u8; 128] {
     let mut id = ncclUniqueId::from_bytes([0; 128]);
     // SAFETY: a place for an id.
-    assert_eq!(
-        unsafe { (nccl().ncclGetUniqueId)(&mut id) },
-        ncclResult_t::SUCCESS
-    );
+    let result = unsafe { (nccl().ncclGetUniqueId)(&mut id) };
+    assert_eq!(result, ncclResult_t::SUCCESS);
     id.to_bytes()
 }
 
@@ -317,7 +313,9 @@ fn a_split_and_a_shrunk_communicator_work_and_a_revoked_one_does_not() {
     assert_eq!(d.settle(), ncclResult_t::SUCCESS);
     // SAFETY: a live communicator.
     let revoked = unsafe { nccl().ncclCommRevoke.unwrap()(d.comm, 0) };
-    assert_eq!(revoked, ncclResult_t::SUCCESS);
+    assert_eq!(revoked, ncclResult_t::IN_PROGRESS);
+    assert!(!d.is_idle());
+    assert_eq!(d.settle(), ncclResult_t::SUCCESS);
     assert!(soon(|| d.is_idle()));
     assert_eq!(d.send(BYTES, 1), ncclResult_t::INVALID_USAGE);
     let (mut comm, mut config) = (ncclComm_t::NULL, ncclConfig_t::default());

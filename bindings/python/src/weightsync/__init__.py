@@ -28,6 +28,7 @@ from .enums import (
     MappingList,
     MemoryKind,
     NativeDomain,
+    NcclIpc,
     NcclMode,
     Outcome,
     RegroupKind,
@@ -56,7 +57,7 @@ from .nccl import NcclOptions, nccl_id, nccl_version
 from .plan import Plan, ProgramInfo, TwoStageOptions
 from .request import Outcomes, Request
 from .session import Session
-from .topology import Site, Topology
+from .topology import FabricCut, HostGroup, PlacementRun, Site, SpeedFactor, Topology
 from .transport import Transport
 
 __version__ = "0.1.0"
@@ -83,6 +84,8 @@ __all__ = [
     "DTypeCode",
     "EnvInfo",
     "EnvironmentProblem",
+    "FabricCut",
+    "HostGroup",
     "InternalError",
     "Layout",
     "LibraryProblem",
@@ -95,11 +98,13 @@ __all__ = [
     "MemoryKind",
     "MovedPair",
     "NativeDomain",
+    "NcclIpc",
     "NcclMode",
     "NcclOptions",
     "Outcome",
     "Outcomes",
     "Pair",
+    "PlacementRun",
     "Plan",
     "PlanMismatch",
     "ProgramInfo",
@@ -111,6 +116,7 @@ __all__ = [
     "Side",
     "Site",
     "SourceRule",
+    "SpeedFactor",
     "State",
     "Status",
     "Strategy",

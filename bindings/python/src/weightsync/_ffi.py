@@ -431,6 +431,8 @@ class wsync_nccl_options(Structure):
         ("rebuild_from", wsync_transport_p),
         ("on_abort", wsync_nccl_abort_fn),
         ("on_abort_user", c_void_p),
+        ("ipc", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 
@@ -463,6 +465,10 @@ class wsync_binding(Structure):
         ("memory", c_uint32),
         ("device", c_uint32),
         ("reserved", c_uint32),
+        ("dtype", wsync_dtype),
+        ("dim_count", c_uint32),
+        ("shape", c_uint64 * 8),
+        ("strides", c_int64 * 8),
     ]
 
 
