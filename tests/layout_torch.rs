@@ -370,8 +370,9 @@ fn rules_say_of_experts_what_boxes_say() {
                 match (mesh.len(), shape.len()) {
                     (1, _) => vec!["Shard(0)"],
                     (_, 1) => vec!["Replicate()", "Shard(0)"],
-                    // The last axis of experts that are stored together.
+                    // Not the last axis of experts that are stored together.
                     (_, 3) => vec!["Shard(0)", "Shard(1)"],
+                    _ if name == "gpt-oss-120b" => vec!["Replicate()", "Shard(0)"],
                     _ => vec!["Shard(1)", "Shard(0)"],
                 }
             });

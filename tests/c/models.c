@@ -62,11 +62,21 @@ static void trainers(void) {
   wsync_layout_destroy(layout);
 }
 
+/* Counts lines about experts at WARN. */
+static void on_line(void *user, uint32_t level, const char *message) {
+  int *warnings = (int *)user;
+  if (level == WSYNC_LOG_LEVEL_WARN && strstr(message, "6 experts") != NULL) ++*warnings;
+}
+
 static void engines(void) {
   wsync_error err = WSYNC_ERROR_INIT;
   wsync_layout *layout = NULL;
+  int warnings = 0;
   char *text;
+  OK(err, wsync_set_log(on_line, &warnings, WSYNC_LOG_LEVEL_WARN, &err));
   OK(err, from_model("vllm", "tp=4,ep=on,replicas=2", &layout, &err));
+  OK(err, wsync_set_log(NULL, NULL, WSYNC_LOG_LEVEL_OFF, &err));
+  CHECK(warnings == 1);
   CHECK(wsync_layout_rank_count(layout) == 8);
   CHECK(wsync_layout_copy_count(layout) == 2);
   /* The first ranks have one expert more. */
