@@ -374,8 +374,10 @@ pub unsafe extern "C" fn wsync_layout_describe(
         // SAFETY: the header asks for a live layout.
         let layout = unsafe { shared(layout)? };
         let mut summary = layout.layout.describe();
-        summary["remarks"] = json!(layout.remarks);
-        summary["hazards"] = json!(layout.hazards);
+        if let Some(fields) = summary.as_object_mut() {
+            fields.insert("remarks".into(), json!(layout.remarks));
+            fields.insert("hazards".into(), json!(layout.hazards));
+        }
         out.write_json(&summary)
     })
 }
