@@ -409,6 +409,36 @@ fn what_rules_cannot_say_is_told_box_by_box() {
     assert_eq!(made.layout.explicit().len(), 2);
 }
 
+/// One expert that every rank has whole, of several that are sharded.
+#[test]
+fn experts_that_are_placed_unlike_each_other_are_told_box_by_box() {
+    let config = tiny("mixtral-8x7b");
+    let model = Inventory::from_config(&config).unwrap();
+    let stored = model_rows::stored(&model);
+    let file = model_rows::dtensors(&stored, "bf16", &[2], |_| vec!["Shard(0)"]);
+    let mut file: serde_json::Value = serde_json::from_str(&file).unwrap();
+    let whole = "model.layers.0.block_sparse_moe.experts.1.w1.weight";
+    for t in file["tensors"].as_array_mut().unwrap() {
+        if t["name"] == whole {
+            t["placements"] = serde_json::json!(["Replicate()"]);
+        }
+    }
+    let made = Layout::from_model(&config, Framework::Dtensor, &file.to_string(), 0).unwrap();
+    for rank in [0, 1] {
+        let gate = "model.layers.0.block_sparse_moe.experts.w1.weight";
+        let rows: BTreeSet<(u64, u64)> = memories_of(&made.layout, Rank(rank))
+            .places
+            .into_keys()
+            .filter(|(name, _)| name == gate)
+            .map(|(_, at)| (at[0], at[1]))
+            .collect();
+        let half = |e| [(e, 2 * u64::from(rank)), (e, 2 * u64::from(rank) + 1)];
+        let all = [(1, 0), (1, 1), (1, 2), (1, 3)];
+        let want = [&half(0)[..], &all, &half(2)].concat();
+        assert_eq!(rows, want.into_iter().collect(), "rank {rank}");
+    }
+}
+
 /// `state_dict()` lists both names of tied embeddings.
 #[test]
 fn a_tied_head_is_left_to_the_embedding_it_is() {
