@@ -10,6 +10,7 @@ use crate::plan::program::{BufferSlot, Direction, Program};
 use crate::plan::topology::{Site, Topology};
 use crate::rank::Rank;
 use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
 
 /// Ranks that are simulated one by one, at most.
 pub const SIMULATED_RANK_COUNT_MAX: usize = 1 << 14;
@@ -79,6 +80,39 @@ impl Instance {
             let program = plan.program(rank)?;
             staging = staging.max(program.memory_bytes());
             builder.add(i as u32, &program)?;
+        }
+        Ok((builder.finish()?, staging))
+    }
+
+    /// What some ranks do, and the staging of the one that has most: their
+    /// flows with all of their peers, of which nothing else is known. Takes no
+    /// longer than the whole plan.
+    pub fn of_ranks(plan: &Plan, topology: &Topology, ranks: &[Rank]) -> Result<(Instance, u64)> {
+        let mut programs = BTreeMap::new();
+        for &rank in ranks {
+            let program = plan.program(rank)?;
+            for peer in program.peers() {
+                programs.entry(peer).or_insert(None);
+            }
+            programs.insert(rank, Some(program));
+        }
+        let all: Vec<Rank> = programs.keys().copied().collect();
+        let mut builder = Builder::new(plan, topology, &all)?;
+        let mut staging = 0;
+        for (i, (rank, program)) in (0..).zip(programs) {
+            let unknown = || Program {
+                rank,
+                ..Program::default()
+            };
+            let program = program.unwrap_or_else(unknown);
+            staging = staging.max(program.memory_bytes());
+            builder.add(i, &program)?;
+        }
+        let flows = builder.instance.flows.iter_mut();
+        for (flow, expected) in flows.zip(&mut builder.expected) {
+            // Known from one end at least.
+            flow.bytes = flow.bytes.max(*expected);
+            *expected = flow.bytes;
         }
         Ok((builder.finish()?, staging))
     }

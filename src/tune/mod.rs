@@ -10,22 +10,33 @@
 //!           ─► fastest ─► plan of the whole layouts, which keeps the decision
 //! ```
 //!
+//! Layouts that do not shrink, as those of many ranks described view by view,
+//! are tried on ranks spread over both sides and what these exchange.
+//!
 //! All of it is whole numbers and depends on the inputs alone: ranks that
 //! decide for themselves decide the same.
 
 mod buckets;
+mod certify;
 mod shrink;
+
+pub use certify::certificate;
 
 use crate::error::{Error, Result, Status};
 use crate::layout::Layout;
 use crate::limits::BUCKET_COUNT_MAX;
 use crate::plan::Plan;
 use crate::plan::decision::{PlanOptions, SourceRule, Strategy};
+use crate::rank::Rank;
 use crate::sim::Instance;
 use serde::Serialize;
 use shrink::shrunk;
 use std::sync::Arc;
 
+/// Ranks that are planned and simulated one by one at most.
+const RANKS_MAX: u32 = 8192;
+/// Ranks that stand for all where there are more.
+const SAMPLE_COUNT: usize = 128;
 /// Bucket counts that are tried, unless the staging budget asks for more.
 const BUCKET_COUNTS: [u32; 5] = [4, 8, 16, 32, 64];
 /// A candidate this near to the bound, in percent, ends the search.
@@ -52,6 +63,8 @@ pub struct Choice {
     pub ranks: u32,
     /// By how much the layouts were shrunk.
     pub factor: u32,
+    /// True if only some of those ranks were simulated.
+    pub is_sampled: bool,
 }
 
 /// Plans with whatever is predicted to be fastest. Strategy and source rule of
@@ -85,7 +98,7 @@ pub fn choose(
     destination: &Arc<Layout>,
     options: &PlanOptions,
 ) -> Result<Choice> {
-    let small = shrunk(source, destination, options)?;
+    let small = shrunk(source, destination, options.topology.as_ref())?;
     let mut tried: Vec<Candidate> = Vec::new();
     let mut lower_ns = 0;
     let mut failure: Option<Error> = None;
@@ -123,8 +136,9 @@ pub fn choose(
             best,
             tried,
             lower_ns,
-            ranks: small.source.rank_count() + small.destination.rank_count(),
+            ranks: small.rank_count(),
             factor: small.factor,
+            is_sampled: small.rank_count() > RANKS_MAX,
         }),
         None => Err(failure.unwrap_or_else(|| Error::internal("no strategy was tried"))),
     }
@@ -149,6 +163,33 @@ fn portfolio() -> Vec<(Strategy, SourceRule)> {
         .collect()
 }
 
+/// What a draft does, and the staging of the rank that has most.
+fn instance_of(draft: &Plan) -> Result<(Instance, u64)> {
+    let ranks = draft.participants();
+    if ranks.len() <= RANKS_MAX as usize {
+        return Instance::of_plan_with_staging(draft, draft.topology());
+    }
+    // Each side in its own steps: one may be much smaller.
+    let mut sample: Vec<Rank> = Vec::new();
+    for layout in [draft.source(), draft.destination()] {
+        let mut own = layout.ranks();
+        own.retain(|r| ranks.binary_search(r).is_ok());
+        let step = (2 * own.len()).div_ceil(SAMPLE_COUNT).max(1);
+        sample.extend(own.into_iter().step_by(step));
+    }
+    // The slow ones decide how long it takes.
+    let exceptional = draft.topology().spec().speeds.iter();
+    let exceptional = exceptional.flat_map(|s| s.ranks.iter());
+    sample.extend(
+        exceptional
+            .filter(|r| ranks.binary_search(r).is_ok())
+            .take(SAMPLE_COUNT / 4),
+    );
+    sample.sort_unstable();
+    sample.dedup();
+    Instance::of_ranks(draft, draft.topology(), &sample)
+}
+
 /// Simulates one draft with every bucket count that fits; says whether the
 /// best of them takes little longer than its busiest link.
 fn try_buckets(
@@ -157,7 +198,7 @@ fn try_buckets(
     lower_ns: u64,
     tried: &mut Vec<Candidate>,
 ) -> Result<bool> {
-    let (instance, staging) = Instance::of_plan_with_staging(draft, draft.topology())?;
+    let (instance, staging) = instance_of(draft)?;
     let small = instance.compressed();
     let budget = u128::from(options.staging_bytes_max);
     // Two steps are in flight of what one holds now; and a little for the
