@@ -107,13 +107,13 @@ fn many_ranks_described_view_by_view_are_tried_on_some() {
     let (rows, ranks) = (10_000u64, 10_000u32);
     let side = |first: u32| {
         let views = (0..ranks).map(|i| {
-            serde_json::json!({"rank": first + i,
+            serde_json::json!({"rank": first + i, "copy": 0,
                 "buffers": [{"name": "w", "bytes": 2 * 64}],
                 "views": [{"tensor": "w", "box": [[i, i + 1], [0, 64]], "buffer": "w"}]})
         });
         let file = serde_json::json!({"weightsync_layout": 1,
-            "tensors": {"w": {"shape": [rows, 64], "dtype": "bf16"}},
-            "ranks": views.collect::<Vec<_>>()});
+            "tensors": [{"name": "w", "shape": [rows, 64], "dtype": "bf16"}],
+            "explicit": views.collect::<Vec<_>>()});
         Arc::new(Layout::from_json(file.to_string().as_bytes()).unwrap())
     };
     let choice = tune::choose(&side(0), &side(ranks), &options(None)).unwrap();

@@ -9,8 +9,8 @@ use super::topology::Topology;
 use crate::layout::Layout;
 use crate::layout::mesh::MeshSlice;
 use crate::rank::Rank;
-use rustc_hash::{FxHashMap, FxHashSet};
-use std::ops::Range;
+use rustc_hash::FxHashMap;
+use std::ops::{Range, RangeInclusive};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The needers of one stream, domain by domain in order of the lowest rank.
@@ -90,26 +90,36 @@ impl Runs {
 /// What a plan knows of domains.
 #[derive(Debug, Default)]
 pub struct Domains {
-    /// Domains with ranks of both sides.
-    shared: FxHashSet<u32>,
+    /// True if some domain has ranks of both sides.
+    are_shared: bool,
     known: Mutex<FxHashMap<MeshSlice, Arc<Runs>>>,
 }
 
 impl Domains {
     pub fn new(source: &Layout, destination: &Layout, topology: &Topology) -> Domains {
-        let of = |layout: &Layout| -> FxHashSet<u32> {
-            let ranks = layout.ranks().into_iter();
-            ranks.filter_map(|r| topology.domain(r)).collect()
-        };
+        let mut all: Vec<(RangeInclusive<u32>, bool)> = Vec::new();
+        for (layout, is_source) in [(source, true), (destination, false)] {
+            let ranges = topology.domain_ranges(layout).into_iter();
+            all.extend(ranges.map(|r| (r, is_source)));
+        }
+        all.sort_by_key(|(r, _)| *r.start());
+        // Where the ranges of each side end so far.
+        let mut ends: [Option<u32>; 2] = [None; 2];
+        let mut are_shared = false;
+        for (range, is_source) in all {
+            let [own, other] = [usize::from(is_source), usize::from(!is_source)];
+            are_shared |= ends[other].is_some_and(|end| end >= *range.start());
+            ends[own] = ends[own].max(Some(*range.end()));
+        }
         Domains {
-            shared: of(source).intersection(&of(destination)).copied().collect(),
+            are_shared,
             known: Mutex::default(),
         }
     }
 
-    /// True if ranks of the other side are in the domain of `rank`.
+    /// True if some domain has ranks of both sides.
     pub fn are_shared(&self) -> bool {
-        !self.shared.is_empty()
+        self.are_shared
     }
 
     /// The needers of a stream by domain.

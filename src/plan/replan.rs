@@ -23,7 +23,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Ranks of one part whose staging is looked at again.
-const ASKED_COUNT: usize = 16;
+const ASKED_COUNT: usize = 8;
 
 impl Plan {
     /// This plan for other sides or another topology: same decision, same
