@@ -1,6 +1,11 @@
 //! `auto` and certificates at sizes that nobody chose for them, and what they
 //! promise of real models.
 
+#[allow(dead_code)]
+#[path = "../src/cli/bench/cases.rs"]
+mod cases;
+
+use cases::{CASES, Case};
 use std::sync::Arc;
 use weightsync::layout::Layout;
 use weightsync::layout::mesh::RankList;
@@ -213,4 +218,49 @@ fn links_of_cells_by_rail_have_names_of_their_own() {
     names.sort_unstable();
     names.dedup();
     assert_eq!(names.len(), all);
+}
+
+/// Figures that `weightsync bench plan` prints: they are whole numbers, the same
+/// on every machine.
+fn stays_near_its_bound(case: &Case) {
+    let (source, destination) = case.layouts().unwrap();
+    let plan = tune::plan(source, destination, &case.options()).unwrap();
+    let certificate = Certificate::of(&plan, plan.topology()).unwrap();
+    let percent = certificate.predicted_ns * 100 / certificate.lower_bound_ns;
+    assert!(
+        certificate.predicted_ns * 100 <= certificate.lower_bound_ns * u64::from(case.target),
+        "{}: {percent} percent of the bound by {:?}",
+        case.name(),
+        plan.decision()
+    );
+}
+
+#[test]
+fn llama_stays_near_its_bound() {
+    stays_near_its_bound(&CASES[0]);
+}
+
+#[test]
+fn qwen_stays_near_its_bound() {
+    stays_near_its_bound(&CASES[1]);
+}
+
+#[test]
+fn deepseek_of_few_experts_a_rank_stays_near_its_bound() {
+    stays_near_its_bound(&CASES[2]);
+}
+
+#[test]
+fn deepseek_with_data_parallel_attention_stays_near_its_bound() {
+    stays_near_its_bound(&CASES[3]);
+}
+
+#[test]
+fn kimi_stays_near_its_bound() {
+    stays_near_its_bound(&CASES[4]);
+}
+
+#[test]
+fn odd_cuts_stay_near_their_bound() {
+    stays_near_its_bound(&CASES[5]);
 }

@@ -10,7 +10,6 @@ use crate::plan::program::{BufferSlot, Direction, Program};
 use crate::plan::topology::{Site, Topology};
 use crate::rank::Rank;
 use rustc_hash::FxHashMap;
-use std::collections::BTreeMap;
 
 /// Ranks that are simulated one by one, at most.
 pub const SIMULATED_RANK_COUNT_MAX: usize = 1 << 14;
@@ -84,39 +83,6 @@ impl Instance {
         Ok((builder.finish()?, staging))
     }
 
-    /// What some ranks do, and the staging of the one that has most: their
-    /// flows with all of their peers, of which nothing else is known. Takes no
-    /// longer than the whole plan.
-    pub fn of_ranks(plan: &Plan, topology: &Topology, ranks: &[Rank]) -> Result<(Instance, u64)> {
-        let mut programs = BTreeMap::new();
-        for &rank in ranks {
-            let program = plan.program(rank)?;
-            for peer in program.peers() {
-                programs.entry(peer).or_insert(None);
-            }
-            programs.insert(rank, Some(program));
-        }
-        let all: Vec<Rank> = programs.keys().copied().collect();
-        let mut builder = Builder::new(plan, topology, &all)?;
-        let mut staging = 0;
-        for (i, (rank, program)) in (0..).zip(programs) {
-            let unknown = || Program {
-                rank,
-                ..Program::default()
-            };
-            let program = program.unwrap_or_else(unknown);
-            staging = staging.max(program.memory_bytes());
-            builder.add(i, &program)?;
-        }
-        let flows = builder.instance.flows.iter_mut();
-        for (flow, expected) in flows.zip(&mut builder.expected) {
-            // Known from one end at least.
-            flow.bytes = flow.bytes.max(*expected);
-            *expected = flow.bytes;
-        }
-        Ok((builder.finish()?, staging))
-    }
-
     /// Runs to the end, or until nothing moves any more.
     pub fn run(&self, options: &SimulateOptions) -> Simulated {
         Engine::new(self, options).run()
@@ -142,19 +108,23 @@ impl Instance {
     }
 }
 
-struct Builder<'a> {
+pub(super) struct Builder<'a> {
     ranks: &'a [Rank],
     sites: Vec<Site>,
     network: Network<'a>,
     path_of: FxHashMap<(u32, u32), u32>,
     flow_of: FxHashMap<(u32, u32, u32), u32>,
     /// Bytes each flow has been announced with by its receiver.
-    expected: Vec<u64>,
-    instance: Instance,
+    pub(super) expected: Vec<u64>,
+    pub(super) instance: Instance,
 }
 
 impl<'a> Builder<'a> {
-    fn new(plan: &Plan, topology: &'a Topology, ranks: &'a [Rank]) -> Result<Builder<'a>> {
+    pub(super) fn new(
+        plan: &Plan,
+        topology: &'a Topology,
+        ranks: &'a [Rank],
+    ) -> Result<Builder<'a>> {
         let mut sites = Vec::with_capacity(ranks.len());
         for &rank in ranks {
             sites.push(topology.site(rank).ok_or_else(|| {
@@ -178,7 +148,7 @@ impl<'a> Builder<'a> {
         })
     }
 
-    fn add(&mut self, at: u32, program: &Program) -> Result<()> {
+    pub(super) fn add(&mut self, at: u32, program: &Program) -> Result<()> {
         let steps = self.instance.step_count as usize;
         let mut node = Node {
             rank: program.rank,
@@ -247,7 +217,7 @@ impl<'a> Builder<'a> {
         f as usize
     }
 
-    fn finish(self) -> Result<Instance> {
+    pub(super) fn finish(self) -> Result<Instance> {
         for (flow, expected) in self.instance.flows.iter().zip(&self.expected) {
             if flow.bytes != *expected {
                 let rank = |i: u32| self.ranks[i as usize];

@@ -24,6 +24,7 @@ mod fair;
 mod goal;
 mod instance;
 mod network;
+mod sample;
 mod stress;
 mod trace;
 

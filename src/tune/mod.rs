@@ -10,8 +10,8 @@
 //!           ─► fastest ─► plan of the whole layouts, which keeps the decision
 //! ```
 //!
-//! Layouts that do not shrink, as those of many ranks described view by view,
-//! are tried on ranks spread over both sides and what these exchange.
+//! Layouts that do not shrink that far, as those of many ranks described view
+//! by view, are tried on ranks spread over both sides and what these exchange.
 //!
 //! All of it is whole numbers and depends on the inputs alone: ranks that
 //! decide for themselves decide the same.
@@ -34,9 +34,14 @@ use shrink::shrunk;
 use std::sync::Arc;
 
 /// Ranks that are planned and simulated one by one at most.
-const RANKS_MAX: u32 = 8192;
+const RANKS_MAX: u32 = 1024;
 /// Ranks that stand for all where there are more.
-const SAMPLE_COUNT: usize = 128;
+const SAMPLE_COUNT: usize = 32;
+/// Flows that are simulated for one candidate, about: of larger instances
+/// fewer buckets are simulated than there will be.
+const FLOWS_ENOUGH: usize = 1 << 16;
+/// How often rates change in a step of such an instance.
+const STEP_QUANTA: u64 = 64;
 /// Bucket counts that are tried, unless the staging budget asks for more.
 const BUCKET_COUNTS: [u32; 5] = [4, 8, 16, 32, 64];
 /// A candidate this near to the bound, in percent, ends the search.
@@ -213,15 +218,22 @@ fn try_buckets(
         counts.insert(0, needed);
     }
     let first = tried.len();
+    let most = (FLOWS_ENOUGH / small.flows.len().max(1)).max(BUCKET_COUNTS[0] as usize);
     for bucket_count in counts {
-        let bucketed = buckets::bucketed(&small, bucket_count);
-        let ran = bucketed.run_fast(lower_ns);
+        let simulated = bucket_count.min(u32::try_from(most).unwrap_or(u32::MAX));
+        let ran = buckets::bucketed(&small, simulated).run_roughly(lower_ns, STEP_QUANTA);
+        let before = tried[first..].last().map(|c| c.predicted_ns);
         tried.push(Candidate {
             strategy: draft.decision().strategy,
             source_rule: draft.decision().source_rule,
             bucket_count,
             predicted_ns: ran.total_ns,
         });
+        // More buckets only add latency from here on, or look the same.
+        let is_worse = before.is_some_and(|ns| ran.total_ns > ns + ns / 1000 * ALIKE_PERMILLE);
+        if is_worse || simulated < bucket_count {
+            break;
+        }
     }
     let load_ns = instance.busiest_ns();
     let best = tried[first..].iter().map(|c| c.predicted_ns).min();

@@ -14,7 +14,6 @@
 //! first, up to a quarter of it. Ranks keep their numbers and places; cells of
 //! the network above them shrink with the layouts, and their capacity too.
 
-use super::RANKS_MAX;
 use crate::error::Result;
 use crate::layout::mesh::{Mesh, RankList};
 use crate::layout::placement::Part;
@@ -26,6 +25,8 @@ use std::sync::Arc;
 
 /// Ranks up to which nothing is shrunk.
 const RANKS_ENOUGH: u64 = 512;
+/// Ranks beyond which proportions are given up for fewer ranks.
+const SAMPLED_MAX: u64 = 8192;
 /// Proportions that are off by less are as good as the exact ones.
 const TOLERANCE_PPM: u64 = 20_000;
 /// Of the units that are kept, those with exceptional ranks, at most.
@@ -192,11 +193,10 @@ impl Candidate {
     /// What makes one candidate better than another: less is better.
     fn rank(&self, fewest: u64) -> (u8, u64, u64) {
         let is_small = self.ranks <= RANKS_ENOUGH.max(fewest);
-        let is_possible = self.ranks <= u64::from(RANKS_MAX);
         match (self.error_ppm <= TOLERANCE_PPM, is_small) {
             // As large as is allowed among equals.
             (true, true) => (0, self.error_ppm, u64::MAX - self.ranks),
-            (true, false) if is_possible => (1, self.ranks, 0),
+            (true, false) if self.ranks <= SAMPLED_MAX => (1, self.ranks, 0),
             (false, true) => (2, self.error_ppm, self.ranks),
             (_, false) => (3, self.ranks, 0),
         }

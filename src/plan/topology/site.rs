@@ -339,6 +339,23 @@ impl Topology {
         ranks.next()
     }
 
+    /// How many consecutive ranks each NVLink domain has, if it is as many in
+    /// all domains of these ranks, of which the first begins one.
+    pub fn even_domain_ranks(&self, ranks: Range<u32>) -> Option<u64> {
+        let stretches = self.stretches(ranks).ok()?;
+        let [one] = stretches.as_slice() else {
+            return None;
+        };
+        let group = |gpu: u32| self.groups.partition_point(|b| b.gpu <= gpu) - 1;
+        let (first, last) = (one.gpu(0), one.gpu(one.count - 1));
+        let (base, host) = (&self.groups[group(first)], &self.spec.hosts[group(first)]);
+        let gpus = u64::from(host.gpus) * u64::from(host.domain_hosts);
+        let begins =
+            u64::from(first - base.gpu) % gpus == 0 && one.run.offset % one.run.ranks_per_gpu == 0;
+        let is_one_group = group(first) == group(last);
+        (begins && is_one_group).then(|| gpus * u64::from(one.run.ranks_per_gpu))
+    }
+
     /// The NVLink domains of a layout's ranks, as ranges.
     pub fn domain_ranges(&self, layout: &Layout) -> Vec<RangeInclusive<u32>> {
         let ranges = layout.rank_ranges().into_iter();

@@ -68,12 +68,12 @@ class TwoStageOptions(NamedTuple):
 
 
 @contextmanager
-def _pointer(topology: Optional[Topology]) -> Iterator[Any]:
-    """The pointer of a topology, or None for none."""
-    if topology is None:
+def _pointer(handle: Optional[Handle]) -> Iterator[Any]:
+    """The pointer of a handle, or None for none."""
+    if handle is None:
         yield None
         return
-    with topology._use() as pointer:
+    with handle._use() as pointer:
         yield pointer
 
 
