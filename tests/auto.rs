@@ -109,7 +109,7 @@ fn cuts_shrink_with_the_layouts() {
 
 #[test]
 fn many_ranks_described_view_by_view_are_tried_on_some() {
-    let (rows, ranks) = (10_000u64, 10_000u32);
+    let (rows, ranks) = (3_000u64, 3_000u32);
     let side = |first: u32| {
         let views = (0..ranks).map(|i| {
             serde_json::json!({"rank": first + i, "copy": 0,
