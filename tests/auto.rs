@@ -133,7 +133,7 @@ fn many_ranks_described_view_by_view_are_tried_on_some() {
 fn a_plan_too_large_to_simulate_has_a_certificate() {
     let (source, destination) = layouts("tp=4,pp=4,dp=3200", "tp=8,replicas=6401");
     let made = PlanOptions {
-        bucket_count: 16,
+        bucket_count: 32,
         ..options(None)
     };
     let plan = Plan::create(source, destination, &made).unwrap();

@@ -1,9 +1,8 @@
 //! `weightsync bench`: how near plans of real models come to the physical
 //! limit, and how fast plans and mappings are made, with targets beside.
 
-mod map;
-
 mod cases;
+mod map;
 mod times;
 
 use super::table::{Table, print, print_json};
@@ -11,7 +10,7 @@ use cases::{CASES, Case};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::time::Instant;
-use times::timings;
+use times::{Timing, timing, timings};
 use weightsync::plan::decision::{SourceRule, Strategy};
 use weightsync::sim::{Certificate, LinkKind};
 use weightsync::{Result, tune};

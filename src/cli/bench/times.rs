@@ -117,7 +117,7 @@ fn time_flows() -> Result<Timing> {
     Ok(timing(what, start.elapsed(), 20.0))
 }
 
-fn timing(what: String, took: Duration, target_s: f64) -> Timing {
+pub fn timing(what: String, took: Duration, target_s: f64) -> Timing {
     let time_s = took.as_secs_f64();
     Timing {
         what,
