@@ -12,6 +12,7 @@ use weightsync::layout::mesh::RankList;
 use weightsync::layout::models::{Inventory, MegatronSizes, VllmSizes};
 use weightsync::plan::Plan;
 use weightsync::plan::decision::{PlanOptions, Strategy};
+use weightsync::plan::program::Side;
 use weightsync::plan::topology::{
     FabricCut, HostGroup, PlacementRun, SpeedFactor, Topology, TopologySpec,
 };
@@ -95,16 +96,16 @@ fn cuts_shrink_with_the_layouts() {
         ..TopologySpec::default()
     };
     let (source, destination) = layouts("tp=4,pp=4,dp=320", "tp=8,replicas=640");
-    let choice = tune::choose(&source, &destination, &options(Some(pods.clone()))).unwrap();
-    let whole = Plan::create(source, destination, &options(Some(pods))).unwrap();
-    let bounds = whole.bounds(whole.topology()).unwrap();
-    assert!(
-        choice.lower_ns.abs_diff(bounds.lower_ns) < bounds.lower_ns / 20,
-        "{} of {} ranks, {} of all",
-        choice.lower_ns,
-        choice.ranks,
-        bounds.lower_ns
-    );
+    let choice = tune::choose(&source, &destination, &options(Some(pods))).unwrap();
+    assert!(choice.ranks <= 512, "{}", choice.ranks);
+    // Sent straight, 64 replicas of 141 GB enter each cell at 3.2 TB/s.
+    let direct = choice
+        .tried
+        .iter()
+        .filter(|c| c.strategy == Strategy::Direct);
+    let fastest = direct.map(|c| c.predicted_ns).min().unwrap();
+    let seconds = fastest as f64 / 1e9;
+    assert!((2.7..3.5).contains(&seconds), "{seconds} s");
 }
 
 #[test]
@@ -163,8 +164,8 @@ fn a_small_plan_is_simulated_as_it_is() {
 }
 
 /// Trainer and engine on the same 64 GPUs: in Megatron's order a host holds one
-/// pipeline stage and lacks three quarters of the model; with the stages of a
-/// shard side by side it lacks nothing.
+/// pipeline stage and lacks three quarters of the model; with the same shard of
+/// all engines on a host it lacks less than an eighth.
 #[test]
 fn the_hint_names_the_placement_that_lowers_the_bound() {
     let (source, destination) = layouts("tp=4,pp=4,dp=4", "tp=8,replicas=8");
@@ -188,9 +189,12 @@ fn the_hint_names_the_placement_that_lowers_the_bound() {
     );
     let hint = plan.placement_hint(plan.topology(), &bounds).unwrap();
     let hint = hint.expect("another order of the trainer's ranks is much better");
-    assert_eq!(hint.axis, "pp");
-    assert!(seconds(hint.lower_ns) < 0.15, "{hint:?}");
-    assert!(hint.text.contains("\"pp\""), "{hint:?}");
+    assert_eq!(
+        (hint.side, hint.axis.as_str()),
+        (Side::Destination, "replica")
+    );
+    assert!(seconds(hint.lower_ns) < 0.05, "{hint:?}");
+    assert!(hint.text.contains("\"replica\""), "{hint:?}");
 }
 
 #[test]
