@@ -40,6 +40,14 @@ fn options(topology: Option<TopologySpec>) -> PlanOptions {
     }
 }
 
+/// The same for `auto`, which simulates each candidate once.
+fn quick(topology: Option<TopologySpec>) -> PlanOptions {
+    PlanOptions {
+        bucket_count: 8,
+        ..options(topology)
+    }
+}
+
 fn slow(rank: u32, nic_percent: u32, is_drained: bool) -> TopologySpec {
     TopologySpec {
         speeds: vec![SpeedFactor {
@@ -55,17 +63,17 @@ fn slow(rank: u32, nic_percent: u32, is_drained: bool) -> TopologySpec {
 #[test]
 fn auto_decides_at_any_number_of_ranks() {
     let (source, destination) = layouts("tp=4,pp=4,dp=3200", "tp=8,replicas=6400");
-    let even = tune::choose(&source, &destination, &options(None)).unwrap();
+    let even = tune::choose(&source, &destination, &quick(None)).unwrap();
     assert_eq!(
         (even.ranks, even.factor, even.is_sampled),
         (512, 200, false)
     );
 
     let (_, one_more) = layouts("tp=4,pp=4,dp=3200", "tp=8,replicas=6401");
-    let odd = tune::choose(&source, &one_more, &options(None)).unwrap();
+    let odd = tune::choose(&source, &one_more, &quick(None)).unwrap();
     assert_eq!((odd.ranks, &odd.best), (512, &even.best));
 
-    let drained = options(Some(slow(17_000, 100, true)));
+    let drained = quick(Some(slow(17_000, 100, true)));
     let with_drained = tune::choose(&source, &destination, &drained).unwrap();
     assert_eq!(with_drained.ranks, 512);
 }
@@ -73,8 +81,8 @@ fn auto_decides_at_any_number_of_ranks() {
 #[test]
 fn a_slow_rank_among_many_is_not_overlooked() {
     let (source, destination) = layouts("tp=4,pp=4,dp=640", "tp=8,replicas=1280");
-    let even = tune::choose(&source, &destination, &options(None)).unwrap();
-    let limping = options(Some(slow(10_240 + 8_003, 10, false)));
+    let even = tune::choose(&source, &destination, &quick(None)).unwrap();
+    let limping = quick(Some(slow(10_240 + 8_003, 10, false)));
     let limping = tune::choose(&source, &destination, &limping).unwrap();
     assert!(
         limping.lower_ns > 2 * even.lower_ns
@@ -96,7 +104,7 @@ fn cuts_shrink_with_the_layouts() {
         ..TopologySpec::default()
     };
     let (source, destination) = layouts("tp=4,pp=4,dp=320", "tp=8,replicas=640");
-    let choice = tune::choose(&source, &destination, &options(Some(pods))).unwrap();
+    let choice = tune::choose(&source, &destination, &quick(Some(pods))).unwrap();
     assert!(choice.ranks <= 512, "{}", choice.ranks);
     // Sent straight, 64 replicas of 141 GB enter each cell at 3.2 TB/s.
     let direct = choice
