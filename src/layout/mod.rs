@@ -11,6 +11,9 @@
 //!       placement: q_proj of layer 3, on stage 1, in buffer "layers.3.qkv"
 //! ```
 
+#![forbid(unsafe_code)]
+
+pub mod array;
 mod canonical;
 pub mod check;
 pub mod cut;
@@ -202,6 +205,11 @@ impl Layout {
     /// gaps, not as it has ranks.
     pub fn rank_ranges(&self) -> Vec<Range<u32>> {
         self.index.ranges()
+    }
+
+    /// The lowest rank of the layout.
+    pub fn lowest_rank(&self) -> Option<Rank> {
+        self.index.ranks().next()
     }
 
     /// Number of ranks.
