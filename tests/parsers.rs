@@ -46,7 +46,11 @@ fn a_plan_is_equal_after_a_trip_through_bytes() {
 #[test]
 fn a_payload_in_a_frame_of_its_own_is_accepted() {
     let bytes = plan().to_bytes().unwrap();
-    let again = frame::seal(PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, &bytes[frame::HEADER_BYTES..]);
+    let again = frame::seal(
+        PLAN_BLOB_MAGIC,
+        PLAN_BLOB_VERSION,
+        &bytes[frame::HEADER_BYTES..],
+    );
     assert_eq!(again, bytes);
     assert_eq!(
         Plan::from_bytes(&again).unwrap().fingerprint(),
@@ -58,7 +62,8 @@ fn a_payload_in_a_frame_of_its_own_is_accepted() {
 fn bytes_behind_the_payload_of_a_plan_are_refused() {
     let bytes = plan().to_bytes().unwrap();
     let longer = [&bytes[frame::HEADER_BYTES..], b"junk"].concat();
-    let e = Plan::from_bytes(&frame::seal(PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, &longer)).unwrap_err();
+    let e =
+        Plan::from_bytes(&frame::seal(PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, &longer)).unwrap_err();
     assert_eq!(e.status, Status::Corrupt);
     assert!(e.message.contains("4 bytes"), "{e}");
 }
