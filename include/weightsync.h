@@ -964,8 +964,8 @@ typedef struct wsync_mapping wsync_mapping;
  * decision. Equal wherever it is made from equal input. Immutable; may be
  * used by any number of threads.
  *
- * wsync_plan_create, wsync_plan_create_from_bytes, wsync_plan_select,
- * wsync_plan_serialize, wsync_plan_fingerprint, wsync_plan_verify,
+ * wsync_plan_create, wsync_plan_create_from_bytes, wsync_plan_replan,
+ * wsync_plan_select, wsync_plan_serialize, wsync_plan_fingerprint, wsync_plan_verify,
  * wsync_plan_rank_count, wsync_plan_ranks, wsync_plan_tensor_count,
  * wsync_plan_step_count, wsync_plan_program_info, wsync_plan_buffer_count,
  * wsync_plan_buffer_at, wsync_plan_tensor_last_step, wsync_plan_rank_ops,
@@ -1921,8 +1921,8 @@ typedef struct wsync_plan_options {
    */
   uint64_t direct_bytes_min;
   /**
-   * Steps of the plan; 0 is the smallest number that keeps staging inside
-   * its budget.
+   * Parts that every pair's bytes are cut into; 0 is the smallest number
+   * that keeps staging inside its budget.
    */
   uint32_t bucket_count;
   /**
@@ -2963,6 +2963,24 @@ wsync_status wsync_plan_create_from_bytes(const void *bytes,
                                           struct wsync_error *err);
 
 /**
+ * Makes `plan` anew for sides or a topology that changed a little: a replica
+ * joins or leaves, ranks are drained, experts move. The decision stays, so
+ * this takes milliseconds; only how many copies leave each source group is
+ * counted anew, and there are more buckets if a rank would exceed the staging
+ * budget. `source`, `destination` and `topology` may be NULL: those of `plan`.
+ *
+ * Errors: as wsync_plan_create, but that source tensors may be unused;
+ * INVALID_ARGUMENT if the topology leaves ranks out.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_plan_replan(const struct wsync_plan *plan,
+                               const struct wsync_layout *source,
+                               const struct wsync_layout *destination,
+                               const struct wsync_topology *topology,
+                               struct wsync_plan **out_plan,
+                               struct wsync_error *err);
+
+/**
  * Makes the plan that moves only the selected tensors of `plan`, with a
  * fingerprint of its own. Selecting again narrows further.
  *
@@ -3134,7 +3152,8 @@ wsync_status wsync_plan_origin(const struct wsync_plan *plan,
 /**
  * Writes how near the plan is to what is possible as JSON, NUL-terminated:
  * lower_bound_s, predicted_s, ratio, bottleneck and more. `topology` may be
- * NULL: the one that the plan was made for. Derives and simulates all ranks.
+ * NULL: the one that the plan was made for. Derives and simulates all ranks;
+ * of very many only some in proportion, and then is_exact is false.
  * With a `capacity` of 0 only `out_needed` is written: the number of bytes,
  * the NUL included.
  *

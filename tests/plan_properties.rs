@@ -234,11 +234,13 @@ proptest! {
                     panic!("no budget that works: {e}");
                 };
                 let options = PlanOptions { staging_bytes_max, ..options };
-                let plan = Plan::create(s, d, &options).unwrap();
+                let plan = Plan::create(s.clone(), d.clone(), &options).unwrap();
                 for rank in plan.ranks() {
                     let bytes = plan.program(rank).unwrap().memory_bytes();
                     prop_assert!(bytes <= staging_bytes_max);
                 }
+                let less = PlanOptions { staging_bytes_max: staging_bytes_max - 1, ..options };
+                prop_assert!(less.staging_bytes_max == 0 || Plan::create(s, d, &less).is_err());
             }
         }
     }

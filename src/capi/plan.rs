@@ -14,6 +14,7 @@ use super::types::{
 use super::{count_u32, guard, guard_value};
 use crate::env;
 use crate::error::{Error, Result};
+use crate::layout::Layout;
 use crate::limits::{DIM_COUNT_MAX, FILE_BYTES_MAX, TENSOR_COUNT_MAX};
 use crate::log::{Level, line};
 use crate::plan::decision::{
@@ -25,7 +26,7 @@ use crate::plan::topology::Topology;
 use crate::plan::two_stage::TwoStageOptions;
 use crate::plan::{Plan, Selector};
 use crate::rank::Rank;
-use crate::sim::{Certificate, Instance, StressOptions};
+use crate::sim::{Instance, StressOptions};
 use crate::tune;
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
@@ -34,8 +35,8 @@ use std::sync::Arc;
 /// decision. Equal wherever it is made from equal input. Immutable; may be
 /// used by any number of threads.
 ///
-/// wsync_plan_create, wsync_plan_create_from_bytes, wsync_plan_select,
-/// wsync_plan_serialize, wsync_plan_fingerprint, wsync_plan_verify,
+/// wsync_plan_create, wsync_plan_create_from_bytes, wsync_plan_replan,
+/// wsync_plan_select, wsync_plan_serialize, wsync_plan_fingerprint, wsync_plan_verify,
 /// wsync_plan_rank_count, wsync_plan_ranks, wsync_plan_tensor_count,
 /// wsync_plan_step_count, wsync_plan_program_info, wsync_plan_buffer_count,
 /// wsync_plan_buffer_at, wsync_plan_tensor_last_step, wsync_plan_rank_ops,
@@ -164,8 +165,8 @@ pub struct wsync_plan_options {
     /// Contiguous runs of at least that many bytes travel without staging; 0
     /// is WSYNC_DIRECT_BYTES_MIN from the environment, or 256 KiB.
     pub direct_bytes_min: u64,
-    /// Steps of the plan; 0 is the smallest number that keeps staging inside
-    /// its budget.
+    /// Parts that every pair's bytes are cut into; 0 is the smallest number
+    /// that keeps staging inside its budget.
     pub bucket_count: u32,
     /// WSYNC_STRATEGY_FANOUT: copies that leave the source; 0 is as many as
     /// can leave while the fullest NVLink domain receives.
@@ -348,6 +349,50 @@ pub unsafe extern "C" fn wsync_plan_create_from_bytes(
         // SAFETY: the header asks for `byte_count` readable bytes.
         let bytes = unsafe { args::bytes(bytes, byte_count, "bytes", FILE_BYTES_MAX)? };
         out.put(PlanObject::new(Plan::from_bytes(bytes)?));
+        Ok(())
+    })
+}
+
+/// Makes `plan` anew for sides or a topology that changed a little: a replica
+/// joins or leaves, ranks are drained, experts move. The decision stays, so
+/// this takes milliseconds; only how many copies leave each source group is
+/// counted anew, and there are more buckets if a rank would exceed the staging
+/// budget. `source`, `destination` and `topology` may be NULL: those of `plan`.
+///
+/// Errors: as wsync_plan_create, but that source tensors may be unused;
+/// INVALID_ARGUMENT if the topology leaves ranks out.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_replan(
+    plan: *const wsync_plan,
+    source: *const wsync_layout,
+    destination: *const wsync_layout,
+    topology: *const wsync_topology,
+    out_plan: *mut *mut wsync_plan,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a place for the handle.
+        let out = unsafe { Out::new(out_plan, "out_plan")? };
+        // SAFETY: the header asks for a live plan.
+        let plan = &unsafe { shared(plan)? }.plan;
+        // SAFETY: the header asks for NULL or live layouts.
+        let (source, destination) = unsafe {
+            (
+                layout_or(source, plan.source())?,
+                layout_or(destination, plan.destination())?,
+            )
+        };
+        let topology = match topology.is_null() {
+            true => None,
+            // SAFETY: the header asks for NULL or a live topology.
+            false => Some(unsafe { shared(topology)? }.spec().clone()),
+        };
+        out.put(PlanObject::new(plan.replan(
+            source,
+            destination,
+            topology,
+        )?));
         Ok(())
     })
 }
@@ -652,7 +697,8 @@ pub unsafe extern "C" fn wsync_plan_origin(
 
 /// Writes how near the plan is to what is possible as JSON, NUL-terminated:
 /// lower_bound_s, predicted_s, ratio, bottleneck and more. `topology` may be
-/// NULL: the one that the plan was made for. Derives and simulates all ranks.
+/// NULL: the one that the plan was made for. Derives and simulates all ranks;
+/// of very many only some in proportion, and then is_exact is false.
 /// With a `capacity` of 0 only `out_needed` is written: the number of bytes,
 /// the NUL included.
 ///
@@ -675,7 +721,7 @@ pub unsafe extern "C" fn wsync_plan_certificate(
         let plan = unsafe { shared(plan)? };
         // SAFETY: the header asks for NULL or a live topology.
         let topology = unsafe { topology_for(&plan.plan, topology)? };
-        out.write_json(&Certificate::of(&plan.plan, &topology)?)
+        out.write_json(&tune::certificate(&plan.plan, &topology)?)
     })
 }
 
@@ -903,6 +949,19 @@ unsafe fn selector_of(selector: *const wsync_selector) -> Result<Selector> {
             )?,
         })
     }
+}
+
+/// A layout, or the one that a plan has.
+///
+/// # Safety
+///
+/// `layout` is NULL or a live layout.
+unsafe fn layout_or(layout: *const wsync_layout, own: &Arc<Layout>) -> Result<Arc<Layout>> {
+    if layout.is_null() {
+        return Ok(own.clone());
+    }
+    // SAFETY: passed on.
+    Ok(unsafe { shared(layout)? }.layout.clone())
 }
 
 /// A topology with the ranks of a plan placed, or the plan's own.

@@ -5,10 +5,10 @@ use super::plan::report_text;
 use super::simulate::certificate_rows;
 use super::table::Table;
 use serde::Serialize;
-use weightsync::Result;
 use weightsync::plan::Plan;
 use weightsync::plan::report::PlanReport;
 use weightsync::sim::Certificate;
+use weightsync::{Result, Status, tune};
 
 /// Report and certificate of one plan; as JSON, the fields of the report with
 /// `certificate` beside them.
@@ -16,15 +16,16 @@ use weightsync::sim::Certificate;
 pub struct Account {
     #[serde(flatten)]
     pub report: PlanReport,
-    /// Missing for plans of too many ranks to simulate.
+    /// Missing for plans of too many ranks that do not shrink.
     pub certificate: Option<Certificate>,
 }
 
 impl Account {
     pub fn of(plan: &Plan) -> Result<Account> {
-        let certificate = match Certificate::is_possible(plan) {
-            true => Some(Certificate::of(plan, plan.topology())?),
-            false => None,
+        let certificate = match tune::certificate(plan, plan.topology()) {
+            Ok(certificate) => Some(certificate),
+            Err(e) if e.status == Status::LimitExceeded => None,
+            Err(e) => return Err(e),
         };
         Ok(Account {
             report: plan.report()?,

@@ -31,6 +31,13 @@ pub struct PlanArgs {
     /// a line; an array with --json
     #[arg(long, value_name = "RANK")]
     ops: Option<u32>,
+    /// Keep the decision of a plan that was made for other ranks; the topology,
+    /// too, unless another is given
+    #[arg(long, value_name = "PLAN", conflicts_with_all = [
+        "staging_bytes_max", "bucket_count", "rotate", "strategy", "copy_count",
+        "avoid_same_device", "allow_unused",
+    ])]
+    like: Option<PathBuf>,
     #[command(flatten)]
     options: OptionArgs,
     #[command(flatten)]
@@ -46,7 +53,8 @@ pub struct OptionArgs {
     /// Staging memory per rank that the plan may use
     #[arg(long, value_name = "N")]
     staging_bytes_max: Option<u64>,
-    /// Steps of the transfer; as few as staging allows, unless given
+    /// Parts that every pair's bytes are cut into; as few as staging allows,
+    /// unless given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     bucket_count: Option<u32>,
     /// Take the next holder for every item, instead of cutting all items at
@@ -99,9 +107,13 @@ impl OptionArgs {
             direct_bytes_min: env::direct_bytes_min()?.unwrap_or(DIRECT_BYTES_MIN_DEFAULT),
             bucket_count: self.bucket_count.unwrap_or(0),
             unused_allowed: self.allow_unused.clone(),
-            topology: self.topology.as_deref().map(read_topology).transpose()?,
+            topology: self.to_topology()?,
             ..PlanOptions::default()
         })
+    }
+
+    fn to_topology(&self) -> Result<Option<TopologySpec>> {
+        self.topology.as_deref().map(read_topology).transpose()
     }
 
     /// Plans as these options say.
@@ -136,7 +148,13 @@ fn way(name: &str) -> std::result::Result<Way, String> {
 pub fn run(args: &PlanArgs) -> Result<()> {
     let source = Arc::new(read_layout(&args.source)?);
     let destination = Arc::new(read_layout(&args.destination)?);
-    let plan = args.options.plan(source, destination)?;
+    let plan = match &args.like {
+        None => args.options.plan(source, destination)?,
+        Some(path) => {
+            let topology = args.options.to_topology()?;
+            read_plan(path)?.replan(source, destination, topology)?
+        }
+    };
     let plan = args.select.apply(plan)?;
     if let Some(path) = &args.output {
         std::fs::write(path, plan.to_bytes()?)
@@ -148,6 +166,11 @@ pub fn run(args: &PlanArgs) -> Result<()> {
 /// The layout in a file; the error names the file.
 pub fn read_layout(path: &Path) -> Result<Layout> {
     Layout::from_json(&read_file(path)?).map_err(|e| of_file(path, e))
+}
+
+/// The plan in a file; the error names the file.
+pub fn read_plan(path: &Path) -> Result<Plan> {
+    Plan::from_bytes(&read_file(path)?).map_err(|e| of_file(path, e))
 }
 
 /// The topology in a file; the error names the file.
@@ -226,7 +249,7 @@ pub fn report_text(r: &PlanReport) -> String {
         grouped(r.messages_direct)
     );
     t.row(["messages", &messages]);
-    t.row(["buckets", &grouped(r.steps.into())]);
+    t.row(["steps", &grouped(r.steps.into())]);
     let staging = format!(
         "{} at most on a rank, {} allowed",
         bytes(r.staging_bytes_peak),

@@ -186,6 +186,15 @@ impl Decision {
         }
     }
 
+    /// The same for other sides: copies that leave each source group are not
+    /// yet counted.
+    pub(super) fn without_copies(&self) -> Decision {
+        Decision {
+            copies: Vec::new(),
+            ..self.clone()
+        }
+    }
+
     /// How many copies of a stream leave its source group; at least 1.
     pub fn copies_leaving(&self, group: SourceGroup) -> u64 {
         let found = self.copies.binary_search_by_key(&group, |c| c.group);

@@ -38,6 +38,7 @@ mod fanout;
 mod line;
 mod piece;
 mod ranks;
+mod replan;
 mod tables;
 mod wire;
 
@@ -211,18 +212,22 @@ impl Plan {
             selectors,
         )?;
         if plan.tables.tensors.is_empty() {
-            return Err(Error::new(
-                Status::NotFound,
-                format!(
-                    "no tensor matches {selector}; the plan has {} tensors, the first is \"{}\"",
-                    self.tensors.len(),
-                    self.tensors.first().map_or("", |t| &t.name)
-                ),
-            ));
+            return Err(self.nothing_matches(selector));
         }
         plan.choose_buckets(false)?;
         plan.seal()?;
         Ok(plan)
+    }
+
+    fn nothing_matches(&self, selector: &Selector) -> Error {
+        Error::new(
+            Status::NotFound,
+            format!(
+                "no tensor matches {selector}; the plan has {} tensors, the first is \"{}\"",
+                self.tensors.len(),
+                self.tensors.first().map_or("", |t| &t.name)
+            ),
+        )
     }
 
     fn assemble(

@@ -108,19 +108,23 @@ impl Instance {
     }
 }
 
-struct Builder<'a> {
+pub(super) struct Builder<'a> {
     ranks: &'a [Rank],
     sites: Vec<Site>,
     network: Network<'a>,
     path_of: FxHashMap<(u32, u32), u32>,
     flow_of: FxHashMap<(u32, u32, u32), u32>,
     /// Bytes each flow has been announced with by its receiver.
-    expected: Vec<u64>,
-    instance: Instance,
+    pub(super) expected: Vec<u64>,
+    pub(super) instance: Instance,
 }
 
 impl<'a> Builder<'a> {
-    fn new(plan: &Plan, topology: &'a Topology, ranks: &'a [Rank]) -> Result<Builder<'a>> {
+    pub(super) fn new(
+        plan: &Plan,
+        topology: &'a Topology,
+        ranks: &'a [Rank],
+    ) -> Result<Builder<'a>> {
         let mut sites = Vec::with_capacity(ranks.len());
         for &rank in ranks {
             sites.push(topology.site(rank).ok_or_else(|| {
@@ -144,7 +148,7 @@ impl<'a> Builder<'a> {
         })
     }
 
-    fn add(&mut self, at: u32, program: &Program) -> Result<()> {
+    pub(super) fn add(&mut self, at: u32, program: &Program) -> Result<()> {
         let steps = self.instance.step_count as usize;
         let mut node = Node {
             rank: program.rank,
@@ -213,7 +217,7 @@ impl<'a> Builder<'a> {
         f as usize
     }
 
-    fn finish(self) -> Result<Instance> {
+    pub(super) fn finish(self) -> Result<Instance> {
         for (flow, expected) in self.instance.flows.iter().zip(&self.expected) {
             if flow.bytes != *expected {
                 let rank = |i: u32| self.ranks[i as usize];

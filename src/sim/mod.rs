@@ -26,6 +26,7 @@ mod fair;
 mod goal;
 mod instance;
 mod network;
+mod sample;
 mod stress;
 mod trace;
 

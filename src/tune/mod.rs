@@ -10,24 +10,40 @@
 //!           ─► fastest ─► plan of the whole layouts, which keeps the decision
 //! ```
 //!
+//! Layouts that do not shrink that far, as those of many ranks described view
+//! by view, are tried on ranks spread over both sides and what these exchange.
+//!
 //! All of it is whole numbers and depends on the inputs alone: ranks that
 //! decide for themselves decide the same.
 
 #![forbid(unsafe_code)]
 
 mod buckets;
+mod certify;
 mod shrink;
+
+pub use certify::certificate;
 
 use crate::error::{Error, Result, Status};
 use crate::layout::Layout;
 use crate::limits::BUCKET_COUNT_MAX;
 use crate::plan::Plan;
 use crate::plan::decision::{PlanOptions, SourceRule, Strategy};
+use crate::rank::Rank;
 use crate::sim::Instance;
 use serde::Serialize;
 use shrink::shrunk;
 use std::sync::Arc;
 
+/// Ranks that are planned and simulated one by one at most.
+const RANKS_MAX: u32 = 1024;
+/// Ranks that stand for all where there are more.
+const SAMPLE_COUNT: usize = 32;
+/// Flows that are simulated for one candidate, about: of larger instances
+/// fewer buckets are simulated than there will be.
+const FLOWS_ENOUGH: usize = 1 << 16;
+/// How often rates change in a step of such an instance.
+const STEP_QUANTA: u64 = 64;
 /// Bucket counts that are tried, unless the staging budget asks for more.
 const BUCKET_COUNTS: [u32; 5] = [4, 8, 16, 32, 64];
 /// A candidate this near to the bound, in percent, ends the search.
@@ -54,6 +70,8 @@ pub struct Choice {
     pub ranks: u32,
     /// By how much the layouts were shrunk.
     pub factor: u32,
+    /// True if only some of those ranks were simulated.
+    pub is_sampled: bool,
 }
 
 /// Plans with whatever is predicted to be fastest. Strategy and source rule of
@@ -87,7 +105,7 @@ pub fn choose(
     destination: &Arc<Layout>,
     options: &PlanOptions,
 ) -> Result<Choice> {
-    let small = shrunk(source, destination, options)?;
+    let small = shrunk(source, destination, options.topology.as_ref())?;
     let mut tried: Vec<Candidate> = Vec::new();
     let mut lower_ns = 0;
     let mut failure: Option<Error> = None;
@@ -125,8 +143,9 @@ pub fn choose(
             best,
             tried,
             lower_ns,
-            ranks: small.source.rank_count() + small.destination.rank_count(),
+            ranks: small.rank_count(),
             factor: small.factor,
+            is_sampled: small.rank_count() > RANKS_MAX,
         }),
         None => Err(failure.unwrap_or_else(|| Error::internal("no strategy was tried"))),
     }
@@ -151,6 +170,33 @@ fn portfolio() -> Vec<(Strategy, SourceRule)> {
         .collect()
 }
 
+/// What a draft does, and the staging of the rank that has most.
+fn instance_of(draft: &Plan) -> Result<(Instance, u64)> {
+    let ranks = draft.participants();
+    if ranks.len() <= RANKS_MAX as usize {
+        return Instance::of_plan_with_staging(draft, draft.topology());
+    }
+    // Each side in its own steps: one may be much smaller.
+    let mut sample: Vec<Rank> = Vec::new();
+    for layout in [draft.source(), draft.destination()] {
+        let mut own = layout.ranks();
+        own.retain(|r| ranks.binary_search(r).is_ok());
+        let step = (2 * own.len()).div_ceil(SAMPLE_COUNT).max(1);
+        sample.extend(own.into_iter().step_by(step));
+    }
+    // The slow ones decide how long it takes.
+    let exceptional = draft.topology().spec().speeds.iter();
+    let exceptional = exceptional.flat_map(|s| s.ranks.iter());
+    sample.extend(
+        exceptional
+            .filter(|r| ranks.binary_search(r).is_ok())
+            .take(SAMPLE_COUNT / 4),
+    );
+    sample.sort_unstable();
+    sample.dedup();
+    Instance::of_ranks(draft, draft.topology(), &sample)
+}
+
 /// Simulates one draft with every bucket count that fits; says whether the
 /// best of them takes little longer than its busiest link.
 fn try_buckets(
@@ -159,7 +205,7 @@ fn try_buckets(
     lower_ns: u64,
     tried: &mut Vec<Candidate>,
 ) -> Result<bool> {
-    let (instance, staging) = Instance::of_plan_with_staging(draft, draft.topology())?;
+    let (instance, staging) = instance_of(draft)?;
     let small = instance.compressed();
     let budget = u128::from(options.staging_bytes_max);
     // Two steps are in flight of what one holds now; and a little for the
@@ -174,15 +220,22 @@ fn try_buckets(
         counts.insert(0, needed);
     }
     let first = tried.len();
+    let most = (FLOWS_ENOUGH / small.flows.len().max(1)).max(BUCKET_COUNTS[0] as usize);
     for bucket_count in counts {
-        let bucketed = buckets::bucketed(&small, bucket_count);
-        let ran = bucketed.run_fast(lower_ns);
+        let simulated = bucket_count.min(u32::try_from(most).unwrap_or(u32::MAX));
+        let ran = buckets::bucketed(&small, simulated).run_roughly(lower_ns, STEP_QUANTA);
+        let before = tried[first..].last().map(|c| c.predicted_ns);
         tried.push(Candidate {
             strategy: draft.decision().strategy,
             source_rule: draft.decision().source_rule,
             bucket_count,
             predicted_ns: ran.total_ns,
         });
+        // More buckets only add latency from here on, or look the same.
+        let is_worse = before.is_some_and(|ns| ran.total_ns > ns + ns / 1000 * ALIKE_PERMILLE);
+        if is_worse || simulated < bucket_count {
+            break;
+        }
     }
     let load_ns = instance.busiest_ns();
     let best = tried[first..].iter().map(|c| c.predicted_ns).min();

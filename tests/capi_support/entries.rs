@@ -316,6 +316,15 @@ fn plans(e: &mut Entries, w: &World<'_>) {
     add(e, "wsync_plan_create", Alone, ok(args));
     let args = vec![Bytes(w.plan_bytes.clone()), OutHandle(Plan), Err];
     add(e, "wsync_plan_create_from_bytes", Alone, ok(args));
+    let args = vec![
+        Handle(Plan),
+        OptionalHandle(Layout),
+        OptionalHandle(Layout),
+        OptionalHandle(Topology),
+        OutHandle(Plan),
+        Err,
+    ];
+    add(e, "wsync_plan_replan", Alone, ok(args));
     let args = vec![Handle(Plan), selector(), OutHandle(Plan), Err];
     add(e, "wsync_plan_select", Alone, ok(args));
     for name in ["wsync_plan_serialize", "wsync_plan_report"] {

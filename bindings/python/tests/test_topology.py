@@ -78,6 +78,26 @@ def test_a_plan_has_a_certificate() -> None:
     assert planned.certificate()["predicted_s"] > certificate["predicted_s"]
 
 
+def test_a_plan_is_made_anew_for_what_changed() -> None:
+    plan = Plan(*layouts())
+    assert plan.replan().fingerprint == plan.fingerprint
+    drained = Topology.from_json(
+        '{"weightsync_topology": 1, "speeds": [{"ranks": [0], "drained": true}]}'
+    )
+    calm = plan.replan(topology=drained)
+    diff = plan.diff(calm)
+    assert diff["topology_differs"] and not diff["is_equal"]
+    assert not diff["destination_differs"] and not diff["decision_differs"]
+    source, destination = layouts()
+    assert calm.replan(source, destination, Topology.from_json('{"weightsync_topology": 1}'))
+    with pytest.raises(CallerError, match="has no place"):
+        plan.replan(
+            topology=Topology.from_json(
+                '{"weightsync_topology": 1, "placement": [{"ranks": [0], "gpu": 0}]}'
+            )
+        )
+
+
 def test_stragglers_and_failures_are_simulated() -> None:
     plan = Plan(*layouts())
     calm = plan.simulate()

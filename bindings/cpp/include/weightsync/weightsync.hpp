@@ -1049,6 +1049,16 @@ public:
     return Plan(out);
   }
 
+  /** This plan for sides or a topology that changed a little; nullptr keeps. */
+  Plan replan(const Layout *source, const Layout *destination, const Topology *topology,
+              ErrorRecord &err) const noexcept {
+    wsync_plan *out = nullptr;
+    detail::call(err, wsync_plan_replan, c_ptr(), source == nullptr ? nullptr : source->c_ptr(),
+                 destination == nullptr ? nullptr : destination->c_ptr(),
+                 topology == nullptr ? nullptr : topology->c_ptr(), &out);
+    return Plan(out);
+  }
+
   /** The plan of what is selected. */
   Plan select(const Selector &what, ErrorRecord &err) const noexcept {
     std::vector<wsync_text> in;
@@ -1190,6 +1200,11 @@ public:
   }
   static Plan from_bytes(Bytes bytes) {
     return detail::checked([&](ErrorRecord &e) { return from_bytes(bytes, e); });
+  }
+  Plan replan(const Layout *source, const Layout *destination,
+              const Topology *topology = nullptr) const {
+    return detail::checked(
+        [&](ErrorRecord &e) { return replan(source, destination, topology, e); });
   }
   Plan select(const Selector &what) const {
     return detail::checked([&](ErrorRecord &e) { return select(what, e); });

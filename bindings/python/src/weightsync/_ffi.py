@@ -678,6 +678,18 @@ FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
         [c_void_p, c_size_t, POINTER(wsync_plan_p), error_p],
     ),
     (
+        "wsync_plan_replan",
+        c_int32,
+        [
+            wsync_plan_p,
+            wsync_layout_p,
+            wsync_layout_p,
+            wsync_topology_p,
+            POINTER(wsync_plan_p),
+            error_p,
+        ],
+    ),
+    (
         "wsync_plan_select",
         c_int32,
         [wsync_plan_p, POINTER(wsync_selector), POINTER(wsync_plan_p), error_p],

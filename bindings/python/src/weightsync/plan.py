@@ -68,12 +68,12 @@ class TwoStageOptions(NamedTuple):
 
 
 @contextmanager
-def _pointer(topology: Optional[Topology]) -> Iterator[Any]:
-    """The pointer of a topology, or None for none."""
-    if topology is None:
+def _pointer(handle: Optional[Handle]) -> Iterator[Any]:
+    """The pointer of a handle, or None for none."""
+    if handle is None:
         yield None
         return
-    with topology._use() as pointer:
+    with handle._use() as pointer:
         yield pointer
 
 
@@ -103,7 +103,7 @@ class Plan(Handle):
 
         staging_bytes_max: bytes of staging memory per rank, at most.
         direct_bytes_min: contiguous runs of at least that many bytes travel
-        without staging. bucket_count: steps of the plan. unused_allowed:
+        without staging. bucket_count: parts of every pair's bytes. unused_allowed:
         globs of source tensors that the destination may leave unused.
         copy_count: for strategy "fanout", copies that leave the source.
         two_stage: for strategy "two_stage", how ranks are mapped; without it
@@ -145,6 +145,24 @@ class Plan(Handle):
         data = bytes(data)
         call(lib.wsync_plan_create_from_bytes, data, len(data), ctypes.byref(made))
         return cls._adopt(made)
+
+    def replan(
+        self,
+        source: Optional[Layout] = None,
+        destination: Optional[Layout] = None,
+        topology: Optional[Topology] = None,
+    ) -> Plan:
+        """This plan for sides or a topology that changed a little.
+
+        A replica joins or leaves, ranks are drained, experts move: the decision
+        stays, so this takes milliseconds. What is left out stays as it is.
+        There are more buckets if a rank would exceed the staging budget.
+        """
+        made = _ffi.wsync_plan_p()
+        with self._use() as pointer, _pointer(topology) as ground:
+            with _pointer(source) as one, _pointer(destination) as other:
+                call(lib.wsync_plan_replan, pointer, one, other, ground, ctypes.byref(made))
+        return self._adopt(made)
 
     def select(
         self,
