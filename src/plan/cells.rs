@@ -124,6 +124,15 @@ impl Splitter<'_> {
         product(&axes)
     }
 
+    /// The cells of all that placement `needer` needs of `bounds`.
+    pub fn demanded(&self, needer: usize, bounds: &IndexBox) -> Vec<IndexBox> {
+        if self.tensor.explicit_holders.is_empty() {
+            return self.grid(bounds, Some(needer));
+        }
+        let needed = self.needed_boxes(needer, bounds);
+        needed.iter().flat_map(|b| self.cells(b, None)).collect()
+    }
+
     /// Who holds a cell.
     pub fn holders(&self, cell: &IndexBox) -> HolderSet {
         let mut set = HolderSet::default();

@@ -175,6 +175,11 @@ impl Topology {
         !self.slow_ports.is_empty() || !self.slow_gpus.is_empty()
     }
 
+    /// True if ranks may differ in speed, or some are drained.
+    pub fn may_be_uneven(&self) -> bool {
+        self.has_slow_ranks() || !self.drained.is_empty() || self.spec.hosts.len() > 1
+    }
+
     /// The cell of cut `cut` that a site belongs to.
     pub fn cell(&self, cut: usize, site: &Site) -> u64 {
         let c = &self.spec.cuts[cut];

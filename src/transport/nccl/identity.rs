@@ -2,6 +2,7 @@
 
 use crate::device::cuda::gpu::{Gpu, check, library};
 use crate::error::{Error, Result};
+use crate::transport::host::boot_id;
 
 /// The GPU that is current on this thread.
 pub(super) fn current_device() -> Result<u32> {
@@ -16,9 +17,7 @@ pub(super) fn current_device() -> Result<u32> {
 /// A hash of the boot id: the same for all processes of a host, in whatever
 /// container.
 pub(super) fn host_id() -> [u8; 16] {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let hash = xxhash_rust::xxh3::xxh3_128(text.trim().as_bytes());
-    hash.to_le_bytes()
+    xxhash_rust::xxh3::xxh3_128(boot_id().as_bytes()).to_le_bytes()
 }
 
 /// The PCI address, padded with zeroes.
