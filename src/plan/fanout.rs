@@ -96,7 +96,8 @@ fn fullest_domain(inputs: Inputs<'_>) -> Result<Load> {
     Ok(fullest)
 }
 
-/// What each source group holds, and how fast its NICs are.
+/// What each source group holds, and how fast the NICs of its ranks are that
+/// send.
 fn source_groups(inputs: Inputs<'_>) -> BTreeMap<SourceGroup, Load> {
     let source = inputs.source;
     let mut groups: BTreeMap<SourceGroup, Load> = BTreeMap::new();
@@ -116,9 +117,13 @@ fn source_groups(inputs: Inputs<'_>) -> BTreeMap<SourceGroup, Load> {
         let wire = Dtype::wire(t.source_dtype, tensor.dtype);
         groups.entry(group).or_default().bytes += u128::from(elements * wire.bytes());
     }
+    let sends = |r: &Rank| !inputs.topology.is_drained(*r);
     for (group, load) in &mut groups {
         load.bytes_per_s = match source.parts().get(usize::from(group.part)) {
-            None => speed(inputs, source.explicit().iter().map(|r| r.rank)),
+            None => speed(
+                inputs,
+                source.explicit().iter().map(|r| r.rank).filter(sends),
+            ),
             Some(part) => {
                 let stage_axis = |r: &crate::layout::placement::Rule| Some((r.mesh, r.stage_axis?));
                 let axis = part.rules.iter().find_map(stage_axis);
@@ -129,7 +134,7 @@ fn source_groups(inputs: Inputs<'_>) -> BTreeMap<SourceGroup, Load> {
                     _ => true,
                 };
                 let positions = (0..part.ranks.count()).filter(|&i| is_in(i));
-                speed(inputs, positions.map(|i| part.ranks.rank(i)))
+                speed(inputs, positions.map(|i| part.ranks.rank(i)).filter(sends))
             }
         };
     }
