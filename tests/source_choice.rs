@@ -163,11 +163,14 @@ fn a_slow_receiver_takes_in_less_for_the_others() {
         let plan = plan(2, 2, options);
         let across = |rank: u32| -> u64 {
             let p = plan.program(Rank(rank)).unwrap();
-            let is_across = |m: &&_| -> bool {
-                let m: &weightsync::plan::program::Message = m;
-                m.direction == Direction::Receive && m.stage == 0
-            };
-            p.messages.iter().filter(is_across).map(|m| m.bytes).sum()
+            let received = p
+                .messages
+                .iter()
+                .filter(|m| m.direction == Direction::Receive);
+            let pieces = received
+                .filter(|m| m.stage == 0)
+                .flat_map(|m| p.pieces_of(m));
+            pieces.map(|x| x.bytes).sum()
         };
         assert!(across(8) <= across(12), "{} {}", across(8), across(12));
         assert_eq!(

@@ -37,7 +37,6 @@ use std::collections::BTreeMap;
 pub struct Senders {
     /// Sets of holders that do not share it equally.
     uneven: FxHashMap<RankSet, Slots>,
-    are_uneven: bool,
 }
 
 impl Senders {
@@ -52,15 +51,12 @@ impl Senders {
             found.add(inputs, &inputs.tables.tensors[tensor], count)?;
         }
         let uneven = share_out(inputs.source, &speeds, &found.sets)?;
-        Ok(Senders {
-            uneven,
-            are_uneven: true,
-        })
+        Ok(Senders { uneven })
     }
 
     /// True if some holders send more than others of the same.
     pub fn decide(&self) -> bool {
-        self.are_uneven
+        !self.uneven.is_empty()
     }
 
     /// The slots of these holders.
@@ -246,12 +242,12 @@ fn copies_leaving(
     if !inputs.decision.strategy.is_clustered() {
         return needers.len();
     }
-    let domains = |set: &RankSet, layout: &Layout| -> FxHashSet<Option<u32>> {
-        let ranks = (0..set.len()).map(|i| set.nth(layout, i));
-        ranks.map(|r| inputs.topology.domain(r)).collect()
+    let topology = inputs.topology;
+    let domains = |ranks: Vec<Rank>| -> FxHashSet<Option<u32>> {
+        ranks.into_iter().map(|r| topology.domain(r)).collect()
     };
-    let held = domains(holders, inputs.source);
-    let outer = domains(&needers, inputs.destination);
+    let held = domains(topology.senders(holders.to_vec(inputs.source)));
+    let outer = domains(needers.to_vec(inputs.destination));
     let outer = outer.difference(&held).count() as u64;
     match inputs.decision.strategy {
         Strategy::Fanout => outer.min(inputs.decision.copies_leaving(group)),

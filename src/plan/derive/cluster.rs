@@ -21,7 +21,7 @@
 
 use super::route::{Hop, ItemRange, Routes, There};
 use super::walk::Group;
-use super::{HOLDINGS, NEEDS};
+use super::{HOLDINGS, Inputs, NEEDS};
 use crate::plan::decision::{SourceRule, Strategy};
 use crate::plan::domains::{Runs, within};
 use crate::plan::line::{Line, Share};
@@ -167,16 +167,20 @@ impl Routes<'_, '_> {
         }
     }
 
-    /// Needers that no holder that sends shares a domain with; `None` if these
-    /// are all.
+    /// Needers that no sender shares a domain with; `None` if these are all.
     fn outer(&self, group: &Group) -> Option<RankSet> {
         if !self.inputs.domains.are_shared() {
             return None;
         }
-        let destination = self.inputs.destination;
-        let domain = |r: Rank| self.inputs.topology.domain(r);
-        let willing = group.willing(self.inputs.source).into_iter();
-        let mut held: Vec<u32> = willing.filter_map(domain).collect();
+        let Inputs {
+            source,
+            destination,
+            topology,
+            ..
+        } = self.inputs;
+        let domain = |r: Rank| topology.domain(r);
+        let senders = topology.senders(group.holders.to_vec(source));
+        let mut held: Vec<u32> = senders.into_iter().filter_map(domain).collect();
         held.sort_unstable();
         held.dedup();
         let is_outer = |r: &Rank| domain(*r).is_none_or(|d| held.binary_search(&d).is_err());
@@ -433,9 +437,9 @@ impl Routes<'_, '_> {
         let inputs = self.inputs;
         let domain = inputs.topology.domain(self.rank)?;
         let is_here = |r: &Rank| inputs.topology.domain(*r) == Some(domain);
-        let willing = group.willing(inputs.source).into_iter();
+        let senders = inputs.topology.senders(group.holders.to_vec(inputs.source));
         Some((
-            willing.filter(is_here).collect(),
+            senders.into_iter().filter(is_here).collect(),
             within(&group.needers, inputs.destination, inputs.topology, domain),
         ))
     }

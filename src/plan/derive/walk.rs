@@ -65,13 +65,6 @@ impl Group {
             turn,
         }
     }
-
-    /// The holders that send some of it.
-    pub fn willing(&self, layout: &Layout) -> Vec<Rank> {
-        let sends = |&i: &u64| self.slots.width(i) > 0;
-        let all = (0..self.holders.len()).filter(sends);
-        all.map(|i| self.holders.nth(layout, i)).collect()
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -129,7 +129,7 @@ impl Topology {
         }
         let shape = like.hosts.first().cloned().unwrap_or_default();
         let hosts = hosts_of(&sorted)?;
-        let rails = rails_of(&hosts);
+        let rails = Rails::of(&hosts);
         let mut spec = TopologySpec {
             hosts: Vec::new(),
             placement: Vec::new(),
@@ -215,15 +215,28 @@ fn numbered(name: &str) -> Vec<(&str, usize, &str)> {
     parts
 }
 
-/// The names of rails, in order: those of all hosts where hosts agree on them,
-/// none otherwise.
-fn rails_of<'a>(hosts: &[Host<'a>]) -> Vec<&'a str> {
-    let mut names: Vec<&str> = hosts.iter().flat_map(|h| h.nics.iter().copied()).collect();
-    names.sort_by(|a, b| by_number(a, b));
-    names.dedup();
-    match hosts.iter().any(|h| h.nics.len() == names.len()) {
-        true => names,
-        false => Vec::new(),
+/// What hosts have in common whose NICs have the same names.
+#[derive(Default)]
+struct Rails<'a> {
+    /// In order; empty if hosts do not agree.
+    names: Vec<&'a str>,
+    /// GPUs of the host that shows most.
+    gpus: u32,
+}
+
+impl<'a> Rails<'a> {
+    fn of(hosts: &[Host<'a>]) -> Rails<'a> {
+        let mut names: Vec<&str> = hosts.iter().flat_map(|h| h.nics.iter().copied()).collect();
+        names.sort_by(|a, b| by_number(a, b));
+        names.dedup();
+        if !hosts.iter().any(|h| h.nics.len() == names.len()) {
+            return Rails::default();
+        }
+        let gpus = hosts.iter().map(|h| h.devices.len()).max().unwrap_or(1);
+        Rails {
+            names,
+            gpus: gpus as u32,
+        }
     }
 }
 
@@ -284,17 +297,21 @@ fn in_domains<'h, 'a>(hosts: &'h [Host<'a>]) -> Vec<Vec<&'h Host<'a>>> {
     domains
 }
 
-/// Adds the hosts of one domain and places their ranks; all hosts of a domain
-/// count as large as its largest. Returns the next free GPU.
+/// Adds the hosts of one domain and places their ranks; all hosts of a domain,
+/// and all whose NICs have the same names, count as large as the largest. Returns the next free GPU.
 fn add_hosts(
     spec: &mut TopologySpec,
     domain: &[&Host<'_>],
-    rails: &[&str],
+    rails: &Rails<'_>,
     shape: &HostGroup,
     mut gpu: u32,
 ) -> Result<u32> {
     let gpus = domain.iter().map(|h| h.devices.len()).max().unwrap_or(1) as u32;
-    let nics = domain.iter().map(|h| h.nics.len()).max().unwrap_or(0) as u32;
+    let gpus = gpus.max(rails.gpus);
+    let nics = match rails.names.len() {
+        0 => domain.iter().map(|h| h.nics.len()).max().unwrap_or(0),
+        all => all,
+    } as u32;
     // Ranks that name no NIC, or an odd number of them, have one each.
     let nics = match nics {
         n if n > 0 && (gpus.is_multiple_of(n) || n.is_multiple_of(gpus)) => n,
@@ -308,8 +325,11 @@ fn add_hosts(
         ..shape.clone()
     };
     for host in domain {
-        let rails = if rails.is_empty() { &host.nics } else { rails };
-        let slots = host.slots(gpus, rails, group.ports());
+        let names = match rails.names.is_empty() {
+            true => &host.nics,
+            false => &rails.names,
+        };
+        let slots = host.slots(gpus, names, group.ports());
         for (slot, device) in slots.into_iter().zip(&host.devices) {
             spec.placement.push(PlacementRun {
                 ranks: RankList::List(device.ranks.clone()).canonical(),

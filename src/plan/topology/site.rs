@@ -170,6 +170,15 @@ impl Topology {
         &self.drained
     }
 
+    /// Those of some ranks that hold the same which send it: all but the
+    /// drained ones, unless all are.
+    pub fn senders(&self, mut ranks: Vec<Rank>) -> Vec<Rank> {
+        if !ranks.iter().all(|r| self.is_drained(*r)) {
+            ranks.retain(|r| !self.is_drained(*r));
+        }
+        ranks
+    }
+
     /// True if some rank is slower than its host.
     pub fn has_slow_ranks(&self) -> bool {
         !self.slow_ports.is_empty() || !self.slow_gpus.is_empty()
