@@ -229,7 +229,8 @@ impl<'a> Rails<'a> {
         let mut names: Vec<&str> = hosts.iter().flat_map(|h| h.nics.iter().copied()).collect();
         names.sort_by(|a, b| by_number(a, b));
         names.dedup();
-        if !hosts.iter().any(|h| h.nics.len() == names.len()) {
+        let agree = hosts.iter().any(|h| h.nics.len() == names.len());
+        if names.is_empty() || !agree {
             return Rails::default();
         }
         let gpus = hosts.iter().map(|h| h.devices.len()).max().unwrap_or(1);
