@@ -1964,10 +1964,20 @@ typedef struct wsync_session_options {
 /**
  * A buffer and its memory.
  *
+ * dtype, shape and strides say how the caller sees the memory. A plan that
+ * sees it otherwise is then refused: one whose views have another element
+ * type, or elements that are none of the array's, or, unless the array is
+ * row-major, axes in another order. Unsigned integers stand for the bits of
+ * elements as wide as they are, and bytes for any. What is left 0 is not told,
+ * and not compared.
+ *
  * Since: 0.1
  */
 typedef struct wsync_binding {
   struct wsync_text name;
+  /**
+   * The lowest byte, also of an array that runs backwards.
+   */
   void *ptr;
   uint64_t bytes;
   /**
@@ -1986,6 +1996,23 @@ typedef struct wsync_binding {
    * 0.
    */
   uint32_t reserved;
+  /**
+   * The type of the elements; {0, 0, 0} if that is not told.
+   */
+  struct wsync_dtype dtype;
+  /**
+   * Axes of the array, at most WSYNC_DIM_COUNT_MAX; 0 if they are not told.
+   */
+  uint32_t dim_count;
+  /**
+   * Elements along each axis; 0 beyond dim_count.
+   */
+  uint64_t shape[8];
+  /**
+   * Bytes between neighbours along each axis, which may be negative; all 0
+   * means without gaps, the last axis innermost.
+   */
+  int64_t strides[8];
 } wsync_binding;
 
 /**
@@ -2696,6 +2723,7 @@ uint32_t wsync_plan_step_count(const struct wsync_plan *plan);
 /**
  * Writes what `rank` does; all zero if it takes no part.
  *
+ * Errors: NOT_FOUND if the rank is in neither layout of this plan.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_plan_program_info(const struct wsync_plan *plan,
@@ -2730,7 +2758,8 @@ wsync_status wsync_plan_buffer_at(const struct wsync_plan *plan,
  * `tensor`, or WSYNC_STEP_NONE if it gets none. Once
  * wsync_request_steps_done exceeds that step, the tensor is in place.
  *
- * Errors: NOT_FOUND if the plan does not move such a tensor.
+ * Errors: NOT_FOUND if the plan does not move such a tensor, or the rank is in
+ * neither layout.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_plan_tensor_last_step(const struct wsync_plan *plan,
@@ -2744,7 +2773,7 @@ wsync_status wsync_plan_tensor_last_step(const struct wsync_plan *plan,
  * NUL-terminated. With a `capacity` of 0 only `out_needed` is written: the
  * number of bytes, the NUL included.
  *
- * Errors: BUFFER_TOO_SMALL.
+ * Errors: NOT_FOUND if the rank is in neither layout; BUFFER_TOO_SMALL.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_plan_rank_ops(const struct wsync_plan *plan,
@@ -3038,7 +3067,8 @@ wsync_status wsync_session_bind(struct wsync_session *session,
  * Binds `binding_count` buffers in one call, all of them or none. `stride` is
  * sizeof(wsync_binding).
  *
- * Errors: those of wsync_session_bind, naming the buffer.
+ * Errors: those of wsync_session_bind, naming the buffer; INVALID_ARGUMENT for
+ * shape and strides that leave the memory.
  * Thread safety: one call at a time per session. Since: 0.1
  */
 wsync_status wsync_session_bind_many(struct wsync_session *session,
@@ -3067,7 +3097,8 @@ wsync_status wsync_session_unbind(struct wsync_session *session,
  * other memory afterwards. Other ranks need not load it at the same time.
  *
  * Errors: BUFFER_MISMATCH names every buffer that is not bound, or one that is
- * too small or in other memory than planned; INVALID_ARGUMENT if the plan
+ * too small, in other memory than planned, or an array of another form;
+ * INVALID_ARGUMENT if the plan
  * needs a rank that the transport lacks; OUT_OF_MEMORY, LIMIT_EXCEEDED; the
  * reason, if the transport was aborted.
  * Thread safety: one call at a time per session. Since: 0.1

@@ -3,7 +3,7 @@
 mod model_rows;
 mod route_support;
 
-use route_support::{Sizes, engine, range, trainer};
+use route_support::{Attention, Sizes, engine, range, trainer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use weightsync::Rank;
@@ -39,13 +39,10 @@ fn ways(topology: &TopologySpec) -> Vec<PlanOptions> {
 
 /// TP2 PP2 with so many data-parallel copies, to replicas of TP4.
 fn plan(dp: u32, replicas: u32, options: &PlanOptions) -> Plan {
-    let source = trainer(Sizes::new(2, 2, dp), 8, 8, &range(0, 4 * dp));
-    let engine = engine(
-        Sizes::new(4, 1, replicas),
-        8,
-        8,
-        &range(4 * dp, 4 * replicas),
-    );
+    let (from, to) = (Sizes::new(2, 2, dp), Sizes::new(4, 1, replicas));
+    let attention = Attention::new(8, 8, from, to);
+    let source = trainer(from, attention, &range(0, 4 * dp));
+    let engine = engine(to, attention, &range(4 * dp, 4 * replicas));
     let plan = Plan::create(Arc::new(source), Arc::new(engine), options).unwrap();
     plan.verify().unwrap();
     plan
@@ -314,8 +311,10 @@ fn a_rail_serves_itself() {
     };
     let on_rail = |options: &PlanOptions| {
         // Every trainer holds all of it.
-        let source = trainer(Sizes::new(1, 1, 8), 8, 8, &range(0, 8));
-        let engine = engine(Sizes::new(1, 1, 4), 8, 8, &range(8, 4));
+        let (from, to) = (Sizes::new(1, 1, 8), Sizes::new(1, 1, 4));
+        let attention = Attention::new(8, 8, from, to);
+        let source = trainer(from, attention, &range(0, 8));
+        let engine = engine(to, attention, &range(8, 4));
         let plan = Plan::create(Arc::new(source), Arc::new(engine), options).unwrap();
         plan.verify().unwrap();
         let mut bytes = [0, 0];

@@ -22,7 +22,8 @@ use std::ffi::{c_char, c_void};
 /// does not survive fork.
 ///
 /// wsync_transport_create, wsync_transport_greeting, wsync_transport_meet,
-/// wsync_transport_rendezvous, wsync_transport_rank,
+/// wsync_transport_rendezvous, wsync_transport_nccl_id,
+/// wsync_transport_nccl_version, wsync_transport_rank,
 /// wsync_transport_rank_count, wsync_transport_status, wsync_transport_abort,
 /// wsync_transport_finalize, wsync_transport_destroy.
 ///
@@ -93,6 +94,7 @@ pub struct wsync_transport_options {
     pub rank: u32,
     /// All ranks, in any order; NULL means 0, 1, .. rank_count - 1.
     pub ranks: *const u32,
+    /// How many ranks there are.
     pub rank_count: u32,
     /// 0.
     pub reserved: u32,
@@ -274,6 +276,7 @@ pub unsafe extern "C" fn wsync_transport_status(
 /// reason wins; aborting again changes nothing. Never waits. A meeting that is
 /// under way fails with the reason at once, and its peers see this rank go.
 ///
+/// Errors: none but a wrong argument.
 /// Thread safety: any thread, at any time, during other calls on the transport
 /// too. Since: 0.1
 #[unsafe(no_mangle)]
@@ -294,9 +297,10 @@ pub unsafe extern "C" fn wsync_transport_abort(
 
 /// The polite end: leaves together with all other ranks. Waits until every
 /// rank has called this, at most `deadline_ns` nanoseconds. No request can be
-/// prepared any more.
+/// prepared any more. After MEET_TIMEOUT it may be called again, to wait on.
 ///
-/// Errors: MEET_TIMEOUT names a rank that did not come; INVALID_STATE if the
+/// Errors: MEET_TIMEOUT names a rank that did not come; BUSY while a request
+/// is under way; INVALID_STATE if the
 /// ranks have not met; the reason, if the transport was aborted.
 /// Thread safety: one call at a time per transport; abort may be called
 /// meanwhile. Since: 0.1

@@ -3,7 +3,7 @@
 //! Numbers here are the ABI: they are never changed, reused or renumbered;
 //! a retired one stays as a comment. `tests/abi.rs` pins all of them.
 
-use crate::error::Status;
+use crate::error::{Error, Result, Status};
 use crate::layout::dtype::Dtype;
 use std::ffi::{c_char, c_void};
 
@@ -268,6 +268,7 @@ pub struct wsync_error {
 pub struct wsync_text {
     /// May be NULL if bytes is 0.
     pub ptr: *const c_char,
+    /// Of the text, without a NUL.
     pub bytes: usize,
 }
 
@@ -279,6 +280,7 @@ pub struct wsync_text {
 pub struct wsync_bytes {
     /// May be NULL if bytes is 0.
     pub ptr: *const c_void,
+    /// How many there are at `ptr`.
     pub bytes: usize,
 }
 
@@ -290,6 +292,7 @@ pub struct wsync_bytes {
 pub struct wsync_rank_list {
     /// May be NULL if count is 0.
     pub ranks: *const u32,
+    /// How many there are.
     pub count: usize,
 }
 
@@ -306,6 +309,23 @@ pub struct wsync_dtype {
     pub bits: u8,
     /// Lanes of one element, at least 1.
     pub lanes: u16,
+}
+
+impl wsync_dtype {
+    /// Not told.
+    pub(super) const NONE: wsync_dtype = wsync_dtype {
+        code: 0,
+        bits: 0,
+        lanes: 0,
+    };
+}
+
+impl TryFrom<wsync_dtype> for Dtype {
+    type Error = Error;
+
+    fn try_from(d: wsync_dtype) -> Result<Dtype> {
+        Dtype::new(d.code, d.bits, d.lanes)
+    }
 }
 
 impl From<Dtype> for wsync_dtype {
@@ -325,6 +345,7 @@ impl From<Dtype> for wsync_dtype {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct wsync_fingerprint {
+    /// To be compared and printed as they are.
     pub bytes: [u8; 16],
 }
 
@@ -351,16 +372,28 @@ pub struct wsync_buffer_info {
 }
 
 /// No rank.
+///
+/// Since: 0.1
 pub const WSYNC_RANK_NONE: u32 = 0xFFFF_FFFF;
 /// No step.
+///
+/// Since: 0.1
 pub const WSYNC_STEP_NONE: u32 = 0xFFFF_FFFF;
 /// A deadline that never comes.
+///
+/// Since: 0.1
 pub const WSYNC_NO_DEADLINE: u64 = 0xFFFF_FFFF_FFFF_FFFF;
 /// Axes of a tensor, at most.
+///
+/// Since: 0.1
 pub const WSYNC_DIM_COUNT_MAX: usize = 8;
 /// Bytes of a name, at most, without a NUL.
+///
+/// Since: 0.1
 pub const WSYNC_NAME_BYTES_MAX: usize = 1024;
 /// Bytes of a greeting, at most.
+///
+/// Since: 0.1
 pub const WSYNC_GREETING_BYTES_MAX: usize = 512;
 
 const _: () = assert!(WSYNC_DIM_COUNT_MAX == crate::limits::DIM_COUNT_MAX);

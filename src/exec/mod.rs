@@ -20,6 +20,8 @@
 //! Each rank runs at most one request at a time: the order of messages between
 //! two ranks is the order of their requests, and so it is the same on both.
 
+#![forbid(unsafe_code)]
+
 mod agreement;
 mod comparison;
 mod coordinator;
@@ -29,6 +31,7 @@ mod flight;
 mod landscape;
 mod member;
 pub mod message;
+mod needs;
 mod outbox;
 pub mod outcome;
 pub mod rank_set;

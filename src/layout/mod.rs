@@ -11,6 +11,9 @@
 //!       placement: q_proj of layer 3, on stage 1, in buffer "layers.3.qkv"
 //! ```
 
+#![forbid(unsafe_code)]
+
+pub mod array;
 mod canonical;
 pub mod check;
 pub mod cut;
@@ -195,6 +198,11 @@ impl Layout {
     /// Every rank of the layout, ascending.
     pub fn ranks(&self) -> Vec<Rank> {
         self.index.ranks().collect()
+    }
+
+    /// The lowest rank of the layout.
+    pub fn lowest_rank(&self) -> Option<Rank> {
+        self.index.ranks().next()
     }
 
     /// Number of ranks.

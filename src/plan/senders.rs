@@ -163,17 +163,17 @@ impl Pools {
         for (j, r) in tensor.needers.iter().enumerate() {
             let (part, p) = placement(destination, *r);
             let wire = Dtype::wire(tensor.source_dtype, part.rule(p).stored_dtype(stored));
-            for cell in splitter.demanded(j, &whole) {
+            for cell in splitter.demanded(j, &whole)? {
                 let slice = splitter.needers(j, &cell).at(p.stage);
                 let needers = RankSet::union(destination, &[slice], &[]);
                 let bytes = wire.bytes().saturating_mul(count);
                 self.add_cell(inputs, &splitter, &cell, needers, bytes)?;
             }
         }
-        for e in &tensor.explicit_needers {
+        for e in tensor.explicit_needers.iter() {
             let ranks: Vec<Rank> = e.ranks.iter().map(|r| r.0).collect();
             let wire = Dtype::wire(tensor.source_dtype, e.dtype);
-            for cell in splitter.cells(&e.bounds, None) {
+            for cell in splitter.cells(&e.bounds, None)? {
                 let needers = RankSet::List(ranks.clone());
                 let bytes = wire.bytes().saturating_mul(count);
                 self.add_cell(inputs, &splitter, &cell, needers, bytes)?;

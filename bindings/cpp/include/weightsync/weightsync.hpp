@@ -143,6 +143,54 @@ enum class RegroupKind : std::uint32_t {
   all_gather = WSYNC_REGROUP_KIND_ALL_GATHER,
 };
 
+/** Which way bytes take. */
+enum class Strategy : std::uint32_t {
+  by_default = WSYNC_STRATEGY_DEFAULT,
+  direct = WSYNC_STRATEGY_DIRECT,
+  two_stage = WSYNC_STRATEGY_TWO_STAGE,
+  relay = WSYNC_STRATEGY_RELAY,
+  fanout = WSYNC_STRATEGY_FANOUT,
+  automatic = WSYNC_STRATEGY_AUTO,
+};
+
+/** Which of several holders sends. */
+enum class SourceRule : std::uint32_t {
+  by_default = WSYNC_SOURCE_RULE_DEFAULT,
+  wrap = WSYNC_SOURCE_RULE_WRAP,
+  rotate = WSYNC_SOURCE_RULE_ROTATE,
+};
+
+/** Flags of one execution; several are joined by `|`. */
+enum class RequestFlag : std::uint32_t {
+  verify = WSYNC_REQUEST_FLAG_VERIFY,
+  dry_run = WSYNC_REQUEST_FLAG_DRY_RUN,
+};
+
+/** Flags of a mapping; several are joined by `|`. */
+enum class MappingFlag : std::uint32_t {
+  colocated = WSYNC_MAPPING_FLAG_COLOCATED,
+  keep_same_device = WSYNC_MAPPING_FLAG_KEEP_SAME_DEVICE,
+  vllm = WSYNC_MAPPING_FLAG_VLLM,
+  apart = WSYNC_MAPPING_FLAG_APART,
+};
+
+constexpr RequestFlag operator|(RequestFlag a, RequestFlag b) noexcept {
+  return static_cast<RequestFlag>(static_cast<std::uint32_t>(a) | static_cast<std::uint32_t>(b));
+}
+
+constexpr MappingFlag operator|(MappingFlag a, MappingFlag b) noexcept {
+  return static_cast<MappingFlag>(static_cast<std::uint32_t>(a) | static_cast<std::uint32_t>(b));
+}
+
+/** Whose code a native error code is. */
+enum class NativeDomain : std::uint32_t {
+  none = WSYNC_NATIVE_DOMAIN_NONE,
+  os = WSYNC_NATIVE_DOMAIN_ERRNO,
+  nccl = WSYNC_NATIVE_DOMAIN_NCCL,
+  cuda = WSYNC_NATIVE_DOMAIN_CUDA,
+  ucx = WSYNC_NATIVE_DOMAIN_UCX,
+};
+
 enum class LogLevel : std::uint32_t {
   off = WSYNC_LOG_LEVEL_OFF,
   error = WSYNC_LOG_LEVEL_ERROR,
@@ -242,6 +290,15 @@ struct BufferInfo {
   std::uint32_t device = 0;
 };
 
+/** How the caller sees memory that it binds; plans that see it otherwise refuse it. */
+struct Array {
+  wsync_dtype dtype{};
+  /** Elements along each axis; empty if that is not told. */
+  Span<const std::uint64_t> shape{};
+  /** Bytes between neighbours along each axis; empty means without gaps. */
+  Span<const std::int64_t> strides{};
+};
+
 /** What became of destination memory. */
 struct Outcomes {
   /** This rank's. */
@@ -278,6 +335,11 @@ struct SimulateOptions : wsync_simulate_options {
 
 struct PlanOptions : wsync_plan_options {
   PlanOptions() noexcept : wsync_plan_options WSYNC_PLAN_OPTIONS_INIT {}
+  explicit PlanOptions(Strategy way, SourceRule rule = SourceRule::by_default) noexcept
+      : PlanOptions() {
+    strategy = static_cast<std::uint32_t>(way);
+    source_rule = static_cast<std::uint32_t>(rule);
+  }
 };
 
 /** Everything, only what has a property, or only what has it not. */
@@ -332,10 +394,18 @@ struct RequestOptions : wsync_request_options {
     version = weights_version;
     flags = request_flags;
   }
+  RequestOptions(std::uint64_t weights_version, RequestFlag flag) noexcept
+      : RequestOptions(weights_version, static_cast<std::uint32_t>(flag)) {}
 };
 
 struct MappingOptions : wsync_mapping_options {
   MappingOptions() noexcept : wsync_mapping_options WSYNC_MAPPING_OPTIONS_INIT {}
+  explicit MappingOptions(MappingKind which) noexcept : MappingOptions() {
+    kind = static_cast<std::uint32_t>(which);
+  }
+  MappingOptions(MappingKind which, MappingFlag flag) noexcept : MappingOptions(which) {
+    flags = static_cast<std::uint32_t>(flag);
+  }
 };
 
 struct ProgramInfo : wsync_program_info {
@@ -351,7 +421,9 @@ public:
   Status status() const noexcept { return static_cast<Status>(raw_.status); }
   const char *message() const noexcept { return raw_.message; }
   std::int32_t native_code() const noexcept { return raw_.native_code; }
-  std::uint32_t native_domain() const noexcept { return raw_.native_domain; }
+  NativeDomain native_domain() const noexcept {
+    return static_cast<NativeDomain>(raw_.native_domain);
+  }
   /** The rank to blame, if there is one. */
   std::optional<std::uint32_t> rank() const noexcept {
     if (!*this || raw_.rank == WSYNC_RANK_NONE) return std::nullopt;
@@ -379,18 +451,34 @@ public:
   Status status() const noexcept { return status_; }
   std::optional<std::uint32_t> rank() const noexcept { return rank_; }
   std::int32_t native_code() const noexcept { return native_code_; }
-  std::uint32_t native_domain() const noexcept { return native_domain_; }
+  NativeDomain native_domain() const noexcept { return native_domain_; }
 
 private:
   Status status_;
   std::optional<std::uint32_t> rank_;
   std::int32_t native_code_;
-  std::uint32_t native_domain_;
+  NativeDomain native_domain_;
 };
 #endif
 
 /** True if the loaded library fits the header that this was compiled with. */
 inline bool header_matches() noexcept { return wsync_header_matches() != 0; }
+
+/** Version of the loaded library: major, minor and patch, 8 bits each. */
+inline std::uint32_t library_version() noexcept { return wsync_version(); }
+
+/** The same as text, such as "0.1.0". */
+inline const char *library_version_string() noexcept { return wsync_version_string(); }
+
+/** Number of the library's binary interface. */
+inline std::uint32_t abi_version() noexcept { return wsync_abi_version(); }
+
+/** The environment variables that the library knows, and what holds in this process. */
+inline std::vector<wsync_env_info> environment() {
+  std::vector<wsync_env_info> found(wsync_env_count(), wsync_env_info WSYNC_ENV_INFO_INIT);
+  for (std::size_t i = 0; i < found.size(); i++) wsync_env_at(i, &found[i], nullptr);
+  return found;
+}
 
 /** The file that the library was loaded from. */
 inline const char *library_file() noexcept { return wsync_library_file(); }
@@ -479,6 +567,12 @@ inline wsync_text text(std::string_view text) noexcept {
   return wsync_text{text.data(), text.size()};
 }
 
+/** One number per axis; more than there is room for are counted, not copied. */
+template <class T>
+void copy_numbers(T (&to)[WSYNC_DIM_COUNT_MAX], Span<const T> from) noexcept {
+  for (std::size_t i = 0; i < from.size() && i < WSYNC_DIM_COUNT_MAX; i++) to[i] = from[i];
+}
+
 inline BufferInfo buffer_info(const wsync_buffer_info &raw) {
   BufferInfo info;
   info.name.assign(raw.name, raw.name_bytes);
@@ -524,8 +618,8 @@ public:
     wsync_tensor tensor{};
     tensor.dim_count = static_cast<std::uint32_t>(shape.size());
     tensor.dtype = type;
-    copy_numbers(tensor.shape, shape);
-    copy_numbers(tensor.granule, granule);
+    detail::copy_numbers(tensor.shape, shape);
+    detail::copy_numbers(tensor.granule, granule);
     tensors_.push_back(tensor);
     tensor_names_.push_back(std::move(name));
     return static_cast<std::uint32_t>(tensors_.size() - 1);
@@ -552,9 +646,9 @@ public:
     view.buffer = buffer;
     view.offset = offset;
     view.dtype = type;
-    copy_numbers(view.lo, lo);
-    copy_numbers(view.hi, hi);
-    copy_numbers(view.strides, strides);
+    detail::copy_numbers(view.lo, lo);
+    detail::copy_numbers(view.hi, hi);
+    detail::copy_numbers(view.strides, strides);
     views_.push_back(view);
   }
 
@@ -565,10 +659,6 @@ public:
 
 private:
   friend class Layout;
-
-  template <class T> static void copy_numbers(T (&to)[8], Span<const T> from) noexcept {
-    for (std::size_t i = 0; i < from.size() && i < 8; i++) to[i] = from[i];
-  }
 
   std::uint32_t rank_;
   std::uint32_t copy_;
@@ -1294,6 +1384,29 @@ public:
     bind(side, name, ptr, bytes, Memory::host, 0, err);
   }
 
+  /** With what is known of the array, which plans are then held against. */
+  void bind(Side side, Name name, void *ptr, std::uint64_t bytes, const Array &array,
+            Memory memory, std::uint32_t device, ErrorRecord &err) noexcept {
+    wsync_binding binding{};
+    binding.name = detail::text(name.c_str());
+    binding.ptr = ptr;
+    binding.bytes = bytes;
+    binding.side = static_cast<std::uint32_t>(side);
+    binding.memory = static_cast<std::uint32_t>(memory);
+    binding.device = device;
+    binding.dtype = array.dtype;
+    binding.dim_count = static_cast<std::uint32_t>(array.shape.size());
+    detail::copy_numbers(binding.shape, array.shape);
+    detail::copy_numbers(binding.strides, array.strides);
+    bind_many({binding}, err);
+  }
+
+  /** The same for host memory. */
+  void bind(Side side, Name name, void *ptr, std::uint64_t bytes, const Array &array,
+            ErrorRecord &err) noexcept {
+    bind(side, name, ptr, bytes, array, Memory::host, 0, err);
+  }
+
   /** All of them or none. */
   void bind_many(Span<const wsync_binding> bindings, ErrorRecord &err) noexcept {
     detail::call(err, wsync_session_bind_many, c_ptr(), bindings.data(), bindings.size(),
@@ -1330,6 +1443,10 @@ public:
   void bind(Side side, Name name, void *ptr, std::uint64_t bytes, Memory memory = Memory::host,
             std::uint32_t device = 0) {
     detail::checked([&](ErrorRecord &e) { bind(side, name, ptr, bytes, memory, device, e); });
+  }
+  void bind(Side side, Name name, void *ptr, std::uint64_t bytes, const Array &array,
+            Memory memory = Memory::host, std::uint32_t device = 0) {
+    detail::checked([&](ErrorRecord &e) { bind(side, name, ptr, bytes, array, memory, device, e); });
   }
   void bind_many(Span<const wsync_binding> bindings) {
     detail::checked([&](ErrorRecord &e) { bind_many(bindings, e); });

@@ -56,7 +56,7 @@ from .nccl import NcclOptions, nccl_id, nccl_version
 from .plan import Plan, ProgramInfo, TwoStageOptions
 from .request import Outcomes, Request
 from .session import Session
-from .topology import Site, Topology
+from .topology import FabricCut, HostGroup, PlacementRun, Site, SpeedFactor, Topology
 from .transport import Transport
 
 __version__ = "0.1.0"
@@ -83,6 +83,8 @@ __all__ = [
     "DTypeCode",
     "EnvInfo",
     "EnvironmentProblem",
+    "FabricCut",
+    "HostGroup",
     "InternalError",
     "Layout",
     "LibraryProblem",
@@ -100,6 +102,7 @@ __all__ = [
     "Outcome",
     "Outcomes",
     "Pair",
+    "PlacementRun",
     "Plan",
     "PlanMismatch",
     "ProgramInfo",
@@ -111,6 +114,7 @@ __all__ = [
     "Side",
     "Site",
     "SourceRule",
+    "SpeedFactor",
     "State",
     "Status",
     "Strategy",
