@@ -1,10 +1,6 @@
 //! Which host and which GPU, in words that every process of a host agrees on.
 
 use crate::device::cuda::gpu::{Gpu, check, library};
-<<<<<<< HEAD
-use crate::error::{Error, Result};
-use crate::transport::host::boot_id;
-=======
 use crate::error::{Error, Result, Status};
 
 /// What tells hosts apart, best first.
@@ -12,7 +8,6 @@ const HOST_NAMES: [&str; 2] = [
     "/proc/sys/kernel/random/boot_id",
     "/proc/sys/kernel/hostname",
 ];
->>>>>>> main
 
 /// The GPU that is current on this thread.
 pub(super) fn current_device() -> Result<u32> {
@@ -25,11 +20,6 @@ pub(super) fn current_device() -> Result<u32> {
 }
 
 /// A hash of the boot id: the same for all processes of a host, in whatever
-<<<<<<< HEAD
-/// container.
-pub(super) fn host_id() -> [u8; 16] {
-    xxhash_rust::xxh3::xxh3_128(boot_id().as_bytes()).to_le_bytes()
-=======
 /// container. Where it cannot be read, of the host's name: then at least no two
 /// hosts are taken for one.
 pub(super) fn host_id() -> Result<[u8; 16]> {
@@ -48,7 +38,6 @@ fn host_of(names: &[String]) -> Result<[u8; 16]> {
         ));
     };
     Ok(xxhash_rust::xxh3::xxh3_128(name.as_bytes()).to_le_bytes())
->>>>>>> main
 }
 
 /// The PCI address, padded with zeroes.
