@@ -1587,7 +1587,8 @@ typedef struct wsync_rank_place {
    */
   uint32_t reserved;
   /**
-   * Equal on all ranks of a host, and on no others.
+   * Equal on all ranks of a host, and on no others; empty is the boot id of
+   * this host.
    */
   struct wsync_text host;
   /**
@@ -1599,7 +1600,8 @@ typedef struct wsync_rank_place {
    */
   struct wsync_text domain;
   /**
-   * Names of the NICs near the GPU.
+   * Names of the NICs near the GPU: NICs of one name are one rail on all
+   * hosts, and rails are in the order of these names.
    */
   const struct wsync_text *nics;
   /**
@@ -2727,7 +2729,8 @@ wsync_status wsync_topology_create_from_json(const char *json,
  * channel and given to wsync_topology_create_from_places. With a `capacity`
  * of 0 only `out_needed` is written: the number of bytes.
  *
- * Errors: INVALID_ARGUMENT if host or device is empty; BUFFER_TOO_SMALL.
+ * Errors: INVALID_ARGUMENT if the device is empty, or the host on a system
+ * without a boot id; BUFFER_TOO_SMALL.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_topology_place(const struct wsync_rank_place *place,

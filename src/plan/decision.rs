@@ -45,6 +45,11 @@ impl Strategy {
     pub fn from_name(name: &str) -> Option<Strategy> {
         Strategy::ALL.into_iter().find(|s| s.name() == name)
     }
+
+    /// True if needers are put into clusters of NVLink domains.
+    pub const fn is_clustered(self) -> bool {
+        matches!(self, Strategy::Relay | Strategy::Fanout)
+    }
 }
 
 /// Which of several holders sends.

@@ -175,11 +175,15 @@ fn source_groups(inputs: Inputs<'_>) -> BTreeMap<SourceGroup, Load> {
     groups
 }
 
-/// How fast the NICs of each source group are.
+/// How fast the NICs are of those ranks of each source group that send.
 fn add_speeds(inputs: Inputs<'_>, groups: &mut BTreeMap<SourceGroup, Load>) {
     let source = inputs.source;
+    let sends = |r: &Rank| !inputs.topology.is_drained(*r);
     if source.parts().is_empty() {
-        let all = speed(inputs, source.explicit().iter().map(|r| r.rank));
+        let all = speed(
+            inputs,
+            source.explicit().iter().map(|r| r.rank).filter(sends),
+        );
         groups.values_mut().for_each(|load| load.bytes_per_s = all);
         return;
     }
@@ -199,7 +203,10 @@ fn add_speeds(inputs: Inputs<'_>, groups: &mut BTreeMap<SourceGroup, Load>) {
                 axis.is_none() || group.stage.is_none() || *stage == group.stage
             };
             let ranks = by_stage.iter().filter(|(stage, _)| is_in(stage));
-            load.bytes_per_s = speed(inputs, ranks.flat_map(|(_, ranks)| ranks.iter().copied()));
+            load.bytes_per_s = speed(
+                inputs,
+                ranks.flat_map(|(_, ranks)| ranks.iter().copied().filter(sends)),
+            );
         }
     }
 }

@@ -28,6 +28,7 @@ pub mod topology;
 pub mod traffic;
 pub mod two_stage;
 pub mod verify;
+pub mod waterfill;
 
 mod boxes;
 mod bucket;
@@ -36,9 +37,12 @@ mod derive;
 mod domains;
 mod fanout;
 mod line;
+mod locality;
 mod piece;
 mod ranks;
 mod replan;
+mod senders;
+mod slots;
 mod tables;
 mod wire;
 
@@ -51,8 +55,10 @@ use crate::rank::Rank;
 use decision::{Decision, PlanOptions, Strategy};
 use derive::Inputs;
 use domains::Domains;
+use locality::Locality;
 use program::{BufferUse, Program, Side};
 pub use selector::Selector;
+use senders::Senders;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
@@ -64,7 +70,7 @@ pub use wire::{PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, PlanDiff};
 
 /// Version of the rules by which programs are derived; part of every
 /// fingerprint, so ranks with other rules never exchange a byte.
-pub const PLANNER_VERSION: u32 = 1;
+pub const PLANNER_VERSION: u32 = 2;
 
 /// Up to this many ranks every program is derived to choose the bucket count;
 /// above, one rank of each kind and some between.
@@ -84,6 +90,8 @@ pub struct Plan {
     tables: Tables,
     two_stage: Option<Arc<TwoStage>>,
     domains: Domains,
+    senders: Senders,
+    locality: Locality,
     tensors: Arc<[Tensor]>,
     fingerprint: u128,
     participants: OnceLock<Participants>,
@@ -272,6 +280,8 @@ impl Plan {
             tables,
             two_stage,
             domains,
+            senders: Senders::default(),
+            locality: Locality::default(),
             tensors,
             fingerprint: 0,
             participants: OnceLock::new(),
@@ -279,7 +289,22 @@ impl Plan {
         if plan.decision.strategy == Strategy::Fanout {
             plan.decision.copies = fanout::copies(plan.inputs())?;
         }
+        plan.choose_senders()?;
         Ok(plan)
+    }
+
+    /// How much each holder sends, and whom it sends it to first.
+    fn choose_senders(&mut self) -> Result<()> {
+        match self.decision.strategy {
+            // The mapping names the senders.
+            Strategy::TwoStage => {}
+            Strategy::Relay | Strategy::Fanout => self.senders = Senders::new(self.inputs())?,
+            Strategy::Direct => {
+                self.senders = Senders::new(self.inputs())?;
+                self.locality = Locality::new(&self.source, &self.destination, &self.topology);
+            }
+        }
+        Ok(())
     }
 
     /// Source tensors that no destination rank wants are an error unless named.
@@ -353,7 +378,10 @@ impl Plan {
     /// True if programs may differ with the topology.
     fn topology_decides(&self) -> bool {
         match self.decision.strategy {
-            Strategy::Direct => !self.topology.spec().speeds.is_empty(),
+            Strategy::Direct => {
+                let has_speeds = !self.topology.spec().speeds.is_empty();
+                has_speeds || self.senders.decide() || self.locality.decides()
+            }
             // Which ranks share a device.
             Strategy::TwoStage => {
                 let options = self.decision.two_stage.as_ref();
@@ -385,6 +413,8 @@ impl Plan {
             decision: &self.decision,
             two_stage: self.two_stage.as_deref(),
             domains: &self.domains,
+            senders: &self.senders,
+            locality: &self.locality,
             topology: &self.topology,
         }
     }

@@ -65,6 +65,15 @@ def test_ranks_that_say_where_they_are_make_a_topology() -> None:
         Topology.from_places([places[0], places[0]])
 
 
+def test_a_rank_need_not_know_its_host() -> None:
+    places = [Topology.place(r, "", f"GPU-{r}") for r in range(2)]
+    places.append(Topology.place(2, "elsewhere", "GPU-2"))
+    topology = Topology.from_places(places)
+    assert [topology.site(r).host for r in range(3)] == [0, 0, 1]
+    with pytest.raises(CallerError, match='device ""'):
+        Topology.place(0, "", "")
+
+
 def test_a_plan_has_a_certificate() -> None:
     plan = Plan(*layouts(), strategy="auto")
     certificate = plan.certificate()

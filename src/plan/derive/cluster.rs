@@ -21,13 +21,16 @@
 
 use super::route::{Hop, ItemRange, Routes, There};
 use super::walk::Group;
-use super::{HOLDINGS, NEEDS};
+use super::{HOLDINGS, Inputs, NEEDS};
 use crate::plan::decision::{SourceRule, Strategy};
 use crate::plan::domains::{Runs, within};
 use crate::plan::line::{Line, Share};
+use crate::plan::locality::{Matching, Places};
 use crate::plan::program::Direction;
 use crate::plan::ranks::RankSet;
+use crate::plan::slots::Slots;
 use crate::rank::Rank;
+use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use std::ops::Range;
 use std::sync::Arc;
@@ -62,6 +65,8 @@ struct Cluster<'c> {
     /// Places of the members among the needers.
     places: Range<u64>,
     bytes: u64,
+    /// How the members share the work of taking it in.
+    slots: Slots,
 }
 
 impl Cluster<'_> {
@@ -71,14 +76,16 @@ impl Cluster<'_> {
 
     /// What member `j` takes in.
     fn slot(&self, j: u64) -> Range<u64> {
-        let cut = |j: u64| (u128::from(j) * u128::from(self.bytes) / u128::from(self.len())) as u64;
-        cut(j)..cut(j + 1)
+        let units = u128::from(self.slots.units());
+        let cut = |unit: u64| (u128::from(unit) * u128::from(self.bytes) / units) as u64;
+        let slot = self.slots.range(j);
+        cut(slot.start)..cut(slot.end)
     }
 
     /// The members whose slots meet a range of the stream.
     fn members_in(&self, range: Range<u64>) -> Range<u64> {
-        let at = |x: u64| (u128::from(x) * u128::from(self.len()) / u128::from(self.bytes)) as u64;
-        let mut first = at(range.start);
+        let units = u128::from(range.start) * u128::from(self.slots.units());
+        let mut first = self.slots.slot_at((units / u128::from(self.bytes)) as u64);
         while first < self.len() && self.slot(first).end <= range.start {
             first += 1;
         }
@@ -105,14 +112,18 @@ impl Cluster<'_> {
             return j;
         }
         let members = self.members_of(run);
-        members.start + j % (members.end - members.start)
+        let Slots::Unequal(_) = self.slots else {
+            return members.start + j % (members.end - members.start);
+        };
+        let widths = members.clone().map(|m| self.slots.width(m));
+        members.start + Slots::of_willing(widths).holder_in_turn(j, 0)
     }
 }
 
-/// What one slot of the holders' line sends to one cluster: a range of the
+/// What one holder sends to one cluster: a range of the
 /// stream, or of it only some items.
 struct Load {
-    slot: u64,
+    holder: u64,
     cluster: u64,
     from: u64,
     to: u64,
@@ -122,7 +133,7 @@ struct Load {
 impl Load {
     fn of(share: Share) -> Load {
         Load {
-            slot: share.holder,
+            holder: share.holder,
             cluster: share.needer,
             from: share.from,
             to: share.to,
@@ -130,9 +141,9 @@ impl Load {
         }
     }
 
-    fn items(group: &Group, slot: u64, cluster: u64, item: u32) -> Load {
+    fn items(group: &Group, holder: u64, cluster: u64, item: u32) -> Load {
         Load {
-            slot,
+            holder,
             cluster,
             from: 0,
             to: group.bytes,
@@ -156,19 +167,20 @@ impl Routes<'_, '_> {
         }
     }
 
-    /// Needers that no holder shares a domain with; `None` if these are all.
+    /// Needers that no sender shares a domain with; `None` if these are all.
     fn outer(&self, group: &Group) -> Option<RankSet> {
         if !self.inputs.domains.are_shared() {
             return None;
         }
-        let (source, destination) = (self.inputs.source, self.inputs.destination);
-        let domain = |r: Rank| self.inputs.topology.domain(r);
-        let mut held: Vec<u32> = group
-            .holders
-            .to_vec(source)
-            .into_iter()
-            .filter_map(domain)
-            .collect();
+        let Inputs {
+            source,
+            destination,
+            topology,
+            ..
+        } = self.inputs;
+        let domain = |r: Rank| topology.domain(r);
+        let senders = topology.senders(group.holders.to_vec(source));
+        let mut held: Vec<u32> = senders.into_iter().filter_map(domain).collect();
         held.sort_unstable();
         held.dedup();
         let is_outer = |r: &Rank| domain(*r).is_none_or(|d| held.binary_search(&d).is_err());
@@ -189,14 +201,37 @@ impl Routes<'_, '_> {
         Clusters { runs, count }
     }
 
-    fn cluster<'c>(&self, group: &Group, clusters: &'c Clusters, i: u64) -> Cluster<'c> {
+    fn cluster<'c>(
+        &self,
+        group: &Group,
+        needers: &RankSet,
+        clusters: &'c Clusters,
+        i: u64,
+    ) -> Cluster<'c> {
         let domains = clusters.runs_of(i);
+        let places = clusters.runs.places(domains.clone());
         Cluster {
             runs: &clusters.runs,
-            places: clusters.runs.places(domains.clone()),
+            slots: self.member_slots(needers, &clusters.runs, places.clone()),
+            places,
             domains,
             bytes: group.bytes,
         }
+    }
+
+    /// What the members of a cluster take in: by the speed of their NICs, and
+    /// nothing if they should not send, since who takes in passes on.
+    fn member_slots(&self, needers: &RankSet, runs: &Runs, places: Range<u64>) -> Slots {
+        let topology = self.inputs.topology;
+        if !topology.may_be_uneven() {
+            return Slots::Equal(places.end - places.start);
+        }
+        let speed = |place| {
+            let rank = needers.nth(self.inputs.destination, runs.needer(place));
+            let site = topology.site(rank).filter(|_| !topology.is_drained(rank));
+            site.map_or(0, |s| s.nic_bytes_per_s.max(1))
+        };
+        Slots::by_speed(places.map(speed))
     }
 
     /// Everything of one stream that this rank needs and passes on.
@@ -214,7 +249,7 @@ impl Routes<'_, '_> {
         let clusters = self.clusters(group, needers);
         let place = clusters.runs.place(own);
         let i = clusters.of_run(clusters.runs.run_of(place));
-        let cluster = self.cluster(group, &clusters, i);
+        let cluster = self.cluster(group, needers, &clusters, i);
         let me = place - cluster.places.start;
         let rank = |j: u64| {
             let needer = cluster.runs.needer(cluster.places.start + j);
@@ -222,7 +257,7 @@ impl Routes<'_, '_> {
         };
         let mut hops: SmallVec<[Hop; 16]> = SmallVec::new();
         for load in self.loads_of_cluster(group, clusters.count, i) {
-            let holder = self.turned(group, load.slot);
+            let holder = group.holders.nth(self.inputs.source, load.holder);
             for j in cluster.members_in(load.from..load.to) {
                 hops.clear();
                 self.hops_of(&cluster, (me, j), holder, rank, &mut hops);
@@ -231,48 +266,51 @@ impl Routes<'_, '_> {
         }
     }
 
-    /// What each slot of the holders' line sends to cluster `i`.
+    /// What each holder sends to cluster `i`.
     fn loads_of_cluster(&self, group: &Group, clusters: u64, i: u64) -> Vec<Load> {
-        let mut loads = Vec::new();
-        match self.inputs.decision.source_rule {
-            SourceRule::Wrap => {
-                line(group, clusters).shares_of_needer(i, |s| loads.push(Load::of(s)));
-            }
-            // The slot moves on by one with each item and cluster.
-            SourceRule::Rotate => {
-                let n = group.holders.len();
-                for (t, &item) in group.items.iter().enumerate() {
-                    match loads.get_mut(t % n as usize) {
-                        Some(load) => load.items.push(item),
-                        None => loads.push(Load::items(group, (i + t as u64) % n, i, item)),
-                    }
+        let mut loads: Vec<Load> = Vec::new();
+        let turn = self.turn(group);
+        if self.inputs.decision.source_rule == SourceRule::Wrap {
+            line(group, clusters, turn).shares_of_needer(i, |s| loads.push(Load::of(s)));
+            return loads;
+        }
+        // The holder moves on by one with each item and cluster.
+        let mut load_of: FxHashMap<u64, usize> = FxHashMap::default();
+        for (t, &item) in group.items.iter().enumerate() {
+            let holder = group.slots.holder_in_turn(i + t as u64, turn);
+            match load_of.get(&holder) {
+                Some(&at) => loads[at].items.push(item),
+                None => {
+                    load_of.insert(holder, loads.len());
+                    loads.push(Load::items(group, holder, i, item));
                 }
             }
         }
         loads
     }
 
-    /// What slot `slot` of the holders' line sends to each cluster.
-    fn loads_of_slot(&self, group: &Group, clusters: u64, slot: u64) -> Vec<Load> {
+    /// What holder `holder` sends to each cluster.
+    fn loads_of_holder(&self, group: &Group, clusters: u64, holder: u64) -> Vec<Load> {
         let mut loads: Vec<Load> = Vec::new();
-        match self.inputs.decision.source_rule {
-            SourceRule::Wrap => {
-                line(group, clusters).shares_of_holder(slot, |s| loads.push(Load::of(s)));
+        let turn = self.turn(group);
+        if self.inputs.decision.source_rule == SourceRule::Wrap {
+            line(group, clusters, turn).shares_of_holder(holder, |s| loads.push(Load::of(s)));
+            return loads;
+        }
+        let (turns, period) = group.slots.turns_of(holder, turn);
+        let mut sent = Vec::new();
+        for (t, &item) in group.items.iter().enumerate() {
+            for at in &turns {
+                let first = (at + period - t as u64 % period) % period;
+                let all = (first..clusters).step_by(period as usize);
+                sent.extend(all.map(|i| (i, t, item)));
             }
-            SourceRule::Rotate => {
-                let n = group.holders.len();
-                let mut sent = Vec::new();
-                for (t, &item) in group.items.iter().enumerate() {
-                    let first = (slot + n - t as u64 % n) % n;
-                    sent.extend((first..clusters).step_by(n as usize).map(|i| (i, t, item)));
-                }
-                sent.sort_unstable();
-                for (i, _, item) in sent {
-                    match loads.last_mut() {
-                        Some(load) if load.cluster == i => load.items.push(item),
-                        _ => loads.push(Load::items(group, slot, i, item)),
-                    }
-                }
+        }
+        sent.sort_unstable();
+        for (i, _, item) in sent {
+            match loads.last_mut() {
+                Some(load) if load.cluster == i => load.items.push(item),
+                _ => loads.push(Load::items(group, holder, i, item)),
             }
         }
         loads
@@ -344,9 +382,8 @@ impl Routes<'_, '_> {
             return;
         }
         let clusters = self.clusters(group, needers);
-        let slot = self.slot_of(group, own);
-        for load in self.loads_of_slot(group, clusters.count, slot) {
-            let cluster = self.cluster(group, &clusters, load.cluster);
+        for load in self.loads_of_holder(group, clusters.count, own) {
+            let cluster = self.cluster(group, needers, &clusters, load.cluster);
             for j in cluster.members_in(load.from..load.to) {
                 let needer = cluster.runs.needer(cluster.places.start + j);
                 let peer = needers.nth(self.inputs.destination, needer);
@@ -365,7 +402,8 @@ impl Routes<'_, '_> {
             return;
         };
         let mut shares: SmallVec<[Share; 4]> = SmallVec::new();
-        inner_line(group, &holders, &needers).shares_of_needer(own as u64, |s| shares.push(s));
+        self.near(&holders, &needers)
+            .shares_of_needer(group.bytes, own as u64, |s| shares.push(s));
         for s in shares {
             let peer = holders[s.holder as usize];
             let hop = hop(peer, Direction::Receive, 0, There::Across);
@@ -385,7 +423,8 @@ impl Routes<'_, '_> {
             return;
         }
         let mut shares: SmallVec<[Share; 8]> = SmallVec::new();
-        inner_line(group, &holders, &needers).shares_of_holder(own as u64, |s| shares.push(s));
+        self.near(&holders, &needers)
+            .shares_of_holder(group.bytes, own as u64, |s| shares.push(s));
         for s in shares {
             let peer = needers[s.needer as usize];
             let hop = hop(peer, Direction::Send, 0, There::Across);
@@ -393,14 +432,27 @@ impl Routes<'_, '_> {
         }
     }
 
-    /// Holders and needers of a stream in our domain.
+    /// Holders of a stream that send, and its needers, in our domain.
     fn in_domain(&self, group: &Group) -> Option<(Vec<Rank>, Vec<Rank>)> {
         let inputs = self.inputs;
         let domain = inputs.topology.domain(self.rank)?;
+        let is_here = |r: &Rank| inputs.topology.domain(*r) == Some(domain);
+        let senders = inputs.topology.senders(group.holders.to_vec(inputs.source));
         Some((
-            within(&group.holders, inputs.source, inputs.topology, domain),
+            senders.into_iter().filter(is_here).collect(),
             within(&group.needers, inputs.destination, inputs.topology, domain),
         ))
+    }
+
+    /// Who sends what to whom in one domain: on one device first.
+    fn near(&self, holders: &[Rank], needers: &[Rank]) -> Matching {
+        let device = |r: &Rank| {
+            let site = self.inputs.topology.site(*r);
+            site.map(|s| u64::from(s.gpu)).into_iter().collect()
+        };
+        let all = |ranks: &[Rank]| -> Vec<Places> { ranks.iter().map(device).collect() };
+        let even = Slots::Equal(holders.len() as u64);
+        Matching::new(&all(holders), &all(needers), &even, 0)
     }
 }
 
@@ -415,18 +467,9 @@ fn hop(peer: Rank, direction: Direction, stage: u32, there: There) -> Hop {
 }
 
 /// The line of a stream over its holders and clusters.
-fn line(group: &Group, clusters: u64) -> Line {
+fn line(group: &Group, clusters: u64, turn: u64) -> Line {
     Line {
-        bytes: group.bytes,
-        holders: group.holders.len(),
         needers: clusters,
-    }
-}
-
-fn inner_line(group: &Group, holders: &[Rank], needers: &[Rank]) -> Line {
-    Line {
-        bytes: group.bytes,
-        holders: holders.len() as u64,
-        needers: needers.len() as u64,
+        ..group.line(turn)
     }
 }

@@ -25,7 +25,9 @@ mod walk;
 
 use super::decision::{Decision, Strategy};
 use super::domains::Domains;
+use super::locality::Locality;
 use super::program::{Direction, Program};
+use super::senders::Senders;
 use super::tables::Tables;
 use super::topology::Topology;
 use super::two_stage::TwoStage;
@@ -50,6 +52,8 @@ pub struct Inputs<'a> {
     /// Who sends to whom, where the strategy is `two_stage`.
     pub two_stage: Option<&'a TwoStage>,
     pub domains: &'a Domains,
+    pub senders: &'a Senders,
+    pub locality: &'a Locality,
 }
 
 impl Inputs<'_> {

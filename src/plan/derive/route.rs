@@ -111,22 +111,9 @@ impl<'w, 'a> Routes<'w, 'a> {
         }
     }
 
-    /// The holder that has slot `slot` of the line: the holders of streams to
+    /// By how many holders a group is turned; less than there are. Streams of
     /// neighbouring needers, and from neighbouring stages, are turned against
     /// each other, so that what cannot be cut does not all come from one.
-    pub fn turned(&self, group: &Group, slot: u64) -> Rank {
-        let holders = group.holders.len();
-        let index = (slot + self.turn(group)) % holders;
-        group.holders.nth(self.inputs.source, index)
-    }
-
-    /// The slot of holder `own`.
-    pub fn slot_of(&self, group: &Group, own: u64) -> u64 {
-        let holders = group.holders.len();
-        (own + holders - self.turn(group)) % holders
-    }
-
-    /// By how many holders a group is turned; less than there are.
     pub fn turn(&self, group: &Group) -> u64 {
         let rotation = u64::from(self.inputs.decision.rotation);
         if rotation == 0 || group.needers.is_empty() {

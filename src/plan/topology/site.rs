@@ -171,9 +171,23 @@ impl Topology {
         &self.drained
     }
 
+    /// Those of some ranks that hold the same which send it: all but the
+    /// drained ones, unless all are.
+    pub fn senders(&self, mut ranks: Vec<Rank>) -> Vec<Rank> {
+        if !ranks.iter().all(|r| self.is_drained(*r)) {
+            ranks.retain(|r| !self.is_drained(*r));
+        }
+        ranks
+    }
+
     /// True if some rank is slower than its host.
     pub fn has_slow_ranks(&self) -> bool {
         !self.slow_ports.is_empty() || !self.slow_gpus.is_empty()
+    }
+
+    /// True if ranks may differ in speed, or some are drained.
+    pub fn may_be_uneven(&self) -> bool {
+        self.has_slow_ranks() || !self.drained.is_empty() || self.spec.hosts.len() > 1
     }
 
     /// The cell of cut `cut` that a site belongs to.
