@@ -12,6 +12,7 @@
 //! ```
 
 use super::Plan;
+use super::decision::Order;
 use crate::error::{Error, Result, Status};
 use crate::limits::BUCKET_COUNT_MAX;
 use crate::rank::Rank;
@@ -81,8 +82,11 @@ impl Plan {
                 Err(peak) => return Ok(Some(peak)),
             };
             let safe = count * u128::from(room.saturating_sub(ALIGNMENT_BYTES));
+            // In layer order a rank may move all it has in a few buckets.
+            let is_even = self.decision.order == Order::Fraction;
             let may_exceed = |l: &&Load| {
-                SAFE_BUCKET_COUNT * u128::from(l.moved_bytes) > safe && !probes.contains(&l.rank)
+                let is_safe = is_even && SAFE_BUCKET_COUNT * u128::from(l.moved_bytes) <= safe;
+                !is_safe && !probes.contains(&l.rank)
             };
             let asked: Vec<Rank> = loads.iter().filter(may_exceed).map(|l| l.rank).collect();
             match self.first_above(&asked, room)? {

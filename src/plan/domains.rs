@@ -92,19 +92,50 @@ impl Runs {
 pub struct Domains {
     /// Domains with ranks of both sides.
     shared: FxHashSet<u32>,
+    /// Domains with ranks of the destination.
+    destination_count: u64,
+    /// Source ranks by domain, ascending; empty unless these relay.
+    source_ranks: FxHashMap<u32, Vec<Rank>>,
     known: Mutex<FxHashMap<MeshSlice, Arc<Runs>>>,
 }
 
 impl Domains {
-    pub fn new(source: &Layout, destination: &Layout, topology: &Topology) -> Domains {
+    pub fn new(
+        source: &Layout,
+        destination: &Layout,
+        topology: &Topology,
+        source_relay: bool,
+    ) -> Domains {
         let of = |layout: &Layout| -> FxHashSet<u32> {
             let ranks = layout.ranks().into_iter();
             ranks.filter_map(|r| topology.domain(r)).collect()
         };
+        let (sending, receiving) = (of(source), of(destination));
+        let mut source_ranks: FxHashMap<u32, Vec<Rank>> = FxHashMap::default();
+        for rank in source.ranks().into_iter().filter(|_| source_relay) {
+            if let Some(domain) = topology.domain(rank) {
+                source_ranks.entry(domain).or_default().push(rank);
+            }
+        }
+        for ranks in source_ranks.values_mut() {
+            ranks.sort_unstable();
+        }
         Domains {
-            shared: of(source).intersection(&of(destination)).copied().collect(),
+            shared: sending.intersection(&receiving).copied().collect(),
+            destination_count: receiving.len() as u64,
+            source_ranks,
             known: Mutex::default(),
         }
+    }
+
+    /// Domains with ranks of the destination.
+    pub fn destination_count(&self) -> u64 {
+        self.destination_count
+    }
+
+    /// The source ranks of a domain, where these relay for each other.
+    pub fn source_ranks(&self, domain: u32) -> &[Rank] {
+        self.source_ranks.get(&domain).map_or(&[], Vec::as_slice)
     }
 
     /// True if ranks of the other side are in the domain of `rank`.

@@ -32,6 +32,7 @@ mod cells;
 mod derive;
 mod domains;
 mod fanout;
+mod layers;
 mod line;
 mod piece;
 mod ranks;
@@ -43,9 +44,10 @@ use crate::layout::tensor::Tensor;
 use crate::layout::view::NamedBuffer;
 use crate::layout::{Layout, LayoutSpec, Place};
 use crate::rank::Rank;
-use decision::{Decision, PlanOptions, Strategy};
+use decision::{Decision, Order, PlanOptions, Strategy};
 use derive::Inputs;
 use domains::Domains;
+use layers::LayerLine;
 use program::{BufferUse, Program, Side};
 pub use selector::Selector;
 use serde::{Deserialize, Serialize};
@@ -59,7 +61,7 @@ pub use wire::PlanDiff;
 
 /// Version of the rules by which programs are derived; part of every
 /// fingerprint, so ranks with other rules never exchange a byte.
-pub const PLANNER_VERSION: u32 = 1;
+pub const PLANNER_VERSION: u32 = 2;
 
 /// Up to this many ranks every program is derived to choose the bucket count;
 /// above, one rank of each kind and some between.
@@ -79,6 +81,7 @@ pub struct Plan {
     tables: Tables,
     two_stage: Option<Arc<TwoStage>>,
     domains: Domains,
+    layers: LayerLine,
     tensors: Arc<[Tensor]>,
     fingerprint: u128,
     participants: OnceLock<Participants>,
@@ -246,8 +249,13 @@ impl Plan {
         let domains = match decision.strategy {
             Strategy::Direct | Strategy::TwoStage => Domains::default(),
             Strategy::Relay | Strategy::Fanout => {
-                Domains::new(&source, &destination, &ground.placed)
+                let relays = decision.source_relay;
+                Domains::new(&source, &destination, &ground.placed, relays)
             }
+        };
+        let layers = match decision.order {
+            Order::Fraction => LayerLine::default(),
+            Order::Layer => LayerLine::new(&tables, &destination),
         };
         let mut plan = Plan {
             source,
@@ -259,6 +267,7 @@ impl Plan {
             tables,
             two_stage,
             domains,
+            layers,
             tensors,
             fingerprint: 0,
             participants: OnceLock::new(),
@@ -357,6 +366,7 @@ impl Plan {
             decision: &self.decision,
             two_stage: self.two_stage.as_deref(),
             domains: &self.domains,
+            layers: &self.layers,
             topology: &self.topology,
         }
     }
@@ -483,7 +493,11 @@ impl Plan {
 
     fn participation(&self) -> &Participants {
         self.participants.get_or_init(|| {
-            let source = self.involved(&self.source, |t| &t.holders, |t| &t.explicit_holders);
+            let mut source = self.involved(&self.source, |t| &t.holders, |t| &t.explicit_holders);
+            // A source rank may relay what it does not hold.
+            let domain = |r: &Rank| self.topology.domain(*r);
+            let sending: BTreeSet<u32> = source.iter().filter_map(domain).collect();
+            source.extend(sending.iter().flat_map(|&d| self.domains.source_ranks(d)));
             let needing = self.involved(&self.destination, |t| &t.needers, |t| &t.explicit_needers);
             // A receiver may pass on what it does not need.
             let mut needing = needing;

@@ -17,12 +17,26 @@
 //! several (`fanout`) fewer copies leave the holders than there are domains.
 //! Every member needs what it forwards, so no memory is needed for that.
 //!
+//! Spread as a chain, a cluster takes everything in through its first domain,
+//! and each domain passes it on to the next:
+//!
+//! ```text
+//!   stage 0   holders     ──► slot 0 to 0, slot 1 to 1
+//!   stage 1   in domain   slot 0: 0 ──► 1
+//!             across      slot 0: 0 ──► 2
+//!   stage 2   in domain   slot 0: 2 ──► 3        across   slot 0: 2 ──► 4 ..
+//! ```
+//!
+//! Where a byte is relayed on its way out of the holders' domain, all of this
+//! is a stage later.
+//!
 //! Needers in a domain with a holder get everything from holders there.
 
+use super::exits::Exits;
 use super::route::{Hop, ItemRange, Routes, There};
 use super::walk::Group;
 use super::{HOLDINGS, NEEDS};
-use crate::plan::decision::{SourceRule, Strategy};
+use crate::plan::decision::{SourceRule, Spread, Strategy};
 use crate::plan::domains::{Runs, within};
 use crate::plan::line::{Line, Share};
 use crate::plan::program::Direction;
@@ -61,29 +75,28 @@ struct Cluster<'c> {
     domains: Range<u64>,
     /// Places of the members among the needers.
     places: Range<u64>,
+    spread: Spread,
+    /// Members that take in a slot: the first ones.
+    slots: u64,
     bytes: u64,
 }
 
 impl Cluster<'_> {
-    fn len(&self) -> u64 {
-        self.places.end - self.places.start
-    }
-
     /// What member `j` takes in.
     fn slot(&self, j: u64) -> Range<u64> {
-        let cut = |j: u64| (u128::from(j) * u128::from(self.bytes) / u128::from(self.len())) as u64;
+        let cut = |j: u64| (u128::from(j) * u128::from(self.bytes) / u128::from(self.slots)) as u64;
         cut(j)..cut(j + 1)
     }
 
     /// The members whose slots meet a range of the stream.
     fn members_in(&self, range: Range<u64>) -> Range<u64> {
-        let at = |x: u64| (u128::from(x) * u128::from(self.len()) / u128::from(self.bytes)) as u64;
+        let at = |x: u64| (u128::from(x) * u128::from(self.slots) / u128::from(self.bytes)) as u64;
         let mut first = at(range.start);
-        while first < self.len() && self.slot(first).end <= range.start {
+        while first < self.slots && self.slot(first).end <= range.start {
             first += 1;
         }
         let mut end = first;
-        while end < self.len() && self.slot(end).start < range.end {
+        while end < self.slots && self.slot(end).start < range.end {
             end += 1;
         }
         first..end
@@ -106,6 +119,33 @@ impl Cluster<'_> {
         }
         let members = self.members_of(run);
         members.start + j % (members.end - members.start)
+    }
+
+    /// Hops across domains that slot `j` has behind it when it comes to `run`.
+    fn depth(&self, run: u64, j: u64) -> u32 {
+        match self.spread {
+            Spread::Scatter => u32::from(self.run_of(j) != run),
+            Spread::Chain => (run - self.domains.start) as u32,
+        }
+    }
+
+    /// The domain from which slot `j` comes to `run`, unless from a holder.
+    fn run_before(&self, run: u64, j: u64) -> Option<u64> {
+        let before = match self.spread {
+            Spread::Scatter => self.run_of(j),
+            Spread::Chain => run.wrapping_sub(1),
+        };
+        (self.depth(run, j) > 0).then_some(before)
+    }
+
+    /// The domains to which `run` passes slot `j` on.
+    fn runs_after(&self, run: u64, j: u64) -> impl Iterator<Item = u64> {
+        let after = match self.spread {
+            Spread::Scatter if self.run_of(j) == run => self.domains.clone(),
+            Spread::Scatter => 0..0,
+            Spread::Chain => run + 1..self.domains.end.min(run + 2),
+        };
+        after.filter(move |&d| d != run)
     }
 }
 
@@ -149,9 +189,11 @@ impl Routes<'_, '_> {
                 self.take_in_cluster(group, own);
             }
         }
-        for group in &walks[HOLDINGS].groups {
-            if let Some(own) = group.own.filter(|_| !group.needers.is_empty()) {
-                self.give_to_clusters(group, own);
+        for (w, walk) in walks.iter().enumerate().skip(HOLDINGS) {
+            for group in &walk.groups {
+                if let Some(own) = group.own.filter(|_| !group.needers.is_empty()) {
+                    self.give_to_clusters(w, group, own);
+                }
             }
         }
     }
@@ -191,10 +233,18 @@ impl Routes<'_, '_> {
 
     fn cluster<'c>(&self, group: &Group, clusters: &'c Clusters, i: u64) -> Cluster<'c> {
         let domains = clusters.runs_of(i);
+        let spread = self.inputs.decision.spread;
+        let entered = match spread {
+            Spread::Scatter => domains.clone(),
+            Spread::Chain => domains.start..domains.start + 1,
+        };
+        let entries = clusters.runs.places(entered);
         Cluster {
             runs: &clusters.runs,
             places: clusters.runs.places(domains.clone()),
             domains,
+            spread,
+            slots: entries.end - entries.start,
             bytes: group.bytes,
         }
     }
@@ -222,10 +272,10 @@ impl Routes<'_, '_> {
         };
         let mut hops: SmallVec<[Hop; 16]> = SmallVec::new();
         for load in self.loads_of_cluster(group, clusters.count, i) {
-            let holder = self.turned(group, load.slot);
+            let exits = self.exits(group, self.turned(group, load.slot));
             for j in cluster.members_in(load.from..load.to) {
                 hops.clear();
-                self.hops_of(&cluster, (me, j), holder, rank, &mut hops);
+                self.hops_of(&cluster, (me, j), &exits, rank, &mut hops);
                 self.add_load(NEEDS, group, &load, cluster.slot(j), &hops);
             }
         }
@@ -298,45 +348,40 @@ impl Routes<'_, '_> {
         self.add_ranges(walk, &ranges, hops);
     }
 
-    /// What member `me` of a cluster does with slot `j`, which `holder` sends.
+    /// What member `me` of a cluster does with slot `j`, which comes out of
+    /// the holder's domain by `exits`.
     fn hops_of(
         &self,
         cluster: &Cluster<'_>,
         (me, j): (u64, u64),
-        holder: Rank,
+        exits: &Exits,
         rank: impl Fn(u64) -> Rank,
         hops: &mut SmallVec<[Hop; 16]>,
     ) {
         let run = cluster.run_of(me);
         let entry = cluster.entry(run, j);
+        let stage = exits.stage_at(rank(j)) + cluster.depth(run, j);
+        let receive = |peer, stage, there| hop(peer, Direction::Receive, stage, there);
+        let send = |m| hop(rank(m), Direction::Send, stage + 1, There::Alike);
         if entry != me {
             // Out of our domain's entry, which has it a stage earlier.
-            let stage = if entry == j { 1 } else { 2 };
-            return hops.push(hop(rank(entry), Direction::Receive, stage, There::Alike));
+            return hops.push(receive(rank(entry), stage + 1, There::Alike));
         }
-        let stage = match me == j {
-            true => {
-                hops.push(hop(holder, Direction::Receive, 0, There::Across));
-                1
-            }
-            false => {
-                hops.push(hop(rank(j), Direction::Receive, 1, There::Alike));
-                2
-            }
-        };
+        hops.push(match cluster.run_before(run, j) {
+            None => receive(exits.towards(rank(j)), stage, exits.there(rank(j))),
+            Some(before) => receive(rank(cluster.entry(before, j)), stage, There::Alike),
+        });
         let mates = cluster.members_of(run).filter(|&m| m != me);
-        hops.extend(mates.map(|m| hop(rank(m), Direction::Send, stage, There::Alike)));
-        if me == j {
-            let others = cluster.domains.clone().filter(|&d| d != run);
-            let entries = others.map(|d| cluster.entry(d, j));
-            hops.extend(entries.map(|m| hop(rank(m), Direction::Send, 1, There::Alike)));
-        }
+        hops.extend(mates.map(send));
+        let others = cluster.runs_after(run, j);
+        hops.extend(others.map(|d| send(cluster.entry(d, j))));
     }
 
-    /// Everything of one stream that this rank holds and sends.
-    fn give_to_clusters(&mut self, group: &Group, own: u64) {
+    /// Everything of one stream that the rank of a walk holds, as far as this
+    /// rank sends it.
+    fn give_to_clusters(&mut self, walk: usize, group: &Group, own: u64) {
         let outer = self.outer(group);
-        if outer.is_some() {
+        if outer.is_some() && walk == HOLDINGS {
             self.give_in_domain(group);
         }
         let needers = outer.as_ref().unwrap_or(&group.needers);
@@ -345,13 +390,16 @@ impl Routes<'_, '_> {
         }
         let clusters = self.clusters(group, needers);
         let slot = self.slot_of(group, own);
+        let exits = self.exits(group, self.walks[walk].rank);
         for load in self.loads_of_slot(group, clusters.count, slot) {
             let cluster = self.cluster(group, &clusters, load.cluster);
             for j in cluster.members_in(load.from..load.to) {
                 let needer = cluster.runs.needer(cluster.places.start + j);
                 let peer = needers.nth(self.inputs.destination, needer);
-                let hop = hop(peer, Direction::Send, 0, There::Across);
-                self.add_load(HOLDINGS, group, &load, cluster.slot(j), &[hop]);
+                let hops = exits.hops(self.rank, peer);
+                if !hops.is_empty() {
+                    self.add_load(walk, group, &load, cluster.slot(j), &hops);
+                }
             }
         }
     }
