@@ -329,6 +329,8 @@ fn timings(is_wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Timing>> {
         let options = PlanOptions {
             strategy: choice.best.strategy,
             source_rule: choice.best.source_rule,
+            spread: choice.best.spread,
+            source_relay: choice.best.source_relay,
             bucket_count: choice.best.bucket_count,
             ..case.options()
         };

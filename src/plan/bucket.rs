@@ -35,7 +35,7 @@ struct Load {
 
 /// The most memory that any of some ranks needs with a bucket count.
 #[derive(Clone, Copy)]
-struct Peak {
+pub(super) struct Peak {
     rank: Rank,
     bytes: u64,
     bucket_count: u32,
@@ -52,7 +52,7 @@ impl Plan {
     }
 
     /// The same; what cannot be kept inside the budget, if anything.
-    fn try_buckets(&mut self, is_given: bool) -> Result<Option<Peak>> {
+    pub(super) fn try_buckets(&mut self, is_given: bool) -> Result<Option<Peak>> {
         let budget = self.decision.staging_bytes_max;
         let (ranks, is_exact) = self.sample_ranks();
         if is_given {

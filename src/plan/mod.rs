@@ -220,6 +220,43 @@ impl Plan {
         Ok(plan)
     }
 
+    /// The same plan with its bytes in another order; in more buckets where
+    /// these would not keep staging inside its budget.
+    pub fn in_order(&self, order: Order) -> Result<Plan> {
+        let mut plan = self.decided_anew(Decision {
+            order,
+            ..self.decision.clone()
+        })?;
+        if plan.try_buckets(true)?.is_some() {
+            plan.choose_buckets(false)?;
+        }
+        plan.seal()?;
+        Ok(plan)
+    }
+
+    /// A draft of the same in so many buckets.
+    pub(crate) fn draft_in_buckets(&self, bucket_count: u32) -> Result<Plan> {
+        self.decided_anew(Decision {
+            bucket_count,
+            ..self.decision.clone()
+        })
+    }
+
+    fn decided_anew(&self, decision: Decision) -> Result<Plan> {
+        let ground = Ground {
+            spec: self.topology_spec.clone(),
+            placed: self.topology.clone(),
+        };
+        let (source, destination) = (self.source.clone(), self.destination.clone());
+        Plan::assemble(
+            source,
+            destination,
+            decision,
+            ground,
+            self.selectors.clone(),
+        )
+    }
+
     fn assemble(
         source: Arc<Layout>,
         destination: Arc<Layout>,

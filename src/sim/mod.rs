@@ -24,6 +24,7 @@ mod fair;
 mod goal;
 mod instance;
 mod network;
+mod orders;
 mod stress;
 mod trace;
 
@@ -32,6 +33,7 @@ pub use engine::{Simulated, Span, SpanKind, Stuck};
 pub use exact::{ExactRun, VirtualMemory, execute_exactly};
 pub use instance::{Flow, Instance, Node};
 pub use network::{Link, LinkKind};
+pub use orders::OrderCost;
 pub use stress::{StressOptions, StressReport};
 
 use crate::error::Result;
