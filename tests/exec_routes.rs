@@ -7,13 +7,13 @@ use route_support::exec_support::{Carrier, HOST_CARRIERS};
 use route_support::{Sizes, deliver, engine, range, trainer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use weightsync::Rank;
 use weightsync::layout::Layout;
 use weightsync::plan::Plan;
 use weightsync::plan::decision::{Order, PlanOptions, SourceRule, Spread, Strategy};
 use weightsync::plan::program::{Direction, Program, Side};
 use weightsync::plan::topology::{HostGroup, TopologySpec};
 use weightsync::sim::{SimulateOptions, simulate};
+use weightsync::{Rank, tune};
 
 /// Hosts of so many GPUs, one NVLink domain each.
 fn hosts(gpus: u32) -> TopologySpec {
@@ -346,6 +346,19 @@ fn what_one_trainer_holds_leaves_through_all_nics_of_its_host() {
             2,
         );
     }
+}
+
+#[test]
+fn auto_relays_on_the_source_side_where_one_nic_would_send_it_all() {
+    let mut given = options(Strategy::Direct, 4);
+    given.topology.as_mut().unwrap().latency_ns = 10;
+    let plan = one_holder(&given);
+    let choice = tune::choose(plan.source(), plan.destination(), &given).unwrap();
+    assert!(choice.best.source_relay, "{choice:?}");
+    // Trainers that all hold something have no use for it.
+    let even = self::plan(2, &given);
+    let choice = tune::choose(even.source(), even.destination(), &given).unwrap();
+    assert!(!choice.best.source_relay, "{choice:?}");
 }
 
 /// Nanoseconds of one chain to two engines of four ranks whose layers come in

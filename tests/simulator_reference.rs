@@ -71,7 +71,7 @@ fn agree(source: &str, destination: &str, options: PlanOptions) {
     let destination = Arc::new(Layout::vllm(&model, &[group], sides[0]).unwrap());
     let options = PlanOptions {
         unused_allowed: vec!["*".into()],
-        staging_bytes_max: 4 << 30,
+        staging_bytes_max: 16 << 30,
         bucket_count: 3,
         ..options
     };

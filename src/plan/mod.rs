@@ -532,9 +532,11 @@ impl Plan {
         self.participants.get_or_init(|| {
             let mut source = self.involved(&self.source, |t| &t.holders, |t| &t.explicit_holders);
             // A source rank may relay what it does not hold.
-            let domain = |r: &Rank| self.topology.domain(*r);
-            let sending: BTreeSet<u32> = source.iter().filter_map(domain).collect();
-            source.extend(sending.iter().flat_map(|&d| self.domains.source_ranks(d)));
+            if self.decision.source_relay {
+                let domain = |r: &Rank| self.topology.domain(*r);
+                let sending: BTreeSet<u32> = source.iter().filter_map(domain).collect();
+                source.extend(sending.iter().flat_map(|&d| self.domains.source_ranks(d)));
+            }
             let needing = self.involved(&self.destination, |t| &t.needers, |t| &t.explicit_needers);
             // A receiver may pass on what it does not need.
             let mut needing = needing;

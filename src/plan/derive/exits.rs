@@ -79,15 +79,18 @@ impl Routes<'_, '_> {
         let mates = domain.map_or(&[][..], |d| inputs.domains.source_ranks(d));
         let holds = |r: &Rank| group.holders.index_of(inputs.source, *r).is_some();
         let needs = |r: &Rank| group.needers.index_of(inputs.destination, *r).is_some();
-        let has_nic = |r: &Rank| inputs.topology.site(*r).is_some_and(|s| s.port.is_some());
+        let sends = |r: &Rank| {
+            let site = inputs.topology.site(*r);
+            site.is_some_and(|s| s.port.is_some()) && !inputs.topology.is_drained(*r)
+        };
         let (holders, others): (Vec<Rank>, Vec<Rank>) = mates.iter().partition(|r| holds(r));
         let own = holders.iter().position(|&h| h == holder).unwrap_or(0);
         // Who needs a byte itself gets it for itself alone.
-        let others = others.into_iter().filter(|r| !needs(r) && has_nic(r));
+        let others = others.into_iter().filter(|r| !needs(r) && sends(r));
         let mut ranks: SmallVec<[Rank; 8]> = others
             .skip(own)
             .step_by(holders.len().max(1))
-            .chain(has_nic(&holder).then_some(holder))
+            .chain(sends(&holder).then_some(holder))
             .collect();
         if ranks.is_empty() {
             ranks.push(holder);
