@@ -15,6 +15,7 @@
 mod builder;
 mod cell;
 mod cluster;
+mod clustered;
 mod digest;
 mod direct;
 mod exits;

@@ -80,6 +80,19 @@ pub struct Hop {
     pub there: There,
 }
 
+impl Hop {
+    /// A hop whose end on our side is a buffer.
+    pub fn plain(peer: Rank, direction: Direction, stage: u32, there: There) -> Hop {
+        Hop {
+            peer,
+            direction,
+            stage,
+            is_relayed: false,
+            there,
+        }
+    }
+}
+
 /// What a rank exchanges, before it is cut into messages.
 pub struct Routes<'w, 'a> {
     pub inputs: Inputs<'a>,
