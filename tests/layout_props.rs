@@ -9,7 +9,7 @@ use layout_support::{
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use weightsync::Rank;
-use weightsync::layout::check::{Finding, check, check_pair};
+use weightsync::layout::check::{Finding, FindingKind, check, check_pair};
 use weightsync::layout::dtype::Dtype;
 use weightsync::layout::mesh::Mesh;
 use weightsync::layout::placement::Rule;
@@ -30,6 +30,12 @@ fn holders_of(rule: &Rule, mesh: &Mesh, dim: usize, size: u64, x: u64) -> Vec<u3
 /// Two parts may store a tensor in two dtypes, which a source may not.
 fn is_mixed(f: &Finding) -> bool {
     f.message.contains("store a tensor alike")
+}
+
+/// Random sides may be mixed, may pad differently, which is no error, and may
+/// call copies what holds only some of a tensor.
+fn is_expected(f: &Finding) -> bool {
+    is_mixed(f) || !f.kind.is_error() || f.kind == FindingKind::CopyIncomplete
 }
 
 proptest! {
@@ -163,7 +169,7 @@ proptest! {
         for s in [&source, &explicit(&source)] {
             for t in [&destination, &explicit(&destination)] {
                 let report = check_pair(s, t);
-                prop_assert!(report.findings.iter().all(is_mixed), "{:#?}", report.findings);
+                prop_assert!(report.findings.iter().all(is_expected), "{:#?}", report.findings);
                 prop_assert_eq!(report.source.matched_bytes, bytes);
                 prop_assert_eq!(report.destination.matched_bytes, bytes);
             }

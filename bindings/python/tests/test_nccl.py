@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,9 @@ def test_nothing_is_loaded_before_torch(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "torch.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(__import__("sys").modules, "torch", raising=False)
+    # Set first, so that what is imported below is taken out again.
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "torch")
     monkeypatch.setattr(nccl, "_is_loaded", lambda: False)
     with pytest.raises(RuntimeError, match="import torch before"):
         nccl.library_path(None)

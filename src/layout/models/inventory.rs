@@ -85,7 +85,7 @@ pub struct StoredGroup {
 /// let q = model.find(Role::QProj).unwrap();
 /// assert_eq!(q.name, "model.layers.{layer}.self_attn.q_proj.weight");
 /// assert_eq!(q.shape().as_slice(), [256, 256]);
-/// assert_eq!(model.params(), 1_693_952);
+/// assert_eq!(model.params(), 1_627_392);
 /// # Ok::<(), weightsync::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]

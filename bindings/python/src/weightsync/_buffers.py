@@ -169,7 +169,8 @@ def describe(array: Any) -> Memory:
     if isinstance(array, Buffer):
         return _from_buffer(array)
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(array, torch.Tensor):
+    # Another thread may be about to import it: then this is no tensor yet.
+    if torch is not None and isinstance(array, getattr(torch, "Tensor", ())):
         return _checked(_from_torch(array, torch))
     if hasattr(array, "__array_interface__"):
         return _checked(_from_array_interface(array))
