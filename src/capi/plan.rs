@@ -121,8 +121,8 @@ pub enum wsync_spread {
 pub enum wsync_order {
     WSYNC_ORDER_DEFAULT = 0,
     /// A step carries the same fraction of what every pair exchanges: all
-    /// links work all the time, and no tensor is complete before the end. The
-    /// default.
+    /// links work all the time, and the layers of all stages come side by
+    /// side. The default.
     WSYNC_ORDER_FRACTION = 1,
     /// A step carries the next layers: early layers are complete early
     /// (wsync_plan_tensor_last_step), and links to later ones stand idle
@@ -211,7 +211,7 @@ pub struct wsync_plan_options {
     pub reserved: u32,
 }
 
-plain_struct!(wsync_plan_options, 72, "wsync_plan_options");
+plain_struct!(wsync_plan_options, 88, "wsync_plan_options");
 
 /// What a simulation does to a plan; all 0 does nothing to it. Equal seeds
 /// choose equal ranks and times.

@@ -69,7 +69,7 @@ pub enum SourceRule {
 #[serde(rename_all = "snake_case")]
 pub enum Order {
     /// A bucket carries the same fraction of every pair's stream: all links
-    /// work all the time, and no tensor is complete before the end.
+    /// work all the time, and the layers of all stages come side by side.
     #[default]
     Fraction,
     /// A bucket carries the next layers: early layers are complete early, and

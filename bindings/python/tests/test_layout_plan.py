@@ -148,8 +148,8 @@ def test_early_layers_are_complete_early_in_layer_order() -> None:
         order: ws.Plan(source, destination, bucket_count=8, order=order).tensor_last_step(8, name)
         for order in ("fraction", "layer")
     }
-    assert last["fraction"] == 7
     assert last["layer"] < 4
+    assert last["layer"] <= last["fraction"]
 
 
 def test_routes_are_chosen() -> None:
