@@ -18,7 +18,7 @@ pub struct Account {
     pub report: PlanReport,
     /// Missing for plans of too many ranks to simulate.
     pub certificate: Option<Certificate>,
-    /// What the plan takes in each order; missing above 1,024 ranks.
+    /// What the plan takes in each order; missing above 512 ranks.
     pub orders: Option<Vec<OrderCost>>,
 }
 

@@ -8,7 +8,7 @@ use crate::plan::topology::Topology;
 use serde::Serialize;
 
 /// Ranks of a plan that is planned again in its other order, at most.
-const RANK_COUNT_MAX: usize = 1024;
+const RANK_COUNT_MAX: usize = 512;
 
 /// How long a plan takes with its bytes in one order.
 #[derive(Clone, Debug, Serialize)]
@@ -23,12 +23,15 @@ pub struct OrderCost {
 
 impl OrderCost {
     /// Of both orders, all else being the same; `None` for plans of more than
-    /// 1,024 ranks.
+    /// 512 ranks.
     pub fn of_both(plan: &Plan, topology: &Topology) -> Result<Option<Vec<OrderCost>>> {
         if plan.participants().len() > RANK_COUNT_MAX {
             return Ok(None);
         }
-        let cost = |order| OrderCost::of(&plan.in_order(order)?, topology);
+        let cost = |order| match order == plan.decision().order {
+            true => OrderCost::of(plan, topology),
+            false => OrderCost::of(&plan.in_order(order)?, topology),
+        };
         Order::ALL
             .into_iter()
             .map(cost)
