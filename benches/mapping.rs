@@ -1,6 +1,7 @@
 //! The cost of rank mappings: linear in the number of pairs and forwards.
 //!
-//! `cargo bench --bench mapping`
+//! `cargo bench --bench mapping`; `weightsync bench map` shows the largest case
+//! of two stages beside its target.
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};

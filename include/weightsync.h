@@ -578,6 +578,11 @@ typedef uint32_t wsync_mapping_kind;
 /**
  * Flags of wsync_mapping_options.
  *
+ * Models are colocated if any device is on both sides, unless COLOCATED or
+ * APART says what they are. If the source TP is odd, mappings of the kinds
+ * SINGLE_STAGE and EXPERT give source copies to the replicas of colocated
+ * models from the last copy to the first; nothing else follows from it.
+ *
  * Since: 0.1
  */
 enum wsync_mapping_flag
@@ -586,7 +591,7 @@ enum wsync_mapping_flag
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
   /**
-   * Both models live on the same devices.
+   * The models are colocated, whatever the devices say.
    */
   WSYNC_MAPPING_FLAG_COLOCATED = 1,
   /**
@@ -597,6 +602,10 @@ enum wsync_mapping_flag
    * The destination of an expert mapping is vLLM, not Megatron.
    */
   WSYNC_MAPPING_FLAG_VLLM = 4,
+  /**
+   * The models are not colocated, whatever the devices say.
+   */
+  WSYNC_MAPPING_FLAG_APART = 8,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -630,7 +639,8 @@ enum wsync_mapping_list
    */
   WSYNC_MAPPING_LIST_ROUTED = 3,
   /**
-   * Pairs of stage 1 within one device, which a local copy serves.
+   * Pairs of stage 1 within one device: two ranks that exchange a message
+   * inside it, or one rank of a plan, which copies locally.
    */
   WSYNC_MAPPING_LIST_SAME_DEVICE = 4,
 };
@@ -926,9 +936,11 @@ typedef struct wsync_layout wsync_layout;
  * Ranks are numbered source first: source actor k is rank k, destination
  * actor k is rank source_device_count + k.
  *
- * wsync_mapping_create, wsync_mapping_pairs, wsync_mapping_group_size,
- * wsync_mapping_regroup_kind, wsync_mapping_regroup_count,
- * wsync_mapping_regroup_at, wsync_mapping_report, wsync_mapping_destroy.
+ * wsync_mapping_create, wsync_mapping_pairs, wsync_mapping_sends,
+ * wsync_mapping_receives, wsync_mapping_loads, wsync_mapping_moved,
+ * wsync_mapping_group_size, wsync_mapping_regroup_kind,
+ * wsync_mapping_regroup_count, wsync_mapping_regroup_at,
+ * wsync_mapping_report, wsync_mapping_destroy.
  *
  * Since: 0.1
  */
@@ -1570,13 +1582,15 @@ typedef struct wsync_mapping_options {
   const uint32_t *destination_devices;
   size_t destination_device_count;
   /**
-   * One list per source copy; none means Megatron's order.
+   * One list per source copy, [PP][TP] or with all expert rows [PP][EP][TP]
+   * (a list may hold several copies, [PP][EP][CP][TP] each); none means
+   * Megatron's order, rank = t + TP*(c + CP*(e + EP*(d + DP*p))).
    */
   const struct wsync_rank_list *source_ranks;
   size_t source_list_count;
   /**
-   * One list per copy that routed experts come from; none means
-   * source_ranks.
+   * One list per copy that routed experts come from, [PP][EP][TP]; none
+   * means source_ranks. Of EXPERT mappings alone.
    */
   const struct wsync_rank_list *expert_source_ranks;
   size_t expert_source_list_count;
@@ -1598,6 +1612,31 @@ typedef struct wsync_pair {
 } wsync_pair;
 
 /**
+ * How many pairs end at a destination rank.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_rank_load {
+  uint32_t rank;
+  uint32_t pair_count;
+} wsync_rank_load;
+
+/**
+ * A pair of stage 1 that was moved to avoid a shared device.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_moved_pair {
+  uint32_t sender;
+  uint32_t receiver;
+  /**
+   * The receiver that load balance alone would have chosen; it is on the
+   * sender's device.
+   */
+  uint32_t avoided;
+} wsync_moved_pair;
+
+/**
  * How WSYNC_STRATEGY_TWO_STAGE maps ranks. A side whose TP is 0 is read from
  * the meshes of its layout: axis tp, the axis that numbers stages, and all
  * others as copies. Devices are those of the topology.
@@ -1611,7 +1650,9 @@ typedef struct wsync_two_stage_options {
   size_t struct_size;
   /**
    * Not 0: pairs within one device are avoided by choosing another
-   * receiver. 0: they are as good as any other.
+   * receiver. 0: they are as good as any other. Either way a rank that is on
+   * both sides copies locally what it has itself; two ranks of one device
+   * exchange a message, which stays inside it if the transport can do that.
    */
   uint32_t avoid_same_device;
   uint32_t source_tp;
@@ -2472,8 +2513,8 @@ void wsync_topology_destroy(struct wsync_topology *topology);
  * Maps ranks.
  *
  * Errors: UNSUPPORTED for sizes that the kind cannot serve, INFEASIBLE if a
- * source rank shares its device with every candidate; INVALID_ARGUMENT and
- * LIMIT_EXCEEDED. All name the numbers.
+ * source rank shares its device with every candidate (KEEP_SAME_DEVICE lifts
+ * that); INVALID_ARGUMENT and LIMIT_EXCEEDED. All name the numbers.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_mapping_create(const struct wsync_mapping_options *options,
@@ -2490,6 +2531,72 @@ wsync_status wsync_mapping_create(const struct wsync_mapping_options *options,
 wsync_status wsync_mapping_pairs(const struct wsync_mapping *mapping,
                                  uint32_t list,
                                  struct wsync_pair *pairs,
+                                 size_t capacity,
+                                 size_t *out_count,
+                                 struct wsync_error *err);
+
+/**
+ * Copies the ranks that `rank` sends to in `list`, a wsync_mapping_list, to
+ * `ranks`, which holds `capacity` of them: in the order of the sends, none if
+ * `rank` takes no part. With a `capacity` of 0 only `out_count` is written.
+ *
+ * The first call for a list costs as much as there are pairs in it, each
+ * further one as much as it answers.
+ *
+ * Errors: NOT_FOUND for a rank that the mapping does not have;
+ * BUFFER_TOO_SMALL; UNSUPPORTED for an unknown list.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_mapping_sends(const struct wsync_mapping *mapping,
+                                 uint32_t list,
+                                 uint32_t rank,
+                                 uint32_t *ranks,
+                                 size_t capacity,
+                                 size_t *out_count,
+                                 struct wsync_error *err);
+
+/**
+ * Copies the ranks that `rank` receives from in `list`, a wsync_mapping_list,
+ * to `ranks`; otherwise as wsync_mapping_sends.
+ *
+ * Errors: NOT_FOUND for a rank that the mapping does not have;
+ * BUFFER_TOO_SMALL; UNSUPPORTED for an unknown list.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_mapping_receives(const struct wsync_mapping *mapping,
+                                    uint32_t list,
+                                    uint32_t rank,
+                                    uint32_t *ranks,
+                                    size_t capacity,
+                                    size_t *out_count,
+                                    struct wsync_error *err);
+
+/**
+ * Copies how many pairs of `list`, a wsync_mapping_list, end at each
+ * destination rank to `loads`, which holds `capacity` of them: replica by
+ * replica, ranks that receive nothing included. With a `capacity` of 0 only
+ * `out_count` is written.
+ *
+ * Errors: BUFFER_TOO_SMALL; UNSUPPORTED for an unknown list.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_mapping_loads(const struct wsync_mapping *mapping,
+                                 uint32_t list,
+                                 struct wsync_rank_load *loads,
+                                 size_t capacity,
+                                 size_t *out_count,
+                                 struct wsync_error *err);
+
+/**
+ * Copies the pairs of stage 1 that were moved to avoid a shared device, in
+ * order of choice, to `moved`, which holds `capacity` of them. With a
+ * `capacity` of 0 only `out_count` is written: their number.
+ *
+ * Errors: BUFFER_TOO_SMALL.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_mapping_moved(const struct wsync_mapping *mapping,
+                                 struct wsync_moved_pair *moved,
                                  size_t capacity,
                                  size_t *out_count,
                                  struct wsync_error *err);
@@ -2533,8 +2640,9 @@ wsync_status wsync_mapping_regroup_at(const struct wsync_mapping *mapping,
                                       struct wsync_error *err);
 
 /**
- * Writes the whole mapping as JSON, NUL-terminated: all lists, where ranks
- * sit, and which pairs were moved to avoid a shared device. With a `capacity`
+ * Writes the whole mapping as JSON, NUL-terminated: all lists of pairs, the
+ * same lists as each rank sees them, loads, where ranks sit, and which pairs
+ * were moved to avoid a shared device. With a `capacity`
  * of 0 only `out_needed` is written: the number of bytes, the NUL included.
  *
  * Errors: BUFFER_TOO_SMALL.

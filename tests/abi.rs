@@ -136,6 +136,7 @@ fn values_are_pinned() {
         WSYNC_MAPPING_FLAG_COLOCATED = 1,
         WSYNC_MAPPING_FLAG_KEEP_SAME_DEVICE = 2,
         WSYNC_MAPPING_FLAG_VLLM = 4,
+        WSYNC_MAPPING_FLAG_APART = 8,
     });
     values!(wsync_mapping_list: u32, {
         WSYNC_MAPPING_LIST_PAIRS = 1,
@@ -286,6 +287,15 @@ fn structs_are_pinned() {
     layout!(wsync_pair, 8, 4, {
         sender: 0,
         receiver: 4,
+    });
+    layout!(wsync_rank_load, 8, 4, {
+        rank: 0,
+        pair_count: 4,
+    });
+    layout!(wsync_moved_pair, 12, 4, {
+        sender: 0,
+        receiver: 4,
+        avoided: 8,
     });
     layout!(wsync_mapping_options, 136, 8, {
         struct_size: 0,

@@ -162,6 +162,11 @@ fn lifecycle() {
 }
 
 #[test]
+fn mapping() {
+    check_c("mapping", &all_standards());
+}
+
+#[test]
 fn misuse() {
     check_c("misuse", &all_standards());
 }

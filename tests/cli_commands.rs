@@ -472,3 +472,19 @@ fn completions_and_manual_pages_are_made_from_the_arguments() {
     );
     assert!(fail(&["manual", "--out", "/nowhere"]).contains("/nowhere/weightsync.1"));
 }
+
+#[test]
+fn bench_map_puts_targets_beside_what_it_measured() {
+    let text = succeed(&["bench", "map", "--json"]);
+    let rows: Vec<Value> = text
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    let targets: Vec<_> = rows.iter().map(|row| &row["target_s"]).collect();
+    assert_eq!(targets, [&serde_json::json!(0.1), &serde_json::json!(5.0)]);
+    for row in &rows {
+        let is_met = row["time_s"].as_f64() < row["target_s"].as_f64();
+        assert_eq!(row["is_met"], is_met, "{row}");
+    }
+    assert!(text.contains("replicas=512"));
+}

@@ -178,7 +178,7 @@ fn same_device_pairs_can_be_kept() {
     let records = json!([with(json!({"dst_gpu": [0, 0, 1, 1]}))]);
     let got = answers(&["two-stage", "--keep-same-device", "--details"], &records);
     assert_eq!(got[0]["same_gpu_pairs"], json!([[0, 4], [1, 6]]));
-    assert_eq!(got[0]["load"], json!([[4, 1], [5, 1], [6, 1], [7, 1]]));
+    assert_eq!(got[0]["loads"], json!([[4, 1], [5, 1], [6, 1], [7, 1]]));
 
     let records = json!([with(json!({"dst_gpu": [0, 9, 8, 1]}))]);
     let got = answers(&["two-stage", "--details"], &records);
@@ -186,6 +186,114 @@ fn same_device_pairs_can_be_kept() {
         got[0]["moved"],
         json!([{"sender": 0, "receiver": 5, "avoided": 4}])
     );
+}
+
+#[test]
+fn details_say_what_each_rank_sends_and_receives() {
+    let got = answers(&["two-stage", "--details"], &json!([record()]));
+    let expected = json!({
+        "pair_list": [[0, 4], [1, 6], [2, 5], [3, 7]],
+        "p2p_list": [[4, 5], [5, 4], [6, 7], [7, 6]],
+        "sends": [[0, [4]], [1, [6]], [2, [5]], [3, [7]]],
+        "receives": [[4, [0]], [6, [1]], [5, [2]], [7, [3]]],
+        "forward_sends": [[4, [5]], [5, [4]], [6, [7]], [7, [6]]],
+        "forward_receives": [[5, [4]], [4, [5]], [7, [6]], [6, [7]]],
+        "routed_sends": [],
+        "routed_receives": [],
+        "loads": [[4, 1], [5, 1], [6, 1], [7, 1]],
+        "routed_loads": [[4, 0], [5, 0], [6, 0], [7, 0]],
+        "moved": [],
+        "same_gpu_pairs": [],
+    });
+    assert_eq!(got, [expected]);
+}
+
+/// EP 2 to one replica of TP 2, with lists as a runtime has them.
+fn expert_record(lists: Value) -> Value {
+    let mut record = json!({
+        "src": {"tp": 1, "pp": 1, "ep": 2, "dp": 2, "cp": 1},
+        "dst": {"tp": 2, "pp": 1, "ep": 1, "replicas": 1},
+        "src_gpu": [0, 1, 2, 3],
+        "dst_gpu": [4, 5],
+        "dst_is_vllm": true,
+    });
+    for (key, value) in lists.as_object().unwrap() {
+        record[key] = value.clone();
+    }
+    record
+}
+
+#[test]
+fn lists_of_routed_experts_and_of_the_rest() {
+    let whole = json!([[2, 3], [0, 1]]);
+    let records = json!([
+        expert_record(json!({"src_ranks_expert": whole})),
+        expert_record(json!({"src_ranks_except_routed": whole})),
+        expert_record(json!({"src_ranks": whole})),
+        expert_record(json!({"src_ranks": [[1, 0]], "src_ranks_expert": whole})),
+        expert_record(json!({"src_ranks_except_routed": [[2], [3]]})),
+    ]);
+    let got = answers(&["hep"], &records);
+    for answer in &got[..3] {
+        assert_eq!(answer["routed_map"], json!([[2, [4]], [3, [5]]]));
+        assert_eq!(answer["stage1_map"], json!([[2, [4]]]));
+    }
+    assert_eq!(got[3]["routed_map"], json!([[2, [4]], [3, [5]]]));
+    assert_eq!(got[3]["stage1_map"], json!([[1, [4]]]));
+    assert_eq!(got[4]["error"]["kind"], "invalid_input");
+    let message = got[4]["error"]["message"].as_str().unwrap();
+    assert!(message.contains("`src_ranks_expert`"), "{message}");
+}
+
+/// What is said on the page about mappings is what the command answers.
+#[test]
+fn the_documented_records() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let read = |name: &str| -> Value {
+        let text = std::fs::read(root.join("docs/mapping").join(name)).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    };
+    let got = answers(&["two-stage"], &read("records.json"));
+    assert_eq!(Value::from(got), read("answers.json"));
+}
+
+#[test]
+fn models_are_colocated_if_devices_are_shared_unless_told_otherwise() {
+    let first = |devices: Value, flag: Value| {
+        let mut record = json!({
+            "src": {"tp": 1, "pp": 1, "dp": 2}, "dst": {"tp": 1, "pp": 1},
+            "src_gpu": [0, 1], "dst_gpu": devices,
+        });
+        if !flag.is_null() {
+            record["colocated_flag"] = flag;
+        }
+        answers(&["single-stage"], &json!([record]))[0]["pair_list"][0][0].clone()
+    };
+    assert_eq!(first(json!([2]), Value::Null), 0);
+    assert_eq!(first(json!([1]), Value::Null), 1);
+    assert_eq!(first(json!([1]), json!(false)), 0);
+    assert_eq!(first(json!([2]), json!(true)), 1);
+}
+
+#[test]
+fn help_says_what_is_read_and_answered() {
+    let output = weightsync(&["--help"], "");
+    assert!(output.status.success());
+    let help = String::from_utf8(output.stdout).unwrap();
+    for word in [
+        "src_gpu",
+        "dst_is_vllm",
+        "colocated_flag",
+        "src_ranks_except_routed",
+        "pair_list",
+        "stage2_map",
+        "regroup_groups",
+        "constraint",
+        "infeasible",
+        "invalid_input",
+    ] {
+        assert!(help.contains(word), "{word} is not in\n{help}");
+    }
 }
 
 #[test]
@@ -222,11 +330,16 @@ fn pictures() {
     assert!(picture.contains("rank 2 sends to rank 5"));
     assert!(picture.contains("rank 5 forwards to rank 4"));
 
-    let refused = refusal(
+    // A refused record was answered: there is no picture, and no failure.
+    std::fs::remove_file(&path).unwrap();
+    let output = weightsync(
         &["two-stage", "--svg", file, "--record", "1"],
         &records.to_string(),
     );
-    assert!(refused.contains("destination TP 3"), "{refused}");
+    assert!(output.status.success() && !path.exists());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("record 1 has no picture"), "{said}");
+    assert!(said.contains("destination TP 3"), "{said}");
     let refused = refusal(
         &["two-stage", "--svg", file, "--record", "2"],
         &records.to_string(),
@@ -240,6 +353,58 @@ fn pictures() {
         refused.contains("cannot write /no/such/folder/a.svg"),
         "{refused}"
     );
+}
+
+fn picture(name: &str, variant: &str, record: &Value) -> String {
+    let path = scratch(name);
+    answers(
+        &[variant, "--svg", path.to_str().unwrap()],
+        &json!([record]),
+    );
+    std::fs::read_to_string(&path).unwrap()
+}
+
+/// Routed experts may come from ranks that send nothing else.
+#[test]
+fn a_picture_seats_those_who_send_routed_experts_alone() {
+    let record = expert_record(json!({
+        "src_ranks_expert": [[0, 1]],
+        "src_ranks_except_routed": [[2], [3]],
+    }));
+    let drawn = picture("routed.svg", "hep", &record);
+    for rank in 0..6 {
+        assert!(drawn.contains(&format!("<title>rank {rank}: ")), "{rank}");
+    }
+    assert!(drawn.contains("rank 0 sends to rank 4, routed experts"));
+    // Three arrows start at trainers, two of them end at one rank.
+    let counts = "3 pairs from trainer ranks (2 of them for routed experts), 1 forward, at most 2";
+    assert!(drawn.contains(counts), "{drawn}");
+}
+
+/// 32 trainers and 64 receivers: what is alike is drawn once, what is not is
+/// drawn apart.
+#[test]
+fn a_picture_of_many_ranks_draws_one_replica_of_each_kind() {
+    let mut record = with(json!({
+        "src": {"tp": 2, "pp": 2, "dp": 8},
+        "dst": {"tp": 4, "pp": 1, "replicas": 16},
+        "src_gpu": (0..32).collect::<Vec<_>>(),
+        "dst_gpu": (32..96).collect::<Vec<_>>(),
+    }));
+    let drawn = picture("alike.svg", "two-stage", &record);
+    assert_eq!(drawn.matches("<title>rank ").count(), 4 + 4 + 4 + 4);
+    assert!(drawn.contains("replica 0\u{a0} × 16 alike"), "{drawn}");
+    assert!(drawn.contains("Trainer: 1 of 8 copies<"));
+    assert!(drawn.contains("Inference: 1 of 16 replicas<"));
+    assert!(drawn.contains("64 pairs from trainer ranks, 64 forwards"));
+
+    // Replica 3 has a receiver on the device of its sender.
+    record["dst_gpu"][12] = json!(6);
+    let drawn = picture("two_kinds.svg", "two-stage", &record);
+    assert!(drawn.contains("replica 0\u{a0} × 15 alike"), "{drawn}");
+    assert!(drawn.contains("Inference: 2 of 16 replicas<"));
+    assert!(drawn.contains("replica 3<"), "{drawn}");
+    assert!(drawn.contains("moved off a shared device"));
 }
 
 /// Ten thousand records of the recorded sizes in less than five seconds.

@@ -4,7 +4,7 @@
 mod route_support;
 
 use route_support::exec_support::{Carrier, HOST_CARRIERS};
-use route_support::{Sizes, deliver, engine, range, trainer};
+use route_support::{Attention, Sizes, deliver, engine, range, trainer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weightsync::layout::Layout;
@@ -39,8 +39,10 @@ fn options(strategy: Strategy, gpus: u32) -> PlanOptions {
 
 /// TP2 PP2 DP2 to replicas of TP4.
 fn plan(replicas: u32, options: &PlanOptions) -> Arc<Plan> {
-    let source = trainer(Sizes::new(2, 2, 2), 8, 8, &range(0, 8));
-    let engine = engine(Sizes::new(4, 1, replicas), 8, 8, &range(8, 4 * replicas));
+    let (from, to) = (Sizes::new(2, 2, 2), Sizes::new(4, 1, replicas));
+    let attention = Attention::new(8, 8, from, to);
+    let source = trainer(from, attention, &range(0, 8));
+    let engine = engine(to, attention, &range(8, 4 * replicas));
     let plan = Plan::create(Arc::new(source), Arc::new(engine), options).unwrap();
     plan.verify().unwrap();
     Arc::new(plan)
@@ -185,8 +187,10 @@ fn routes_deliver_over_every_carrier() {
 #[test]
 fn ranks_of_both_sides_in_one_domain_are_served_there() {
     // Replicas on the trainers' own hosts, four ranks to a domain.
-    let source = trainer(Sizes::new(2, 1, 4), 8, 8, &range(0, 8));
-    let engine = engine(Sizes::new(4, 1, 2), 8, 8, &[4, 5, 6, 7, 8, 9, 10, 11]);
+    let (from, to) = (Sizes::new(2, 1, 4), Sizes::new(4, 1, 2));
+    let attention = Attention::new(8, 8, from, to);
+    let source = trainer(from, attention, &range(0, 8));
+    let engine = engine(to, attention, &[4, 5, 6, 7, 8, 9, 10, 11]);
     let options = options(Strategy::Relay, 4);
     let plan = Plan::create(Arc::new(source), Arc::new(engine), &options).unwrap();
     plan.verify().unwrap();

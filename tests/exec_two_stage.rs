@@ -3,7 +3,10 @@
 mod route_support;
 
 use route_support::exec_support::{Carrier, HOST_CARRIERS};
-use route_support::{Devices, Sizes, deliver, deliver_with, engine, range, trainer};
+use route_support::{
+    Attention, Devices, Sizes, deliver, deliver_with, engine, naive, range, trainer,
+};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,7 +16,8 @@ use weightsync::device::{Device, MemoryRange, Task, Work};
 use weightsync::layout::mesh::RankList;
 use weightsync::plan::Plan;
 use weightsync::plan::decision::{PlanOptions, Strategy};
-use weightsync::plan::program::{BufferSlot, Direction, Program};
+use weightsync::plan::mapping::{self, DestinationSizes, Mapping, MappingSpec, SourceSizes};
+use weightsync::plan::program::{BufferSlot, Direction, Piece, Program};
 use weightsync::plan::topology::{PlacementRun, TopologySpec};
 use weightsync::plan::two_stage::TwoStageOptions;
 use weightsync::{Rank, Result, Status};
@@ -57,8 +61,9 @@ impl Case {
             Some(devices) => devices.clone(),
             None => range(self.source.ranks(), self.destination.ranks()),
         };
-        let source = trainer(self.source, self.heads, self.kv_heads, &sources);
-        let destination = engine(self.destination, self.heads, self.kv_heads, &destinations);
+        let attention = Attention::new(self.heads, self.kv_heads, self.source, self.destination);
+        let source = trainer(self.source, attention, &sources);
+        let destination = engine(self.destination, attention, &destinations);
         let plan = Plan::create(Arc::new(source), Arc::new(destination), &options(buckets));
         Arc::new(plan.unwrap_or_else(|e| panic!("{}: {e}", self.name)))
     }
@@ -126,6 +131,105 @@ fn what_the_transport_carries_is_what_the_stages_say() {
             assert_eq!(bytes(&p, Direction::Send, 0) > 0, is_source);
             assert_eq!(bytes(&p, Direction::Send, 1) > 0, !is_source);
             assert_eq!(p.relay_bytes > 0, !is_source);
+        }
+    }
+}
+
+/// The mapping of a case whose ranks are all apart, from sizes alone.
+fn mapping(case: &Case, plan: &Plan, keep_same_device: bool) -> Mapping {
+    let device = |r: &u32| plan.topology().site(Rank(*r)).unwrap().gpu;
+    let (s, d) = (case.source, case.destination);
+    let spec = MappingSpec {
+        source: SourceSizes {
+            tp: s.tp,
+            pp: s.pp,
+            dp: s.replicas,
+            ..SourceSizes::ONE
+        },
+        destination: DestinationSizes {
+            tp: d.tp,
+            pp: d.pp,
+            replicas: d.replicas,
+            ..DestinationSizes::ONE
+        },
+        source_devices: range(0, s.ranks()).iter().map(device).collect(),
+        destination_devices: range(s.ranks(), d.ranks()).iter().map(device).collect(),
+        keep_same_device,
+        ..MappingSpec::default()
+    };
+    mapping::two_stage(&spec).unwrap()
+}
+
+/// Who sends something of the layers to whom in a stage, by the programs.
+/// Vocabulary rows may come from anybody: their chunks do not nest.
+fn layer_peers(plan: &Plan, stage: u32) -> BTreeSet<(Rank, Rank)> {
+    let mut peers = BTreeSet::new();
+    for rank in plan.ranks() {
+        let p = plan.program(rank).unwrap();
+        for m in &p.messages {
+            let is_sent = m.direction == Direction::Send && m.stage == stage;
+            let name = |x: &Piece| &p.tensors[x.tensor.index()].name;
+            if is_sent
+                && p.pieces_of(m)
+                    .iter()
+                    .any(|x| name(x).starts_with("layers."))
+            {
+                peers.insert((rank, m.peer));
+            }
+        }
+    }
+    peers
+}
+
+fn check_peers(case: &Case, plan: &Plan, keep_same_device: bool) {
+    let mapping = mapping(case, plan, keep_same_device);
+    for (stage, pairs) in (0..).zip([&mapping.pairs, &mapping.forwards]) {
+        let mapped: BTreeSet<_> = pairs.iter().map(|p| (p.sender, p.receiver)).collect();
+        assert_eq!(layer_peers(plan, stage), mapped, "{} {stage}", case.name);
+    }
+}
+
+#[test]
+fn stages_go_where_the_mapping_says() {
+    for case in cases() {
+        check_peers(&case, &case.plan(2, false), true);
+    }
+    let case = &cases()[7];
+    for avoid in [false, true] {
+        check_peers(case, &colocated(avoid), !avoid);
+    }
+}
+
+/// What the members of a group need together, each element once.
+fn needed_bytes(plan: &Plan, members: &[Rank]) -> u64 {
+    let layout = plan.destination();
+    let mut needed = BTreeMap::new();
+    for &rank in members {
+        for v in layout.views(rank) {
+            let tensor = &layout.tensors()[v.tensor.index()];
+            for i in naive::indices(&v.bounds) {
+                let at = (v.tensor.index(), naive::flat_index(tensor, &i));
+                needed.insert(at, v.dtype.bytes());
+            }
+        }
+    }
+    needed.into_values().sum()
+}
+
+#[test]
+fn stage_1_brings_a_group_what_it_needs_and_each_byte_once() {
+    for case in cases() {
+        let plan = case.plan(2, false);
+        let mapping = mapping(&case, &plan, true);
+        for group in mapping.destinations.chunks(mapping.group_size as usize) {
+            let members: Vec<Rank> = group.iter().map(|seat| seat.rank).collect();
+            let received = members.iter().map(|&r| {
+                let p = plan.program(r).unwrap();
+                bytes(&p, Direction::Receive, 0)
+            });
+            let received: u64 = received.sum();
+            let needed = needed_bytes(&plan, &members);
+            assert_eq!(received, needed, "{} {members:?}", case.name);
         }
     }
 }
@@ -278,13 +382,10 @@ fn pairs_within_a_device_are_kept_unless_told_otherwise() {
 #[test]
 fn sizes_that_do_not_fit_are_named_with_the_strategy_that_does() {
     let plan = |source: Sizes, destination: Sizes| {
-        let s = trainer(source, 8, 8, &range(0, source.ranks()));
-        let d = engine(
-            destination,
-            8,
-            8,
-            &range(source.ranks(), destination.ranks()),
-        );
+        let attention = Attention::new(8, 8, source, destination);
+        let s = trainer(source, attention, &range(0, source.ranks()));
+        let ranks = range(source.ranks(), destination.ranks());
+        let d = engine(destination, attention, &ranks);
         Plan::create(Arc::new(s), Arc::new(d), &options(2)).unwrap_err()
     };
     let e = plan(Sizes::new(4, 1, 1), Sizes::new(2, 1, 1));

@@ -46,14 +46,16 @@ fn colocated() -> impl Strategy<Value = MappingSpec> {
             Just(devices.clone()).prop_shuffle(),
             Just(devices).prop_shuffle(),
         );
-        (a, b, any::<bool>(), any::<bool>()).prop_map(move |(a, b, colocated, vllm)| MappingSpec {
-            source,
-            destination,
-            source_devices: a[..n as usize].to_vec(),
-            destination_devices: b[..k as usize].to_vec(),
-            colocated,
-            destination_is_vllm: vllm,
-            ..MappingSpec::default()
+        (a, b, any::<Option<bool>>(), any::<bool>()).prop_map(move |(a, b, colocated, vllm)| {
+            MappingSpec {
+                source,
+                destination,
+                source_devices: a[..n as usize].to_vec(),
+                destination_devices: b[..k as usize].to_vec(),
+                colocated,
+                destination_is_vllm: vllm,
+                ..MappingSpec::default()
+            }
         })
     })
 }
@@ -228,7 +230,7 @@ fn anything() -> impl Strategy<Value = MappingSpec> {
             destination: sides.1,
             source_devices: sides.2,
             destination_devices: sides.3,
-            colocated: flags[0],
+            colocated: Some(flags[0]),
             destination_is_vllm: flags[1],
             keep_same_device: flags[2],
             source_ranks: s,

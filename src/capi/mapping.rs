@@ -8,11 +8,13 @@ use super::{guard, guard_value};
 use crate::error::{Error, Result, Status};
 use crate::limits::RANK_COUNT_MAX;
 use crate::plan::mapping::{
-    self, DestinationSizes, Mapping, MappingSpec, Moved, Pair, Regroup, Seat, SourceSizes,
+    self, DestinationSizes, Mapping, MappingSpec, Moved, Pair, PeerLists, RankLists, Regroup, Seat,
+    SourceSizes,
 };
 use crate::rank::Rank;
 use serde::Serialize;
 use std::ffi::c_char;
+use std::sync::OnceLock;
 
 /// Who sends to whom, as two-stage weight synchronisation maps ranks, without
 /// looking at a tensor. Immutable; may be used by any number of threads.
@@ -20,9 +22,11 @@ use std::ffi::c_char;
 /// Ranks are numbered source first: source actor k is rank k, destination
 /// actor k is rank source_device_count + k.
 ///
-/// wsync_mapping_create, wsync_mapping_pairs, wsync_mapping_group_size,
-/// wsync_mapping_regroup_kind, wsync_mapping_regroup_count,
-/// wsync_mapping_regroup_at, wsync_mapping_report, wsync_mapping_destroy.
+/// wsync_mapping_create, wsync_mapping_pairs, wsync_mapping_sends,
+/// wsync_mapping_receives, wsync_mapping_loads, wsync_mapping_moved,
+/// wsync_mapping_group_size, wsync_mapping_regroup_kind,
+/// wsync_mapping_regroup_count, wsync_mapping_regroup_at,
+/// wsync_mapping_report, wsync_mapping_destroy.
 ///
 /// Since: 0.1
 pub struct wsync_mapping {
@@ -35,7 +39,20 @@ pub(super) struct MappingObject {
     routed: Vec<Pair>,
     regroup_groups: Vec<Vec<Rank>>,
     regroup: Option<Regroup>,
+    /// Ranks of both sides.
+    rank_count: usize,
+    /// The lists as their ranks see them, each made when it is first asked for.
+    peers: [OnceLock<Peers>; LIST_COUNT],
 }
+
+/// One list of pairs from both ends.
+struct Peers {
+    sends: PeerLists,
+    receives: PeerLists,
+}
+
+/// Values of wsync_mapping_list, which start at 1.
+const LIST_COUNT: usize = 4;
 
 impl Handle for wsync_mapping {
     type Value = MappingObject;
@@ -61,16 +78,23 @@ pub enum wsync_mapping_kind {
 
 /// Flags of wsync_mapping_options.
 ///
+/// Models are colocated if any device is on both sides, unless COLOCATED or
+/// APART says what they are. If the source TP is odd, mappings of the kinds
+/// SINGLE_STAGE and EXPERT give source copies to the replicas of colocated
+/// models from the last copy to the first; nothing else follows from it.
+///
 /// Since: 0.1
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum wsync_mapping_flag {
-    /// Both models live on the same devices.
+    /// The models are colocated, whatever the devices say.
     WSYNC_MAPPING_FLAG_COLOCATED = 1,
     /// Pairs within one device are as good as any other.
     WSYNC_MAPPING_FLAG_KEEP_SAME_DEVICE = 2,
     /// The destination of an expert mapping is vLLM, not Megatron.
     WSYNC_MAPPING_FLAG_VLLM = 4,
+    /// The models are not colocated, whatever the devices say.
+    WSYNC_MAPPING_FLAG_APART = 8,
 }
 
 /// A list of pairs inside a mapping.
@@ -86,7 +110,8 @@ pub enum wsync_mapping_list {
     WSYNC_MAPPING_LIST_FORWARDS = 2,
     /// Routed experts alone; empty if they travel with the rest.
     WSYNC_MAPPING_LIST_ROUTED = 3,
-    /// Pairs of stage 1 within one device, which a local copy serves.
+    /// Pairs of stage 1 within one device: two ranks that exchange a message
+    /// inside it, or one rank of a plan, which copies locally.
     WSYNC_MAPPING_LIST_SAME_DEVICE = 4,
 }
 
@@ -112,6 +137,29 @@ pub enum wsync_regroup_kind {
 pub struct wsync_pair {
     pub sender: u32,
     pub receiver: u32,
+}
+
+/// How many pairs end at a destination rank.
+///
+/// Since: 0.1
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct wsync_rank_load {
+    pub rank: u32,
+    pub pair_count: u32,
+}
+
+/// A pair of stage 1 that was moved to avoid a shared device.
+///
+/// Since: 0.1
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct wsync_moved_pair {
+    pub sender: u32,
+    pub receiver: u32,
+    /// The receiver that load balance alone would have chosen; it is on the
+    /// sender's device.
+    pub avoided: u32,
 }
 
 /// What a mapping is made from. Sizes of 0 are 1.
@@ -144,11 +192,13 @@ pub struct wsync_mapping_options {
     /// Device of every destination actor.
     pub destination_devices: *const u32,
     pub destination_device_count: usize,
-    /// One list per source copy; none means Megatron's order.
+    /// One list per source copy, [PP][TP] or with all expert rows [PP][EP][TP]
+    /// (a list may hold several copies, [PP][EP][CP][TP] each); none means
+    /// Megatron's order, rank = t + TP*(c + CP*(e + EP*(d + DP*p))).
     pub source_ranks: *const wsync_rank_list,
     pub source_list_count: usize,
-    /// One list per copy that routed experts come from; none means
-    /// source_ranks.
+    /// One list per copy that routed experts come from, [PP][EP][TP]; none
+    /// means source_ranks. Of EXPERT mappings alone.
     pub expert_source_ranks: *const wsync_rank_list,
     pub expert_source_list_count: usize,
     /// One list per replica, each [PP][EP][TP]; none means consecutive ranks.
@@ -161,8 +211,8 @@ plain_struct!(wsync_mapping_options, 136, "wsync_mapping_options");
 /// Maps ranks.
 ///
 /// Errors: UNSUPPORTED for sizes that the kind cannot serve, INFEASIBLE if a
-/// source rank shares its device with every candidate; INVALID_ARGUMENT and
-/// LIMIT_EXCEEDED. All name the numbers.
+/// source rank shares its device with every candidate (KEEP_SAME_DEVICE lifts
+/// that); INVALID_ARGUMENT and LIMIT_EXCEEDED. All name the numbers.
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_mapping_create(
@@ -203,6 +253,113 @@ pub unsafe extern "C" fn wsync_mapping_pairs(
         let mapping = unsafe { shared(mapping)? };
         let pairs: Vec<wsync_pair> = mapping.list(list)?.iter().map(pair_of).collect();
         out.write(&pairs)
+    })
+}
+
+/// Copies the ranks that `rank` sends to in `list`, a wsync_mapping_list, to
+/// `ranks`, which holds `capacity` of them: in the order of the sends, none if
+/// `rank` takes no part. With a `capacity` of 0 only `out_count` is written.
+///
+/// The first call for a list costs as much as there are pairs in it, each
+/// further one as much as it answers.
+///
+/// Errors: NOT_FOUND for a rank that the mapping does not have;
+/// BUFFER_TOO_SMALL; UNSUPPORTED for an unknown list.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_mapping_sends(
+    mapping: *const wsync_mapping,
+    list: u32,
+    rank: u32,
+    ranks: *mut u32,
+    capacity: usize,
+    out_count: *mut usize,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a buffer of `capacity` ranks.
+        let out = unsafe { Buffer::new(ranks, capacity, out_count, "out_count")? };
+        // SAFETY: the header asks for a live mapping.
+        let mapping = unsafe { shared(mapping)? };
+        let rank = mapping.rank(rank)?;
+        write_ranks(out, mapping.peers(list)?.sends.get(rank))
+    })
+}
+
+/// Copies the ranks that `rank` receives from in `list`, a wsync_mapping_list,
+/// to `ranks`; otherwise as wsync_mapping_sends.
+///
+/// Errors: NOT_FOUND for a rank that the mapping does not have;
+/// BUFFER_TOO_SMALL; UNSUPPORTED for an unknown list.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_mapping_receives(
+    mapping: *const wsync_mapping,
+    list: u32,
+    rank: u32,
+    ranks: *mut u32,
+    capacity: usize,
+    out_count: *mut usize,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a buffer of `capacity` ranks.
+        let out = unsafe { Buffer::new(ranks, capacity, out_count, "out_count")? };
+        // SAFETY: the header asks for a live mapping.
+        let mapping = unsafe { shared(mapping)? };
+        let rank = mapping.rank(rank)?;
+        write_ranks(out, mapping.peers(list)?.receives.get(rank))
+    })
+}
+
+/// Copies how many pairs of `list`, a wsync_mapping_list, end at each
+/// destination rank to `loads`, which holds `capacity` of them: replica by
+/// replica, ranks that receive nothing included. With a `capacity` of 0 only
+/// `out_count` is written.
+///
+/// Errors: BUFFER_TOO_SMALL; UNSUPPORTED for an unknown list.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_mapping_loads(
+    mapping: *const wsync_mapping,
+    list: u32,
+    loads: *mut wsync_rank_load,
+    capacity: usize,
+    out_count: *mut usize,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a buffer of `capacity` loads.
+        let out = unsafe { Buffer::new(loads, capacity, out_count, "out_count")? };
+        // SAFETY: the header asks for a live mapping.
+        let mapping = unsafe { shared(mapping)? };
+        let loads = mapping.mapping.loads_by(&mapping.peers(list)?.receives);
+        let loads: Vec<wsync_rank_load> = loads.into_iter().map(load_of).collect();
+        out.write(&loads)
+    })
+}
+
+/// Copies the pairs of stage 1 that were moved to avoid a shared device, in
+/// order of choice, to `moved`, which holds `capacity` of them. With a
+/// `capacity` of 0 only `out_count` is written: their number.
+///
+/// Errors: BUFFER_TOO_SMALL.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_mapping_moved(
+    mapping: *const wsync_mapping,
+    moved: *mut wsync_moved_pair,
+    capacity: usize,
+    out_count: *mut usize,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a buffer of `capacity` moved pairs.
+        let out = unsafe { Buffer::new(moved, capacity, out_count, "out_count")? };
+        // SAFETY: the header asks for a live mapping.
+        let mapping = unsafe { shared(mapping)? };
+        let moved = mapping.mapping.moved.iter().map(moved_of);
+        out.write(&moved.collect::<Vec<_>>())
     })
 }
 
@@ -274,13 +431,13 @@ pub unsafe extern "C" fn wsync_mapping_regroup_at(
                 ),
             )
         })?;
-        let ranks: Vec<u32> = group.iter().map(|r| r.0).collect();
-        out.write(&ranks)
+        write_ranks(out, group)
     })
 }
 
-/// Writes the whole mapping as JSON, NUL-terminated: all lists, where ranks
-/// sit, and which pairs were moved to avoid a shared device. With a `capacity`
+/// Writes the whole mapping as JSON, NUL-terminated: all lists of pairs, the
+/// same lists as each rank sees them, loads, where ranks sit, and which pairs
+/// were moved to avoid a shared device. With a `capacity`
 /// of 0 only `out_needed` is written: the number of bytes, the NUL included.
 ///
 /// Errors: BUFFER_TOO_SMALL.
@@ -316,20 +473,30 @@ impl MappingObject {
         const TWO_STAGE: u32 = wsync_mapping_kind::WSYNC_MAPPING_KIND_TWO_STAGE as u32;
         const SINGLE_STAGE: u32 = wsync_mapping_kind::WSYNC_MAPPING_KIND_SINGLE_STAGE as u32;
         const EXPERT: u32 = wsync_mapping_kind::WSYNC_MAPPING_KIND_EXPERT as u32;
-        match kind {
-            TWO_STAGE => Ok(mapping::two_stage(spec)?.into()),
-            SINGLE_STAGE => Ok(mapping::single_stage(spec)?.into()),
+        let mut routed = Vec::new();
+        let mut regroup = None;
+        let mut mapping = match kind {
+            TWO_STAGE => mapping::two_stage(spec)?,
+            SINGLE_STAGE => mapping::single_stage(spec)?,
             EXPERT => {
                 let made = mapping::expert(spec)?;
-                Ok(MappingObject {
-                    mapping: made.rest,
-                    routed: made.routed,
-                    regroup: (!made.regroup_groups.is_empty()).then_some(made.regroup),
+                routed = made.routed;
+                regroup = (!made.regroup_groups.is_empty()).then_some(made.regroup);
+                Mapping {
                     regroup_groups: made.regroup_groups,
-                })
+                    ..made.rest
+                }
             }
-            other => Err(args::unknown("kind", other)),
-        }
+            other => return Err(args::unknown("kind", other)),
+        };
+        Ok(MappingObject {
+            routed,
+            regroup_groups: std::mem::take(&mut mapping.regroup_groups),
+            regroup,
+            rank_count: spec.source_devices.len() + spec.destination_devices.len(),
+            peers: Default::default(),
+            mapping,
+        })
     }
 
     fn list(&self, list: u32) -> Result<&[Pair]> {
@@ -344,6 +511,28 @@ impl MappingObject {
             SAME_DEVICE => Ok(&self.mapping.same_device),
             other => Err(args::unknown("list", other)),
         }
+    }
+
+    /// `list` from both ends.
+    fn peers(&self, list: u32) -> Result<&Peers> {
+        let pairs = self.list(list)?;
+        let make = || Peers {
+            sends: PeerLists::by_sender(pairs),
+            receives: PeerLists::by_receiver(pairs),
+        };
+        Ok(self.peers[list as usize - 1].get_or_init(make))
+    }
+
+    /// `rank`, if the mapping has it.
+    fn rank(&self, rank: u32) -> Result<Rank> {
+        if (rank as usize) < self.rank_count {
+            return Ok(Rank(rank));
+        }
+        let message = format!(
+            "the mapping has {} ranks; rank {rank} is none of them",
+            self.rank_count
+        );
+        Err(Error::new(Status::NotFound, message).by(Rank(rank)))
     }
 
     fn regroup_kind(&self) -> wsync_regroup_kind {
@@ -362,6 +551,7 @@ impl MappingObject {
             routed: &self.routed,
             same_device: &self.mapping.same_device,
             moved: &self.mapping.moved,
+            ranks: RankLists::new(&self.mapping, &self.routed),
             regroup: self.regroup,
             regroup_groups: &self.regroup_groups,
             sources: self
@@ -380,17 +570,6 @@ impl MappingObject {
     }
 }
 
-impl From<Mapping> for MappingObject {
-    fn from(mut mapping: Mapping) -> MappingObject {
-        MappingObject {
-            routed: Vec::new(),
-            regroup_groups: std::mem::take(&mut mapping.regroup_groups),
-            regroup: None,
-            mapping,
-        }
-    }
-}
-
 /// The whole mapping, for JSON.
 #[derive(Serialize)]
 struct MappingReport<'a> {
@@ -400,6 +579,8 @@ struct MappingReport<'a> {
     routed: &'a [Pair],
     same_device: &'a [Pair],
     moved: &'a [Moved],
+    #[serde(flatten)]
+    ranks: RankLists,
     regroup: Option<Regroup>,
     regroup_groups: &'a [Vec<Rank>],
     sources: Vec<SeatReport>,
@@ -441,15 +622,49 @@ fn pair_of(pair: &Pair) -> wsync_pair {
     }
 }
 
+fn load_of((rank, pair_count): (Rank, u32)) -> wsync_rank_load {
+    wsync_rank_load {
+        rank: rank.0,
+        pair_count,
+    }
+}
+
+fn moved_of(moved: &Moved) -> wsync_moved_pair {
+    wsync_moved_pair {
+        sender: moved.sender.0,
+        receiver: moved.receiver.0,
+        avoided: moved.avoided.0,
+    }
+}
+
+fn write_ranks(out: Buffer<u32>, ranks: &[Rank]) -> Result<()> {
+    let ranks: Vec<u32> = ranks.iter().map(|r| r.0).collect();
+    out.write(&ranks)
+}
+
+/// What the flags say of colocation; `None` if that is left to the devices.
+fn colocated_of(flags: u32) -> Result<Option<bool>> {
+    const COLOCATED: u32 = wsync_mapping_flag::WSYNC_MAPPING_FLAG_COLOCATED as u32;
+    const APART: u32 = wsync_mapping_flag::WSYNC_MAPPING_FLAG_APART as u32;
+    match (flags & COLOCATED != 0, flags & APART != 0) {
+        (false, false) => Ok(None),
+        (colocated, apart) if colocated != apart => Ok(Some(colocated)),
+        _ => Err(Error::invalid(
+            "flags has both COLOCATED and APART; models are one or the other",
+        )),
+    }
+}
+
 /// # Safety
 ///
 /// Every list of `given` has the count that stands beside it.
 unsafe fn spec_of(given: &wsync_mapping_options) -> Result<MappingSpec> {
-    const COLOCATED: u32 = wsync_mapping_flag::WSYNC_MAPPING_FLAG_COLOCATED as u32;
     const KEEP_SAME_DEVICE: u32 = wsync_mapping_flag::WSYNC_MAPPING_FLAG_KEEP_SAME_DEVICE as u32;
     const VLLM: u32 = wsync_mapping_flag::WSYNC_MAPPING_FLAG_VLLM as u32;
     args::reserved(<wsync_mapping_options as args::Plain>::NAME, given.reserved)?;
-    let unknown = given.flags & !(COLOCATED | KEEP_SAME_DEVICE | VLLM);
+    const COLOCATION: u32 = wsync_mapping_flag::WSYNC_MAPPING_FLAG_COLOCATED as u32
+        | wsync_mapping_flag::WSYNC_MAPPING_FLAG_APART as u32;
+    let unknown = given.flags & !(COLOCATION | KEEP_SAME_DEVICE | VLLM);
     if unknown != 0 {
         return Err(args::unknown("flags", unknown));
     }
@@ -495,7 +710,7 @@ unsafe fn spec_of(given: &wsync_mapping_options) -> Result<MappingSpec> {
         },
         source_devices,
         destination_devices,
-        colocated: given.flags & COLOCATED != 0,
+        colocated: colocated_of(given.flags)?,
         keep_same_device: given.flags & KEEP_SAME_DEVICE != 0,
         destination_is_vllm: given.flags & VLLM != 0,
         source_ranks,

@@ -141,7 +141,9 @@ pub struct wsync_two_stage_options {
     /// sizeof(wsync_two_stage_options).
     pub struct_size: usize,
     /// Not 0: pairs within one device are avoided by choosing another
-    /// receiver. 0: they are as good as any other.
+    /// receiver. 0: they are as good as any other. Either way a rank that is on
+    /// both sides copies locally what it has itself; two ranks of one device
+    /// exchange a message, which stays inside it if the transport can do that.
     pub avoid_same_device: u32,
     pub source_tp: u32,
     /// Sizes of 0 are 1, here and below.

@@ -1,5 +1,7 @@
-//! `weightsync bench plan`: how near plans of real models come to the physical
-//! limit, and how fast they are made, with targets beside.
+//! `weightsync bench`: how near plans of real models come to the physical
+//! limit, and how fast plans and mappings are made, with targets beside.
+
+mod map;
 
 use super::table::{Table, print, print_json};
 use clap::{Args, Subcommand};
@@ -30,6 +32,8 @@ pub struct BenchArgs {
 enum What {
     /// Plans of real models against their bounds, and the time planning takes
     Plan(PlanBenchArgs),
+    /// The time that rank mappings take, in memory and through JSON
+    Map(map::MapBenchArgs),
 }
 
 #[derive(Args, Debug)]
@@ -154,7 +158,13 @@ struct Timing {
 
 /// Runs `weightsync bench`.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let What::Plan(args) = &args.what;
+    match &args.what {
+        What::Plan(args) => plans(args),
+        What::Map(args) => map::run(args),
+    }
+}
+
+fn plans(args: &PlanBenchArgs) -> Result<()> {
     let is_wanted = |name: &str| args.row.as_ref().is_none_or(|w| name.contains(w.as_str()));
     let mut table = Table::default();
     table.row([
@@ -198,13 +208,19 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if args.no_times {
         return Ok(());
     }
+    if !args.json {
+        print("\n")?;
+    }
+    print_timings(&timings(&is_wanted)?, args.json)
+}
+
+fn print_timings(timings: &[Timing], is_json: bool) -> Result<()> {
+    if is_json {
+        return timings.iter().try_for_each(print_json);
+    }
     let mut table = Table::default();
     table.row(["time", "measured", "target", ""]);
-    for t in timings(&is_wanted)? {
-        if args.json {
-            print_json(&t)?;
-            continue;
-        }
+    for t in timings {
         let show = |s: f64| match s < 0.1 {
             true => format!("{:.3} ms", s * 1e3),
             false => format!("{s:.2} s"),
@@ -216,10 +232,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             verdict(t.is_met),
         ]);
     }
-    match args.json {
-        true => Ok(()),
-        false => print(format_args!("\n{table}")),
-    }
+    print(&table)
 }
 
 fn verdict(is_met: bool) -> &'static str {

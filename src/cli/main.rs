@@ -70,7 +70,7 @@ enum Command {
     Diff(diff::DiffArgs),
     /// Say everything that is wrong with a layout, or between two
     Check(check::CheckArgs),
-    /// Map trainer ranks to inference ranks
+    // What it reads and answers stands above `MapArgs`; a line here would hide it.
     Map(map::MapArgs),
     /// Say which NCCL and CUDA are found here, what they can do and what is wrong
     Doctor(doctor::DoctorArgs),

@@ -1,44 +1,81 @@
 //! `weightsync map`: rank mappings as JSON, or as a picture.
 //!
-//! Reads an array of records from standard input and writes an array of answers
-//! in the same order. A record that cannot be mapped is answered by an `error`
+//! What is read and answered is in the help of the command (`MapArgs`) and in
+//! docs/mapping.md. A record that cannot be mapped is answered by an `error`
 //! object; the command fails only if the array itself cannot be read, or the
-//! picture not be drawn.
+//! picture not be written.
 
 use std::io::{BufWriter, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use serde::{Deserialize, Serialize, Serializer, ser::SerializeSeq};
+use serde::{Deserialize, Serialize, Serializer as _, ser::SerializeSeq};
 use serde_json::Value;
 
 use weightsync::limits::FILE_BYTES_MAX;
 use weightsync::plan::mapping::{
-    self, DestinationSizes, ExpertMapping, Mapping, MappingSpec, Moved, Pair, PeerLists, Refusal,
-    Regroup, SourceSizes,
+    self, DestinationSizes, ExpertMapping, Mapping, MappingSpec, Moved, Pair, PeerLists, RankLists,
+    Refusal, Regroup, SourceSizes,
 };
 use weightsync::{Error, Rank};
 
+use super::table::complain;
+
 mod svg;
 
-/// Map trainer ranks to inference ranks: JSON array in, JSON array out
+/// Map trainer ranks to inference ranks
 ///
-/// Each record has `src` {tp, pp, ep, dp, cp}, `dst` {tp, pp, ep, replicas},
-/// `src_gpu` and `dst_gpu` (device of every rank); where needed
-/// `colocated_flag` and `dst_is_vllm`; optionally `src_ranks`, `dst_ranks`,
-/// `src_ranks_expert` and `src_ranks_except_routed`.
+/// Reads a JSON array of records from standard input and writes a JSON array
+/// of answers in the same order. Source rank k is rank k, destination rank k
+/// is rank len(src_gpu) + k.
+///
+/// A record has
+///   src             {tp, pp, ep, dp, cp}; ep, dp, cp are 1 if absent
+///   dst             {tp, pp, ep, replicas}; ep, replicas are 1 if absent
+///   src_gpu         device of every source rank, numbered over all hosts
+///   dst_gpu         device of every destination rank
+///   dst_is_vllm     hep: true for vLLM, false for Megatron (required)
+///   colocated_flag  whether both models live on the same devices; if absent,
+///                   they do if any device is in both lists. If source TP is
+///                   odd, single-stage and hep then take the source copies
+///                   from the last to the first
+/// and, where a runtime knows better than Megatron's order,
+///   src_ranks       one list of ranks per source copy, [PP][TP] or with all
+///                   expert rows [PP][EP][TP]; longer lists are cut
+///   dst_ranks       one list per replica, [PP][EP][TP]
+///   src_ranks_expert, src_ranks_except_routed
+///                   hep: the same for routed experts and for everything else;
+///                   src_ranks stands for whichever is absent
+/// Other fields are left alone.
+///
+/// An answer has
+///   pair_list       stage 1: [sender, receiver] in the order of the sends
+///   p2p_list        stage 2: the same inside the groups of a replica
+///   regroup_groups  single-stage, hep: source ranks that bring their routed
+///                   experts together before stage 1
+///   routed_map, stage1_map, stage2_map
+///                   hep, instead of the first two: [[sender, [receivers]], ...]
+/// or, instead,
+///   error           {kind, message}; kind is `constraint` (the sizes do not
+///                   suit this mapping; strategy `direct` has no such limit),
+///                   `infeasible` (a source rank shares its device with every
+///                   candidate) or `invalid_input`
+///
+/// The exit status is 0 if all records were answered, by errors too.
 #[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
 pub struct MapArgs {
     /// Which mapping
     #[arg(value_enum)]
     variant: VariantArg,
 
-    /// Draw one mapping as an SVG picture
+    /// Draw one mapping as an SVG picture; where the record is refused, say so
+    /// on standard error and write none
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 
-    /// Let a trainer rank send to an inference rank of its own device: a local
-    /// copy does it
+    /// Let a trainer rank send to an inference rank of its own device, as
+    /// strategy `two_stage` does unless told otherwise
     #[arg(long)]
     keep_same_device: bool,
 
@@ -46,8 +83,9 @@ pub struct MapArgs {
     #[arg(long, value_name = "N", default_value_t = 0, requires = "svg")]
     record: usize,
 
-    /// Also answer the load of each receiver, and which pairs were moved or
-    /// stay within one device
+    /// Also answer what each rank sends and receives (`sends`, `receives`,
+    /// `forward_sends`, ...), how many pairs end at it (`loads`), and which pairs
+    /// were `moved` off a shared device or stay within one (`same_gpu_pairs`)
     #[arg(long)]
     details: bool,
 }
@@ -74,18 +112,30 @@ impl VariantArg {
 
 /// Runs `weightsync map`.
 pub fn run(args: MapArgs) -> Result<(), Error> {
-    let records = read_records()?;
-    write_answers(&args, &records)?;
-    if let Some(path) = &args.svg {
-        let picture = draw(&args, &records)?;
-        std::fs::write(path, picture)
-            .map_err(|e| Error::os(format_args!("cannot write {}", path.display()), &e))?;
+    let records = parse_records(&read_input()?)?;
+    write_answers(&args, &records, std::io::stdout().lock())?;
+    match &args.svg {
+        Some(path) => write_picture(&args, &records, path),
+        None => Ok(()),
     }
-    Ok(())
 }
 
-/// The array on standard input.
-fn read_records() -> Result<Vec<Value>, Error> {
+/// What `map two-stage` answers to `text`, for those who measure it.
+pub fn two_stage_text(text: &[u8]) -> Result<Vec<u8>, Error> {
+    let args = MapArgs {
+        variant: VariantArg::TwoStage,
+        svg: None,
+        keep_same_device: false,
+        record: 0,
+        details: false,
+    };
+    let mut out = Vec::new();
+    write_answers(&args, &parse_records(text)?, &mut out)?;
+    Ok(out)
+}
+
+/// The bytes on standard input.
+fn read_input() -> Result<Vec<u8>, Error> {
     let mut text = Vec::new();
     std::io::stdin()
         .lock()
@@ -97,14 +147,18 @@ fn read_records() -> Result<Vec<Value>, Error> {
             "standard input has more than {FILE_BYTES_MAX} bytes"
         )));
     }
-    serde_json::from_slice(&text)
+    Ok(text)
+}
+
+fn parse_records(text: &[u8]) -> Result<Vec<Value>, Error> {
+    serde_json::from_slice(text)
         .map_err(|e| Error::invalid(format!("standard input is not a JSON array: {e}")))
 }
 
 /// Maps and writes one record after the other.
-fn write_answers(args: &MapArgs, records: &[Value]) -> Result<(), Error> {
+fn write_answers(args: &MapArgs, records: &[Value], out: impl Write) -> Result<(), Error> {
     let failed = |e: std::io::Error| Error::os("cannot write standard output", &e);
-    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut out = BufWriter::new(out);
     let mut json = serde_json::Serializer::new(&mut out);
     let mut write = || {
         let mut array = json.serialize_seq(Some(records.len()))?;
@@ -147,24 +201,25 @@ impl Record {
         if hep && self.dst_is_vllm.is_none() {
             return Err(Error::invalid("missing field `dst_is_vllm`"));
         }
-        let mut spec = MappingSpec {
+        let (source_ranks, expert_source_ranks) = match hep {
+            true => (
+                self.src_ranks_except_routed.or(self.src_ranks.clone()),
+                self.src_ranks_expert.or(self.src_ranks),
+            ),
+            false => (self.src_ranks, None),
+        };
+        Ok(MappingSpec {
             source: self.src,
             destination: self.dst,
             source_devices: self.src_gpu,
             destination_devices: self.dst_gpu,
-            colocated: false,
+            colocated: self.colocated_flag,
             keep_same_device: args.keep_same_device,
             destination_is_vllm: self.dst_is_vllm.unwrap_or(false),
-            source_ranks: if hep {
-                self.src_ranks_except_routed
-            } else {
-                self.src_ranks
-            },
-            expert_source_ranks: if hep { self.src_ranks_expert } else { None },
+            source_ranks,
+            expert_source_ranks,
             destination_ranks: self.dst_ranks,
-        };
-        spec.colocated = self.colocated_flag.unwrap_or_else(|| spec.shares_devices());
-        Ok(spec)
+        })
     }
 }
 
@@ -198,9 +253,9 @@ enum Answer {
         details: Option<Details>,
     },
     Expert {
-        routed_map: PeerMap,
-        stage1_map: PeerMap,
-        stage2_map: PeerMap,
+        routed_map: PeerLists,
+        stage1_map: PeerLists,
+        stage2_map: PeerLists,
         regroup_groups: Vec<Vec<Rank>>,
         #[serde(skip_serializing_if = "Option::is_none")]
         regroup_comm: Option<Regroup>,
@@ -214,8 +269,8 @@ enum Answer {
 
 #[derive(Serialize)]
 struct Details {
-    /// `[rank, pairs of stage 1 that end there]`
-    load: Vec<(Rank, u32)>,
+    #[serde(flatten)]
+    ranks: RankLists,
     moved: Vec<Moved>,
     same_gpu_pairs: Vec<Pair>,
 }
@@ -226,38 +281,29 @@ struct Refused {
     message: String,
 }
 
-/// `[[rank, [peers]], ...]`, in order of first appearance.
-struct PeerMap(PeerLists);
-
-impl Serialize for PeerMap {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.iter())
-    }
-}
-
 fn answer(args: &MapArgs, record: &Value) -> Answer {
-    let details = |mapping: &mut Mapping| {
+    let details = |mapping: &mut Mapping, routed: &[Pair]| {
         args.details.then(|| Details {
-            load: mapping.loads(),
+            ranks: RankLists::new(mapping, routed),
             moved: std::mem::take(&mut mapping.moved),
             same_gpu_pairs: std::mem::take(&mut mapping.same_device),
         })
     };
     match map(args, record).map(|(_, outcome)| outcome) {
         Ok(Outcome::Plain(mut mapping)) => Answer::Plain {
-            details: details(&mut mapping),
+            details: details(&mut mapping, &[]),
             regroup_groups: (args.variant == VariantArg::SingleStage)
                 .then_some(mapping.regroup_groups),
             pair_list: mapping.pairs,
             p2p_list: mapping.forwards,
         },
         Ok(Outcome::Expert(mut mapping)) => Answer::Expert {
-            routed_map: PeerMap(PeerLists::by_sender(&mapping.routed)),
-            stage1_map: PeerMap(mapping.rest.sends()),
-            stage2_map: PeerMap(mapping.rest.forward_sends()),
+            details: details(&mut mapping.rest, &mapping.routed),
+            routed_map: PeerLists::by_sender(&mapping.routed),
+            stage1_map: mapping.rest.sends(),
+            stage2_map: mapping.rest.forward_sends(),
             regroup_groups: mapping.regroup_groups,
             regroup_comm: args.details.then_some(mapping.regroup),
-            details: details(&mut mapping.rest),
         },
         Err(e) => Answer::Refused {
             error: Refused {
@@ -268,8 +314,9 @@ fn answer(args: &MapArgs, record: &Value) -> Answer {
     }
 }
 
-/// The picture of the record that was asked for.
-fn draw(args: &MapArgs, records: &[Value]) -> Result<String, Error> {
+/// Draws the record that was asked for. A refused one has been answered and
+/// has no picture, which is no failure.
+fn write_picture(args: &MapArgs, records: &[Value], path: &Path) -> Result<(), Error> {
     let record = records.get(args.record).ok_or_else(|| {
         Error::invalid(format!(
             "there is no record {} to draw: {} were given",
@@ -277,10 +324,25 @@ fn draw(args: &MapArgs, records: &[Value]) -> Result<String, Error> {
             records.len()
         ))
     })?;
-    let (spec, outcome) = map(args, record)?;
-    let (mapping, routed) = match outcome {
-        Outcome::Plain(mapping) => (mapping, Vec::new()),
-        Outcome::Expert(mapping) => (mapping.rest, mapping.routed),
+    let (spec, outcome) = match map(args, record) {
+        Ok(mapped) => mapped,
+        Err(e) => {
+            let n = args.record;
+            complain(format_args!("weightsync: record {n} has no picture: {e}"));
+            return Ok(());
+        }
     };
-    svg::draw(args.variant.title(), &spec, &mapping, &routed)
+    let (mapping, routed, routed_sources) = match &outcome {
+        Outcome::Plain(mapping) => (mapping, &[][..], &[][..]),
+        Outcome::Expert(expert) => (&expert.rest, &expert.routed[..], &expert.routed_sources[..]),
+    };
+    let picture = svg::draw(&svg::Subject {
+        title: args.variant.title(),
+        spec: &spec,
+        mapping,
+        routed,
+        routed_sources,
+    })?;
+    std::fs::write(path, picture)
+        .map_err(|e| Error::os(format_args!("cannot write {}", path.display()), &e))
 }

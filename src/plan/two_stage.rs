@@ -35,7 +35,8 @@ pub struct TwoStageOptions {
     /// One list of ranks per replica, `[PP][EP][TP]`.
     pub destination_ranks: Option<Vec<Vec<Rank>>>,
     /// Pairs on one device are avoided by choosing another receiver, instead
-    /// of being served by a copy within the device.
+    /// of being served like any other: by a local copy where both ends are one
+    /// rank, which no transport sees, and by a message where they are two.
     pub avoid_same_device: bool,
 }
 

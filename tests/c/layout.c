@@ -108,6 +108,15 @@ SIZE(wsync_pair, 8);
 OFFSET(wsync_pair, sender, 0);
 OFFSET(wsync_pair, receiver, 4);
 
+SIZE(wsync_rank_load, 8);
+OFFSET(wsync_rank_load, rank, 0);
+OFFSET(wsync_rank_load, pair_count, 4);
+
+SIZE(wsync_moved_pair, 12);
+OFFSET(wsync_moved_pair, sender, 0);
+OFFSET(wsync_moved_pair, receiver, 4);
+OFFSET(wsync_moved_pair, avoided, 8);
+
 SIZE(wsync_mapping_options, 136);
 OFFSET(wsync_mapping_options, struct_size, 0);
 OFFSET(wsync_mapping_options, kind, 8);
@@ -342,6 +351,7 @@ SIZE(wsync_mapping_flag, 4);
 VALUE(WSYNC_MAPPING_FLAG_COLOCATED, 1);
 VALUE(WSYNC_MAPPING_FLAG_KEEP_SAME_DEVICE, 2);
 VALUE(WSYNC_MAPPING_FLAG_VLLM, 4);
+VALUE(WSYNC_MAPPING_FLAG_APART, 8);
 
 SIZE(wsync_mapping_list, 4);
 VALUE(WSYNC_MAPPING_LIST_PAIRS, 1);

@@ -210,6 +210,19 @@ fn mappings(e: &mut Entries) {
         Err,
     ];
     add(e, "wsync_mapping_pairs", Alone, ok(args));
+    let args = vec![Handle(Mapping), Enum(1), Number(0), Buffer(4), Err];
+    add(e, "wsync_mapping_sends", Alone, ok(args));
+    let args = vec![Handle(Mapping), Enum(1), Number(2), Buffer(4), Err];
+    add(e, "wsync_mapping_receives", Alone, ok(args));
+    let args = vec![
+        Handle(Mapping),
+        Enum(1),
+        Buffer(size_of::<wsync_rank_load>()),
+        Err,
+    ];
+    add(e, "wsync_mapping_loads", Alone, ok(args));
+    let args = vec![Handle(Mapping), Buffer(size_of::<wsync_moved_pair>()), Err];
+    add(e, "wsync_mapping_moved", Alone, ok(args));
     for name in [
         "wsync_mapping_group_size",
         "wsync_mapping_regroup_kind",

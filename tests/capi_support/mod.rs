@@ -276,8 +276,10 @@ impl Drop for World<'_> {
     }
 }
 
+/// Rank 0 to a group of ranks 1 and 2, of which the first is on its device: one
+/// pair, moved, and one forward.
 pub fn mapping_options() -> wsync_mapping_options {
-    static DEVICES: [u32; 2] = [0, 1];
+    static DEVICES: [u32; 3] = [0, 0, 1];
     // SAFETY: integers and pointers; the header allows all zero but the size.
     let mut options: wsync_mapping_options = unsafe { std::mem::zeroed() };
     options.struct_size = size_of::<wsync_mapping_options>();
@@ -285,7 +287,8 @@ pub fn mapping_options() -> wsync_mapping_options {
     options.source_devices = &raw const DEVICES[0];
     options.source_device_count = 1;
     options.destination_devices = &raw const DEVICES[1];
-    options.destination_device_count = 1;
+    options.destination_device_count = 2;
+    options.destination_tp = 2;
     options
 }
 

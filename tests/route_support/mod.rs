@@ -51,50 +51,77 @@ const HEAD: u64 = 8;
 const FFN: u64 = 64;
 const VOCAB: u64 = 50;
 
+/// The attention of the model, and how finely the finer side cuts it.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    pub heads: u64,
+    pub kv_heads: u64,
+    /// The larger TP of both sides. While it leaves KV groups whole, query heads
+    /// come by group, as a fused and interleaved buffer has them.
+    pub tp_max: u32,
+}
+
+impl Attention {
+    pub fn new(heads: u64, kv_heads: u64, source: Sizes, destination: Sizes) -> Attention {
+        Attention {
+            heads,
+            kv_heads,
+            tp_max: source.tp.max(destination.tp),
+        }
+    }
+
+    fn is_by_group(self) -> bool {
+        u64::from(self.tp_max) <= self.kv_heads
+    }
+
+    /// Leading dimensions of query weights and biases.
+    fn query(self) -> [u64; 2] {
+        match self.is_by_group() {
+            true => [self.kv_heads, self.heads / self.kv_heads * HEAD],
+            false => [self.heads, HEAD],
+        }
+    }
+}
+
+/// How one side stores the three parts of the attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Packing {
+    /// `[group, (q.. k v), ..]`, where groups are whole; else one by one.
+    Interleaved,
+    /// `[all q; all k; all v]`.
+    Packed,
+}
+
 /// The source as a trainer lays it out: stages, then data parallel, then
 /// tensor parallel; fused and interleaved where KV heads allow.
-pub fn trainer(sizes: Sizes, heads: u64, kv_heads: u64, ranks: &[u32]) -> Layout {
+pub fn trainer(sizes: Sizes, attention: Attention, ranks: &[u32]) -> Layout {
     let Sizes { tp, pp, replicas } = sizes;
     let mesh = json!([["pp", pp], ["dp", replicas], ["tp", tp]]);
-    layout(
-        json!({"dense": mesh}),
-        "dp",
-        sizes,
-        heads,
-        kv_heads,
-        1,
-        ranks,
-    )
+    let meshes = json!({"dense": mesh});
+    layout(meshes, "dp", sizes, attention, Packing::Interleaved, ranks)
 }
 
 /// The destination as an engine does: replicas of stages of tensor parallel.
-pub fn engine(sizes: Sizes, heads: u64, kv_heads: u64, ranks: &[u32]) -> Layout {
+pub fn engine(sizes: Sizes, attention: Attention, ranks: &[u32]) -> Layout {
     let Sizes { tp, pp, replicas } = sizes;
     let mesh = json!([["replica", replicas], ["pp", pp], ["tp", tp]]);
-    layout(
-        json!({"dense": mesh}),
-        "replica",
-        sizes,
-        heads,
-        kv_heads,
-        0,
-        ranks,
-    )
+    let meshes = json!({"dense": mesh});
+    layout(meshes, "replica", sizes, attention, Packing::Packed, ranks)
 }
 
 fn layout(
     meshes: Value,
     copies: &str,
     sizes: Sizes,
-    heads: u64,
-    kv_heads: u64,
-    shared_dims: u64,
+    attention: Attention,
+    packing: Packing,
     ranks: &[u32],
 ) -> Layout {
+    let Attention {
+        heads, kv_heads, ..
+    } = attention;
     let pp = u64::from(sizes.pp);
     let stages: Vec<u64> = (0..LAYERS).map(|l| l * pp / LAYERS).collect();
-    let per_group = heads / kv_heads;
-    let is_cut_in_groups = u64::from(sizes.tp) <= kv_heads;
     let kv_parts = kv_heads.min(u64::from(sizes.tp));
     let on = |at: u64| json!({"axis": "pp", "at": at});
     let layered = |name: &str, shape: Value, cuts: Value| {
@@ -107,21 +134,24 @@ fn layout(
     let columns = json!([{"dim": 1, "axes": ["tp"]}]);
     let kv = json!([{"dim": 0, "axes": ["tp"], "parts": kv_parts}]);
     // Vocabulary chunks that do not nest, with padding.
-    let chunk = VOCAB.div_ceil(u64::from(sizes.tp)) + 3 * shared_dims;
+    let chunk = VOCAB.div_ceil(u64::from(sizes.tp))
+        + if packing == Packing::Interleaved {
+            3
+        } else {
+            0
+        };
     let vocab = json!([{"dim": 0, "axes": ["tp"], "kind": {"chunk": chunk}, "pad": true}]);
-    // By group where both sides cut whole groups.
-    let q_shape = match kv_heads >= 8 {
-        true => json!([kv_heads, per_group * HEAD, HIDDEN]),
-        false => json!([heads, HEAD, HIDDEN]),
-    };
-    let is_fused = q_shape[0] == json!(kv_heads) && is_cut_in_groups;
+    let [q, q_size] = attention.query();
     let tensors = [
         json!({"name": "embed", "shape": [VOCAB, HIDDEN], "dtype": "bf16", "stage": on(0), "cuts": vocab}),
         json!({"name": "head", "shape": [VOCAB, HIDDEN], "dtype": "bf16", "stage": on(pp - 1), "cuts": vocab}),
         json!({"name": "norm", "shape": [HIDDEN], "dtype": "bf16", "stage": on(pp - 1)}),
-        layered("q", q_shape, rows.clone()),
+        layered("q", json!([q, q_size, HIDDEN]), rows.clone()),
         layered("k", json!([kv_heads, HEAD, HIDDEN]), kv.clone()),
-        layered("v", json!([kv_heads, HEAD, HIDDEN]), kv),
+        layered("v", json!([kv_heads, HEAD, HIDDEN]), kv.clone()),
+        layered("q_bias", json!([q, q_size]), rows.clone()),
+        layered("k_bias", json!([kv_heads, HEAD]), kv.clone()),
+        layered("v_bias", json!([kv_heads, HEAD]), kv),
         layered("o", json!([HIDDEN, heads * HEAD]), columns.clone()),
         layered("gate", json!([FFN, HIDDEN]), rows.clone()),
         layered("up", json!([FFN, HIDDEN]), rows),
@@ -138,8 +168,14 @@ fn layout(
                "shared_dims": shared, "members": members})
     };
     let mut fused = vec![fuse("gate_up", 0, &["gate", "up"])];
-    if is_fused {
-        fused.push(fuse("qkv", shared_dims, &["q", "k", "v"]));
+    let shared_dims = match (packing, attention.is_by_group()) {
+        (Packing::Interleaved, true) => Some(1),
+        (Packing::Interleaved, false) => None,
+        (Packing::Packed, _) => Some(0),
+    };
+    if let Some(dims) = shared_dims {
+        fused.push(fuse("qkv", dims, &["q", "k", "v"]));
+        fused.push(fuse("qkv_bias", dims, &["q_bias", "k_bias", "v_bias"]));
     }
     let file = json!({
         "weightsync_layout": 1,

@@ -132,6 +132,104 @@ void maps() {
   CHECK(mapping.group_size() == 2 && mapping.regroup_count() == 0);
   CHECK(mapping.regroup_kind() == ws::RegroupKind::none);
   CHECK(mapping.report().find("\"pairs\"") != std::string::npos);
+  using Ranks = std::vector<std::uint32_t>;
+  CHECK(mapping.sends(ws::MappingList::pairs, 1) == Ranks{5});
+  CHECK(mapping.sends(ws::MappingList::forwards, 5) == Ranks{4});
+  CHECK((mapping.receives(ws::MappingList::pairs, 4) == Ranks{0, 2}));
+  const auto loads = mapping.loads();
+  CHECK(loads.size() == 2 && loads[1].rank == 5 && loads[1].pair_count == 2);
+  CHECK(mapping.moved().empty());
+}
+
+/** Devices of so many ranks on each side. */
+struct Devices {
+  std::vector<std::uint32_t> source;
+  std::vector<std::uint32_t> destination;
+
+  ws::MappingOptions options(wsync_mapping_kind kind) const {
+    ws::MappingOptions options;
+    options.kind = kind;
+    options.source_devices = source.data();
+    options.source_device_count = source.size();
+    options.destination_devices = destination.data();
+    options.destination_device_count = destination.size();
+    return options;
+  }
+};
+
+/** Half of the source is drained: lists say who is left. */
+void maps_experts_of_given_ranks() {
+  const Devices devices{{0, 1, 2, 3}, {4, 5}};
+  const std::vector<std::uint32_t> whole{3, 2}, rows[] = {{3}, {2}}, replica{5, 4};
+  const wsync_rank_list expert{whole.data(), whole.size()};
+  const wsync_rank_list rest[] = {{rows[0].data(), 1}, {rows[1].data(), 1}};
+  const wsync_rank_list served{replica.data(), replica.size()};
+  ws::MappingOptions options = devices.options(WSYNC_MAPPING_KIND_EXPERT);
+  options.flags = WSYNC_MAPPING_FLAG_VLLM;
+  options.source_ep = 2;
+  options.destination_tp = 2;
+  options.source_ranks = rest;
+  options.source_list_count = 2;
+  options.expert_source_ranks = &expert;
+  options.expert_source_list_count = 1;
+  options.destination_ranks = &served;
+  options.destination_list_count = 1;
+  const ws::Mapping mapping = ws::Mapping::create(options);
+  const auto routed = mapping.pairs(ws::MappingList::routed);
+  CHECK(routed.size() == 2 && routed[0].sender == 3 && routed[0].receiver == 5);
+  CHECK(routed[1].sender == 2 && routed[1].receiver == 4);
+  CHECK(mapping.sends(ws::MappingList::pairs, 3).front() == 5);
+  CHECK(mapping.sends(ws::MappingList::forwards, 5).front() == 4);
+  CHECK(mapping.loads(ws::MappingList::routed)[1].pair_count == 1);
+  CHECK(mapping.regroup_kind() == ws::RegroupKind::all_to_all);
+  CHECK(mapping.regroup_count() == 1 && mapping.regroup_at(0) == whole);
+}
+
+void maps_in_a_single_stage() {
+  const Devices devices{{0, 1}, {1, 0}};
+  ws::MappingOptions options = devices.options(WSYNC_MAPPING_KIND_SINGLE_STAGE);
+  options.source_dp = 2;
+  options.replica_count = 2;
+  const auto pairs = ws::Mapping::create(options).pairs(ws::MappingList::pairs);
+  CHECK(pairs.size() == 2 && pairs[0].sender == 1 && pairs[1].sender == 0);
+  options.flags = WSYNC_MAPPING_FLAG_APART;
+  const ws::Mapping apart = ws::Mapping::create(options);
+  CHECK(apart.pairs(ws::MappingList::pairs)[0].sender == 0);
+  CHECK(apart.pairs(ws::MappingList::same_device).empty());
+  CHECK(apart.regroup_count() == 2 && apart.regroup_at(1).front() == 1);
+}
+
+/** The ranks of one side are view by view, so that sizes and lists are given. */
+void plans_in_two_stages() {
+  std::vector<ws::Layout> source, destination;
+  for (std::uint32_t rank = 0; rank < 3; rank++) {
+    ws::RankViews views(rank);
+    const auto tensor = views.add_tensor("w", ws::dtype::f32, {4, 6});
+    const std::uint64_t lo = rank == 2 ? 2 : 0, hi = rank == 1 ? 2 : 4;
+    const auto buffer = views.add_buffer("w", (hi - lo) * 24);
+    views.add_view(tensor, {lo, 0}, {hi, 6}, buffer);
+    (rank == 0 ? source : destination).push_back(ws::Layout::from_views(views));
+  }
+  const std::vector<std::uint32_t> trainer{0}, replica{1, 2};
+  const wsync_rank_list sources{trainer.data(), 1}, destinations{replica.data(), 2};
+  ws::TwoStageOptions two_stage;
+  two_stage.source_tp = 1;
+  two_stage.destination_tp = 2;
+  two_stage.source_ranks = &sources;
+  two_stage.source_list_count = 1;
+  two_stage.destination_ranks = &destinations;
+  two_stage.destination_list_count = 1;
+  ws::PlanOptions options;
+  options.strategy = WSYNC_STRATEGY_TWO_STAGE;
+  options.bucket_count = 1;
+  options.two_stage = &two_stage;
+  const ws::Plan plan =
+      ws::Plan::create(ws::Layout::merge(source), ws::Layout::merge(destination), options);
+  plan.verify();
+  CHECK(plan.step_count() == 2);
+  CHECK(plan.program_info(0).bytes_sent == 96);
+  CHECK(plan.program_info(1).bytes_sent == 48);
+  CHECK(plan.program_info(2).bytes_sent == 0 && plan.program_info(2).peer_count == 1);
 }
 
 void one_rank(ws::Transport transport, const ws::Plan &plan,
@@ -224,6 +322,9 @@ int main() {
   throws_what_the_library_says();
   describes_and_plans();
   maps();
+  maps_experts_of_given_ranks();
+  maps_in_a_single_stage();
+  plans_in_two_stages();
   delivers();
   destroys_in_any_order();
   listens();

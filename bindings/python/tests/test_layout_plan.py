@@ -1,4 +1,4 @@
-"""Layouts, plans and mappings."""
+"""Layouts and plans."""
 
 from __future__ import annotations
 
@@ -187,19 +187,31 @@ def test_plan_options_are_checked() -> None:
     ws.Plan(ws.Layout.from_json(wider), made(2, 2, 1), unused_allowed=["ex*"])
 
 
-def test_mapping() -> None:
+@pytest.mark.parametrize("says_sizes", [False, True])
+def test_a_plan_in_two_stages_follows_the_mapping(says_sizes: bool) -> None:
+    two_stage = ws.TwoStageOptions(
+        source_tp=2,
+        source_ranks=[[0, 1]],
+        destination_tp=4,
+        destination_ranks=[[2, 3, 4, 5]],
+    )
+    plan = ws.Plan(
+        ws.Layout.from_json(layout(0, 2, 0, (8, 8))),
+        ws.Layout.from_json(layout(2, 4, 0, (8, 8))),
+        strategy="two_stage",
+        two_stage=two_stage if says_sizes else None,
+    )
     with ws.Mapping(
         "two_stage", range(2), range(2, 6), source_tp=2, destination_tp=4
     ) as mapping:
-        assert mapping.group_size == 2
-        pairs, forwards = mapping.pairs(), mapping.pairs("forwards")
-        assert pairs and forwards
-        assert all(pair.sender < 2 <= pair.receiver for pair in pairs)
-        assert {p.receiver for p in pairs + forwards} == {2, 3, 4, 5}
-        assert mapping.regroup_kind is ws.RegroupKind.NONE and mapping.regroups() == []
-        assert isinstance(mapping.report(), dict)
-    with pytest.raises(ws.WeightsyncError):
-        ws.Mapping("two_stage", range(3), range(2), source_tp=3, destination_tp=2)
+        for stage, which in enumerate(("pairs", "forwards")):
+            sent = {
+                ws.Pair(rank, op["peer"])
+                for rank in range(6)
+                for op in plan.ops(rank)
+                if (op["direction"], op["stage"]) == ("send", stage)
+            }
+            assert sent == set(mapping.pairs(which)) != set()
 
 
 def test_a_plan_of_some_copies_layers_and_experts() -> None:

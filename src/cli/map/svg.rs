@@ -12,16 +12,20 @@
 //! curved ones are stage 2. A receiver wears the colours of the trainer ranks
 //! that send to it as a bar at its left edge; a rank without a bar gets
 //! everything by forwards.
+//!
+//! Of many ranks, replicas that are served alike are drawn once (`scene`).
 
 mod column;
 mod ink;
 mod legend;
 mod picture;
+mod scene;
 
 use ink::Svg;
 use picture::Picture;
+use scene::Scene;
 use weightsync::Error;
-use weightsync::plan::mapping::{Mapping, MappingSpec, Pair};
+use weightsync::plan::mapping::{Mapping, MappingSpec, Pair, Seat};
 
 /// More ranks than this make no picture that a person understands.
 const RANK_COUNT_MAX: usize = 1024;
@@ -40,23 +44,29 @@ const MUTED: &str = "#64748b";
 const LINE: &str = "#cbd5e1";
 const CARD: &str = "#f8fafc";
 
-/// Draws `mapping`, and the pairs of routed experts beside it.
-pub fn draw(
-    title: &str,
-    spec: &MappingSpec,
-    mapping: &Mapping,
-    routed: &[Pair],
-) -> Result<String, Error> {
-    let count = mapping.sources.len() + mapping.destinations.len();
+/// What a picture is of.
+pub struct Subject<'a> {
+    pub title: &'a str,
+    pub spec: &'a MappingSpec,
+    pub mapping: &'a Mapping,
+    /// Pairs of routed experts beside the mapping, and who may send them.
+    pub routed: &'a [Pair],
+    pub routed_sources: &'a [Seat],
+}
+
+/// Draws one mapping.
+pub fn draw(subject: &Subject) -> Result<String, Error> {
+    let scene = Scene::new(subject);
+    let count = scene.rank_count();
     if count > RANK_COUNT_MAX {
         return Err(Error::limit(format!(
-            "the mapping has {count} ranks, at most {RANK_COUNT_MAX} make a picture"
+            "a picture of the mapping has {count} ranks, at most {RANK_COUNT_MAX} make one"
         )));
     }
-    let picture = Picture::new(spec, mapping, routed);
+    let picture = Picture::new(subject, &scene);
     let mut svg = Svg::default();
-    picture.open(&mut svg, title);
-    picture.header(&mut svg, title);
+    picture.open(&mut svg);
+    picture.header(&mut svg);
     picture.cards(&mut svg);
     picture.arrows(&mut svg);
     picture.nodes(&mut svg);

@@ -22,9 +22,12 @@ use crate::error::Result;
 use crate::rank::Rank;
 
 use super::lists::{self, Cut, Grid};
-use super::single_stage::{self, Elements, same_device, source_copy, stage_blocks};
+use super::single_stage::{self, Elements, Turns, same_device, stage_blocks};
 use super::stages::stage_edges;
-use super::{Mapping, MappingSpec, Pair, Variant, bound, constraint, two_stage};
+use super::{Mapping, MappingSpec, Pair, Seat, Variant, bound, constraint, two_stage};
+
+/// What errors call this mapping, whichever halves it is made of.
+const VARIANT: &str = "expert";
 
 /// How the ranks of a regroup group exchange their routed experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -42,6 +45,9 @@ pub struct ExpertMapping {
     /// Pairs of routed experts alone. Empty if, once regrouped, they travel
     /// with the rest.
     pub routed: Vec<Pair>,
+    /// Every source rank that may send routed experts on their own. Empty if
+    /// `routed` is.
+    pub routed_sources: Vec<Seat>,
     /// Everything else, and routed experts if `routed` is empty.
     pub rest: Mapping,
     /// Source ranks that regroup their routed experts before anything is sent.
@@ -76,10 +82,12 @@ pub fn expert(spec: &MappingSpec) -> Result<ExpertMapping> {
     let destinations = lists::destinations(spec)?;
     let sizes = Sizes::check(&whole, &destinations)?;
     if sizes.is_single_stage() {
-        let mut rest = single_stage::map(spec, &whole, &destinations, Elements::ByShare)?;
+        let elements = Elements::ByShare;
+        let mut rest = single_stage::map(VARIANT, spec, &whole, &destinations, elements)?;
         let regroup_groups = std::mem::take(&mut rest.regroup_groups);
         return Ok(ExpertMapping {
             routed: Vec::new(),
+            routed_sources: Vec::new(),
             rest,
             regroup_groups,
             regroup: sizes.regroup(),
@@ -161,10 +169,12 @@ fn to_megatron(
             b * f
         )));
     }
-    let routed = single_stage::map(spec, whole, destinations, Elements::ByPosition)?;
+    let elements = Elements::ByPosition;
+    let routed = single_stage::map(VARIANT, spec, whole, destinations, elements)?;
     Ok(ExpertMapping {
         rest: the_rest(spec, destinations)?,
         routed: routed.pairs,
+        routed_sources: routed.sources,
         regroup_groups: routed.regroup_groups,
         regroup: sizes.regroup(),
     })
@@ -182,6 +192,7 @@ fn to_vllm(
         let rest = rows_in_turn(spec, whole, destinations)?;
         return Ok(ExpertMapping {
             routed: Vec::new(),
+            routed_sources: Vec::new(),
             rest: with_seats(spec, whole, destinations, rest),
             regroup_groups,
             regroup,
@@ -189,14 +200,16 @@ fn to_vllm(
     }
 
     let rest = the_rest(spec, destinations)?;
-    let routed = if sizes.slices_agree() {
-        rows_in_turn(spec, whole, destinations)?
+    let (routed, routed_sources) = if sizes.slices_agree() {
+        let routed = rows_in_turn(spec, whole, destinations)?;
+        (routed, whole.seats(spec))
     } else {
         add_missing_blocks(spec, whole, &rest.pairs, &mut regroup_groups);
-        Vec::new()
+        (Vec::new(), Vec::new())
     };
     Ok(ExpertMapping {
         routed,
+        routed_sources,
         rest,
         regroup_groups,
         regroup,
@@ -206,19 +219,20 @@ fn to_vllm(
 /// Everything but routed experts, in two stages.
 fn the_rest(spec: &MappingSpec, destinations: &Grid) -> Result<Mapping> {
     let sources = lists::sources(spec, Cut::Rows)?;
-    two_stage::map(spec, &sources, destinations)
+    two_stage::map(VARIANT, spec, &sources, destinations)
 }
 
 /// Pairs of routed experts: each row of the destination takes the next source
 /// rows of its stage, wherever the one before it left off.
 fn rows_in_turn(spec: &MappingSpec, whole: &Grid, destinations: &Grid) -> Result<Vec<Pair>> {
-    let edges = stage_edges("expert", whole.stages, destinations.stages)?;
+    let edges = stage_edges(VARIANT, whole.stages, destinations.stages)?;
     let replicas = destinations.copies();
     let stage_len = destinations.rows * destinations.tensor;
     let mut pairs = Vec::with_capacity(bound("pairs", &[replicas, edges.len(), stage_len])?);
     let mut offsets = vec![0; whole.copies()];
+    let turns = Turns::new(spec, whole);
     for replica in 0..replicas {
-        let copy = source_copy(spec, whole, replica);
+        let copy = turns.copy(replica);
         for edge in &edges {
             for row in 0..destinations.rows {
                 let targets = destinations.row(replica, edge.destination, row);
@@ -237,8 +251,9 @@ fn rows_in_turn(spec: &MappingSpec, whole: &Grid, destinations: &Grid) -> Result
 /// The stage blocks of every source copy that some replica takes, each once.
 fn visited_blocks(spec: &MappingSpec, whole: &Grid, replicas: usize) -> Vec<Vec<Rank>> {
     let visited = replicas.min(whole.copies());
+    let turns = Turns::new(spec, whole);
     (0..visited)
-        .flat_map(|replica| stage_blocks(whole, source_copy(spec, whole, replica)))
+        .flat_map(|replica| stage_blocks(whole, turns.copy(replica)))
         .collect()
 }
 
@@ -356,7 +371,7 @@ mod tests {
             ..SRC
         };
         let mut spec = spec(source, DestinationSizes { tp: 4, ..DST }, true);
-        spec.colocated = true;
+        spec.colocated = Some(true);
         let got = expert(&spec).unwrap();
         assert!(got.routed.is_empty());
         let groups: Vec<Vec<u32>> = got

@@ -152,8 +152,28 @@ pub(super) fn sources(spec: &MappingSpec, cut: Cut) -> Result<Grid> {
 
 /// The copies that routed experts come from.
 pub(super) fn expert_sources(spec: &MappingSpec) -> Result<Grid> {
+    if spec.expert_source_ranks.is_none()
+        && let Some(lists) = &spec.source_ranks
+    {
+        check_rows_are_joined(&Shape::of(&spec.source), lists)?;
+    }
     let explicit = spec.expert_source_ranks.as_ref();
     source_grid(spec, Cut::Whole, explicit.or(spec.source_ranks.as_ref()))
+}
+
+/// Lists of one expert row each say nothing about who makes up a whole copy.
+fn check_rows_are_joined(shape: &Shape, lists: &[Vec<Rank>]) -> Result<()> {
+    let Shape { tp, pp, ep, .. } = shape;
+    let row = shape.copy(Cut::Rows);
+    let is_row = |list: &Vec<Rank>| list.len() == row;
+    match lists.iter().position(is_row) {
+        Some(i) if *ep > 1 => Err(Error::invalid(format!(
+            "source list {i} has TP {tp} x PP {pp} = {row} ranks, one of {ep} expert rows: that \
+             serves everything but routed experts, whose lists are missing \
+             (expert_source_ranks; `src_ranks_expert` in JSON)"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn source_grid(spec: &MappingSpec, cut: Cut, explicit: Option<&Vec<Vec<Rank>>>) -> Result<Grid> {
@@ -324,11 +344,15 @@ fn megatron_copies(shape: &Shape, dp: u32, cut: Cut) -> Vec<Rank> {
 
 /// Copies out of lists as a runtime has them: already cut, or block by block.
 fn explicit_copies(shape: &Shape, cut: Cut, lists: &[Vec<Rank>]) -> Result<Vec<Rank>> {
-    let (copy, block) = (shape.copy(cut), shape.block());
+    let (copy, whole, block) = (shape.copy(cut), shape.copy(Cut::Whole), shape.block());
     let mut out = Vec::with_capacity(lists.iter().map(Vec::len).sum());
     for (i, list) in lists.iter().enumerate() {
         if list.len() == copy {
             out.extend_from_slice(list);
+            continue;
+        }
+        if list.len() == whole {
+            Shape { cp: 1, ..*shape }.cut(cut, |k| list[k], &mut out);
             continue;
         }
         if list.is_empty() || list.len() % block != 0 {
@@ -413,6 +437,24 @@ mod tests {
         let rows = implied.iter().map(|l| l.iter().map(|&r| Rank(r)).collect());
         spec.source_ranks = Some(rows.collect());
         assert_eq!(lists(&sources(&spec, Cut::Rows).unwrap()), implied);
+        // One copy per context index, which holds both expert rows.
+        let whole = lists(&expert_sources(&self::spec(1, 2, 2, 1, 2)).unwrap());
+        let whole = whole.iter().map(|l| l.iter().map(|&r| Rank(r)).collect());
+        spec.source_ranks = Some(whole.collect());
+        assert_eq!(lists(&sources(&spec, Cut::Rows).unwrap()), implied);
+    }
+
+    #[test]
+    fn routed_experts_do_not_come_from_single_rows() {
+        let mut spec = spec(1, 2, 2, 1, 1);
+        spec.source_ranks = Some(vec![vec![Rank(0), Rank(2)], vec![Rank(1), Rank(3)]]);
+        let e = expert_sources(&spec).unwrap_err();
+        assert_eq!(e.status, crate::Status::InvalidArgument);
+        assert!(e.message.contains("TP 1 x PP 2 = 2 ranks"), "{e}");
+        assert!(e.message.contains("`src_ranks_expert`"), "{e}");
+        spec.expert_source_ranks = Some(vec![(0..4).map(Rank).collect()]);
+        let whole = expert_sources(&spec).unwrap();
+        assert_eq!(lists(&whole), [[0, 1, 2, 3]]);
     }
 
     #[test]

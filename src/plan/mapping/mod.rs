@@ -25,7 +25,10 @@
 //!
 //! A balancer spreads the pipeline stages over the members of a group,
 //! so that no member receives more than its share, and avoids pairs whose ends
-//! sit on one device: two ranks of one device cannot meet in one communicator.
+//! sit on one device: two ranks of one device cannot meet in one communicator
+//! of a collective library. Where that does not matter, because the transport
+//! carries a message inside the device, or because both sides are one rank and
+//! a local copy does it, [`MappingSpec::keep_same_device`] keeps such pairs.
 //!
 //! ```
 //! use weightsync::plan::mapping::{two_stage, DestinationSizes, MappingSpec, SourceSizes};
@@ -76,6 +79,9 @@
 //!   that lies inside it.
 //! * *Destination ranks* may start anywhere: a rank's slice follows from its
 //!   position in its group, never from its number.
+//! * *Colocated models* (any shared device, unless [`MappingSpec::colocated`]
+//!   says otherwise) take source copies from the last to the first in
+//!   [`single_stage`] and [`expert`] if the source TP is odd.
 //!
 //! Everything else is refused, in one of three ways ([`Refusal`]): sizes that
 //! this mapping cannot serve are a *constraint* ([`Status::Unsupported`]), named
@@ -103,7 +109,7 @@ use crate::error::{Error, Status};
 use crate::rank::Rank;
 
 pub use expert::{ExpertMapping, Regroup, expert};
-pub use peers::PeerLists;
+pub use peers::{PeerLists, RankLists};
 pub use single_stage::single_stage;
 pub use two_stage::two_stage;
 
@@ -184,21 +190,25 @@ pub struct MappingSpec {
     pub source_devices: Vec<u32>,
     /// Device of every destination actor, in order of rank.
     pub destination_devices: Vec<u32>,
-    /// Both models live on the same devices. [`single_stage`] and [`expert`]
-    /// then take the source copies in reverse order if the source TP is odd.
-    pub colocated: bool,
-    /// Same-device pairs are as good as any other, because a local copy serves
-    /// them: nothing is avoided, nothing is infeasible.
+    /// Whether both models live on the same devices; where absent, they do if
+    /// any device is shared. [`single_stage`] and [`expert`] then take the
+    /// source copies in reverse order if the source TP is odd.
+    pub colocated: Option<bool>,
+    /// Same-device pairs are as good as any other: nothing is avoided, nothing
+    /// is infeasible. A message inside the device serves them, or a local copy
+    /// where a caller makes one rank of both.
     pub keep_same_device: bool,
     /// The destination of [`expert`] is vLLM, not Megatron.
     pub destination_is_vllm: bool,
     /// One list per source copy. [`two_stage`] and [`expert`] (for everything
     /// but routed experts) read a list of `PP * TP` ranks as `[PP][TP]`, a
-    /// longer one as copies of `[PP][EP][CP][TP]`; [`single_stage`] reads a list
-    /// of `PP * EP * TP` ranks as `[PP][EP][TP]`, a longer one likewise.
+    /// longer one as copies of `[PP][EP][TP]` or `[PP][EP][CP][TP]`;
+    /// [`single_stage`] reads a list of `PP * EP * TP` ranks as `[PP][EP][TP]`,
+    /// a longer one likewise.
     pub source_ranks: Option<Vec<Vec<Rank>>>,
     /// For [`expert`] alone: the copies that routed experts come from, each
-    /// `[PP][EP][TP]`; `source_ranks` where absent.
+    /// `[PP][EP][TP]`; `source_ranks` where absent, which must then not be cut
+    /// into expert rows.
     pub expert_source_ranks: Option<Vec<Vec<Rank>>>,
     /// One list per replica, each `[PP][EP][TP]`.
     pub destination_ranks: Option<Vec<Vec<Rank>>>,
@@ -211,7 +221,7 @@ impl Default for MappingSpec {
             destination: DestinationSizes::ONE,
             source_devices: Vec::new(),
             destination_devices: Vec::new(),
-            colocated: false,
+            colocated: None,
             keep_same_device: false,
             destination_is_vllm: false,
             source_ranks: None,
@@ -229,6 +239,11 @@ impl MappingSpec {
         self.destination_devices
             .iter()
             .any(|device| sources.binary_search(device).is_ok())
+    }
+
+    /// Whether both models live on the same devices, as said or as seen.
+    pub fn is_colocated(&self) -> bool {
+        self.colocated.unwrap_or_else(|| self.shares_devices())
     }
 
     /// The device of `rank`, whichever side it is on.
@@ -309,8 +324,8 @@ pub struct Mapping {
     pub regroup_groups: Vec<Vec<Rank>>,
     /// Pairs that were moved to avoid a same-device pair, in order of choice.
     pub moved: Vec<Moved>,
-    /// Pairs of stage 1 within one device, which a local copy serves. Two-stage
-    /// has some only if [`MappingSpec::keep_same_device`] is set.
+    /// Pairs of stage 1 within one device. Two-stage has some only if
+    /// [`MappingSpec::keep_same_device`] is set.
     pub same_device: Vec<Pair>,
     /// Every source rank that may send, copy by copy.
     pub sources: Vec<Seat>,
@@ -342,11 +357,14 @@ impl Mapping {
     /// How many source ranks send to each destination rank directly, in the
     /// order of [`Mapping::destinations`].
     pub fn loads(&self) -> Vec<(Rank, u32)> {
-        let receives = self.receives();
-        self.destinations
-            .iter()
-            .map(|seat| (seat.rank, receives.get(seat.rank).len() as u32))
-            .collect()
+        self.loads_by(&self.receives())
+    }
+
+    /// How many pairs of any list end at each destination rank, in the order of
+    /// [`Mapping::destinations`].
+    pub fn loads_by(&self, receives: &PeerLists) -> Vec<(Rank, u32)> {
+        let load = |seat: &Seat| (seat.rank, receives.get(seat.rank).len() as u32);
+        self.destinations.iter().map(load).collect()
     }
 
     /// The slice of its group's weights that the destination rank in `seat`

@@ -1,13 +1,15 @@
-//! Pairs seen from one end: each rank with its peers.
+//! Pairs seen from their ranks: each rank with its peers, and how many.
+
+use serde::{Serialize, Serializer};
 
 use crate::rank::Rank;
 
-use super::Pair;
+use super::{Mapping, Pair};
 
 /// Each rank of one end of a stage, with its peers at the other end.
 ///
 /// Ranks come in the order in which they first appear among the pairs, and so
-/// do the peers of each.
+/// do the peers of each. Serialised as `[[rank, [peers]], ...]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerLists {
     ranks: Vec<Rank>,
@@ -93,6 +95,48 @@ impl PeerLists {
 
     fn at(&self, i: usize) -> &[Rank] {
         &self.peers[self.starts[i] as usize..self.starts[i + 1] as usize]
+    }
+}
+
+impl Serialize for PeerLists {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+
+/// All lists of a mapping as its ranks see them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RankLists {
+    /// Stage 1: each sender with its receivers, each receiver with its senders.
+    pub sends: PeerLists,
+    pub receives: PeerLists,
+    /// Stage 2, likewise.
+    pub forward_sends: PeerLists,
+    pub forward_receives: PeerLists,
+    /// Routed experts that travel on their own, likewise.
+    pub routed_sends: PeerLists,
+    pub routed_receives: PeerLists,
+    /// `[rank, pairs of stage 1 that end there]`, every destination rank.
+    pub loads: Vec<(Rank, u32)>,
+    /// The same for routed experts.
+    pub routed_loads: Vec<(Rank, u32)>,
+}
+
+impl RankLists {
+    /// The lists of `mapping`, and of `routed` beside it.
+    pub fn new(mapping: &Mapping, routed: &[Pair]) -> RankLists {
+        let receives = mapping.receives();
+        let routed_receives = PeerLists::by_receiver(routed);
+        RankLists {
+            sends: mapping.sends(),
+            forward_sends: mapping.forward_sends(),
+            forward_receives: mapping.forward_receives(),
+            routed_sends: PeerLists::by_sender(routed),
+            loads: mapping.loads_by(&receives),
+            routed_loads: mapping.loads_by(&routed_receives),
+            receives,
+            routed_receives,
+        }
     }
 }
 

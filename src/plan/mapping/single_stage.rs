@@ -25,6 +25,8 @@ use super::{Mapping, MappingSpec, Pair, Variant, bound, constraint};
 /// regroup group must exchange them first if the two EP differ.
 ///
 /// Same-device pairs are kept and listed in [`Mapping::same_device`].
+/// Replicas take the source copies in turn, from the last one if the models are
+/// colocated and the source TP is odd.
 ///
 /// # Errors
 ///
@@ -35,7 +37,13 @@ pub fn single_stage(spec: &MappingSpec) -> Result<Mapping> {
     lists::check(spec)?;
     let sources = lists::sources(spec, Cut::Whole)?;
     let destinations = lists::destinations(spec)?;
-    map(spec, &sources, &destinations, Elements::ByShare)
+    map(
+        "single-stage",
+        spec,
+        &sources,
+        &destinations,
+        Elements::ByShare,
+    )
 }
 
 /// How the ranks of a stage meet.
@@ -48,16 +56,18 @@ pub(super) enum Elements {
     ByPosition,
 }
 
-/// The mapping between two grids that were checked before.
+/// The mapping between two grids that were checked before, for the variant
+/// that errors name.
 pub(super) fn map(
+    variant: &str,
     spec: &MappingSpec,
     sources: &Grid,
     destinations: &Grid,
     elements: Elements,
 ) -> Result<Mapping> {
-    let edges = stage_edges("single-stage", sources.stages, destinations.stages)?;
+    let edges = stage_edges(variant, sources.stages, destinations.stages)?;
     let meetings = match elements {
-        Elements::ByShare => meet_by_share(sources, destinations)?,
+        Elements::ByShare => meet_by_share(variant, sources, destinations)?,
         Elements::ByPosition => {
             let len = sources.rows * sources.tensor;
             debug_assert_eq!(len, destinations.rows * destinations.tensor);
@@ -80,8 +90,9 @@ pub(super) fn map(
         sources: sources.seats(spec),
         destinations: destinations.seats(spec),
     };
+    let turns = Turns::new(spec, sources);
     for replica in 0..replicas {
-        let copy = source_copy(spec, sources, replica);
+        let copy = turns.copy(replica);
         for edge in &edges {
             let from = sources.stage(copy, edge.source);
             let to = destinations.stage(replica, edge.destination);
@@ -94,15 +105,29 @@ pub(super) fn map(
     Ok(mapping)
 }
 
-/// The source copy of a replica: in turn, from the last if the models share
-/// devices and the source TP is odd.
-pub(super) fn source_copy(spec: &MappingSpec, sources: &Grid, replica: usize) -> usize {
-    let copies = sources.copies();
-    let turn = replica % copies;
-    if spec.colocated && sources.tensor % 2 == 1 {
-        copies - 1 - turn
-    } else {
-        turn
+/// Which source copy serves which replica: in turn, from the last if the models
+/// are colocated and the source TP is odd.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turns {
+    copies: usize,
+    is_reversed: bool,
+}
+
+impl Turns {
+    pub fn new(spec: &MappingSpec, sources: &Grid) -> Turns {
+        Turns {
+            copies: sources.copies(),
+            is_reversed: sources.tensor % 2 == 1 && spec.is_colocated(),
+        }
+    }
+
+    pub fn copy(self, replica: usize) -> usize {
+        let turn = replica % self.copies;
+        if self.is_reversed {
+            self.copies - 1 - turn
+        } else {
+            turn
+        }
     }
 }
 
@@ -118,11 +143,15 @@ pub(super) fn same_device(spec: &MappingSpec, pairs: &[Pair]) -> Vec<Pair> {
 }
 
 /// Positions (source, destination) within a stage whose tensor shares overlap.
-fn meet_by_share(sources: &Grid, destinations: &Grid) -> Result<Vec<(usize, usize)>> {
+fn meet_by_share(
+    variant: &str,
+    sources: &Grid,
+    destinations: &Grid,
+) -> Result<Vec<(usize, usize)>> {
     let (a, b) = (sources.tensor, destinations.tensor);
     if a % b != 0 && b % a != 0 {
         return Err(constraint(format_args!(
-            "single-stage mapping: of source TP {a} and destination TP {b} neither \
+            "{variant} mapping: of source TP {a} and destination TP {b} neither \
              divides the other, so that shares overlap in part"
         )));
     }

@@ -37,13 +37,19 @@ pub fn two_stage(spec: &MappingSpec) -> Result<Mapping> {
     lists::check(spec)?;
     let sources = lists::sources(spec, Cut::Rows)?;
     let destinations = lists::destinations(spec)?;
-    map(spec, &sources, &destinations)
+    map("two-stage", spec, &sources, &destinations)
 }
 
-/// The mapping between two grids that were checked before.
-pub(super) fn map(spec: &MappingSpec, sources: &Grid, destinations: &Grid) -> Result<Mapping> {
-    let m = group_size(sources.tensor, destinations.tensor)?;
-    let edges = stage_edges("two-stage", sources.stages, destinations.stages)?;
+/// The mapping between two grids that were checked before, for the variant
+/// that errors name.
+pub(super) fn map(
+    variant: &str,
+    spec: &MappingSpec,
+    sources: &Grid,
+    destinations: &Grid,
+) -> Result<Mapping> {
+    let m = group_size(variant, sources.tensor, destinations.tensor)?;
+    let edges = stage_edges(variant, sources.stages, destinations.stages)?;
     let rows = destinations.copies() * destinations.rows;
     let pairs = bound("pairs", &[rows, edges.len(), sources.tensor])?;
     let receivers = m.min(edges.len() / destinations.stages);
@@ -64,7 +70,7 @@ pub(super) fn map(spec: &MappingSpec, sources: &Grid, destinations: &Grid) -> Re
     for row in 0..rows {
         run.map_row(row);
     }
-    run.collisions.into_result()?;
+    run.collisions.into_result(variant)?;
     Ok(Mapping {
         variant: Variant::TwoStage,
         group_size: m as u32,
@@ -79,17 +85,20 @@ pub(super) fn map(spec: &MappingSpec, sources: &Grid, destinations: &Grid) -> Re
 }
 
 /// `m`, the ranks of a weight-mapping group.
-fn group_size(source_tp: usize, destination_tp: usize) -> Result<usize> {
+fn group_size(variant: &str, source_tp: usize, destination_tp: usize) -> Result<usize> {
     if destination_tp < source_tp {
+        let other = match source_tp.is_multiple_of(destination_tp) {
+            true => "; the single-stage mapping serves it",
+            false => "",
+        };
         return Err(constraint(format_args!(
-            "two-stage mapping: destination TP {destination_tp} is less than source TP \
-             {source_tp}, so that a rank needs several sources and has nothing to forward; \
-             the single-stage mapping serves it if {destination_tp} divides {source_tp}"
+            "{variant} mapping: destination TP {destination_tp} is less than source TP \
+             {source_tp}, so that a rank needs several sources and has nothing to forward{other}"
         )));
     }
     if !destination_tp.is_multiple_of(source_tp) {
         return Err(constraint(format_args!(
-            "two-stage mapping: destination TP {destination_tp} is not a multiple of \
+            "{variant} mapping: destination TP {destination_tp} is not a multiple of \
              source TP {source_tp}"
         )));
     }
@@ -251,7 +260,7 @@ impl Collisions {
         ));
     }
 
-    fn into_result(self) -> Result<()> {
+    fn into_result(self, variant: &str) -> Result<()> {
         let Some(first) = self.first else {
             return Ok(());
         };
@@ -260,8 +269,9 @@ impl Collisions {
             n => format!("; and {n} more"),
         };
         let message = format!(
-            "two-stage mapping is infeasible: {}{more}; a local copy on the \
-             device resolves it, as strategies `direct` and `two_stage` make one",
+            "{variant} mapping is infeasible: {}{more}; a local copy resolves it where both \
+             sides are one rank, and a message inside the device where they are two: strategies \
+             `direct` and `two_stage` do so, and a mapping that keeps same-device pairs lists them",
             self.named.join("; ")
         );
         Err(Error::new(Status::Infeasible, message).by(first))
@@ -370,6 +380,13 @@ mod tests {
             e.message
                 .contains("destination TP 2 is less than source TP 4")
         );
+        assert!(e.message.contains("the single-stage mapping serves it"));
+        let e = two_stage(&spec([3, 1, 1], [2, 1, 1])).unwrap_err();
+        assert!(
+            e.message
+                .contains("destination TP 2 is less than source TP 3")
+        );
+        assert!(!e.message.contains("single-stage"), "2 does not divide 3");
 
         let mut a = spec([1, 2, 1], [1, 1, 1]);
         a.destination_devices = vec![1];

@@ -229,6 +229,8 @@ private:
 
 using Fingerprint = wsync_fingerprint;
 using Pair = wsync_pair;
+using RankLoad = wsync_rank_load;
+using MovedPair = wsync_moved_pair;
 
 /** Side, name, size and memory of a buffer that a rank binds. */
 struct BufferInfo {
@@ -749,9 +751,8 @@ public:
 #endif
 };
 
-// ---- mappings -------------------------------------------------------------------
+// ---- topologies -----------------------------------------------------------------
 
-/** Who sends to whom, from sizes and devices alone. */
 /** What stands between the ranks: hosts, NVLink domains, NICs. */
 class Topology : public detail::Handle<wsync_topology, wsync_topology_destroy> {
 public:
@@ -822,6 +823,9 @@ public:
 #endif
 };
 
+// ---- mappings -------------------------------------------------------------------
+
+/** Who sends to whom, from sizes and devices alone. */
 class Mapping : public detail::Handle<wsync_mapping, wsync_mapping_destroy> {
 public:
   using Handle::Handle;
@@ -837,6 +841,43 @@ public:
     return detail::fetch_all<std::vector<Pair>>(
         err, [&](Pair *buffer, std::size_t capacity, std::size_t *count, wsync_error *e) {
           return wsync_mapping_pairs(c_ptr(), number, buffer, capacity, count, e);
+        });
+  }
+
+  /** Whom `rank` sends to in `list`, in order. */
+  std::vector<std::uint32_t> sends(MappingList list, std::uint32_t rank,
+                                   ErrorRecord &err) const noexcept {
+    const auto number = static_cast<std::uint32_t>(list);
+    return detail::fetch_all<std::vector<std::uint32_t>>(
+        err, [&](std::uint32_t *buffer, std::size_t capacity, std::size_t *count, wsync_error *e) {
+          return wsync_mapping_sends(c_ptr(), number, rank, buffer, capacity, count, e);
+        });
+  }
+
+  /** Whom `rank` receives from in `list`, in order. */
+  std::vector<std::uint32_t> receives(MappingList list, std::uint32_t rank,
+                                      ErrorRecord &err) const noexcept {
+    const auto number = static_cast<std::uint32_t>(list);
+    return detail::fetch_all<std::vector<std::uint32_t>>(
+        err, [&](std::uint32_t *buffer, std::size_t capacity, std::size_t *count, wsync_error *e) {
+          return wsync_mapping_receives(c_ptr(), number, rank, buffer, capacity, count, e);
+        });
+  }
+
+  /** How many pairs of `list` end at each destination rank. */
+  std::vector<RankLoad> loads(MappingList list, ErrorRecord &err) const noexcept {
+    const auto number = static_cast<std::uint32_t>(list);
+    return detail::fetch_all<std::vector<RankLoad>>(
+        err, [&](RankLoad *buffer, std::size_t capacity, std::size_t *count, wsync_error *e) {
+          return wsync_mapping_loads(c_ptr(), number, buffer, capacity, count, e);
+        });
+  }
+
+  /** The pairs that were moved to avoid a shared device. */
+  std::vector<MovedPair> moved(ErrorRecord &err) const noexcept {
+    return detail::fetch_all<std::vector<MovedPair>>(
+        err, [&](MovedPair *buffer, std::size_t capacity, std::size_t *count, wsync_error *e) {
+          return wsync_mapping_moved(c_ptr(), buffer, capacity, count, e);
         });
   }
 
@@ -866,6 +907,18 @@ public:
   }
   std::vector<Pair> pairs(MappingList list) const {
     return detail::checked([&](ErrorRecord &e) { return pairs(list, e); });
+  }
+  std::vector<std::uint32_t> sends(MappingList list, std::uint32_t rank) const {
+    return detail::checked([&](ErrorRecord &e) { return sends(list, rank, e); });
+  }
+  std::vector<std::uint32_t> receives(MappingList list, std::uint32_t rank) const {
+    return detail::checked([&](ErrorRecord &e) { return receives(list, rank, e); });
+  }
+  std::vector<RankLoad> loads(MappingList list = MappingList::pairs) const {
+    return detail::checked([&](ErrorRecord &e) { return loads(list, e); });
+  }
+  std::vector<MovedPair> moved() const {
+    return detail::checked([&](ErrorRecord &e) { return moved(e); });
   }
   std::vector<std::uint32_t> regroup_at(std::size_t index) const {
     return detail::checked([&](ErrorRecord &e) { return regroup_at(index, e); });

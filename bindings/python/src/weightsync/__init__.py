@@ -53,7 +53,7 @@ from .errors import (
     WeightsyncError,
 )
 from .layout import BufferInfo, Check, Layout, Tensor, View
-from .mapping import Mapping, Pair
+from .mapping import Mapping, MovedPair, Pair, RankLoad
 from .nccl import NcclOptions, nccl_id, nccl_version
 from .plan import Plan, ProgramInfo, TwoStageOptions
 from .request import Outcomes, Request
@@ -95,6 +95,7 @@ __all__ = [
     "MappingList",
     "Memory",
     "MemoryKind",
+    "MovedPair",
     "NativeDomain",
     "NcclMode",
     "NcclOptions",
@@ -105,6 +106,7 @@ __all__ = [
     "Plan",
     "PlanMismatch",
     "ProgramInfo",
+    "RankLoad",
     "RegroupKind",
     "Request",
     "RequestFlag",

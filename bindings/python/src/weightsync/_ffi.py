@@ -309,6 +309,21 @@ class wsync_pair(Structure):
     ]
 
 
+class wsync_rank_load(Structure):
+    _fields_ = [
+        ("rank", c_uint32),
+        ("pair_count", c_uint32),
+    ]
+
+
+class wsync_moved_pair(Structure):
+    _fields_ = [
+        ("sender", c_uint32),
+        ("receiver", c_uint32),
+        ("avoided", c_uint32),
+    ]
+
+
 class wsync_two_stage_options(Structure):
     _fields_ = [
         ("struct_size", c_size_t),
@@ -592,6 +607,49 @@ FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
         "wsync_mapping_pairs",
         c_int32,
         [wsync_mapping_p, c_uint32, POINTER(wsync_pair), c_size_t, POINTER(c_size_t), error_p],
+    ),
+    (
+        "wsync_mapping_sends",
+        c_int32,
+        [
+            wsync_mapping_p,
+            c_uint32,
+            c_uint32,
+            POINTER(c_uint32),
+            c_size_t,
+            POINTER(c_size_t),
+            error_p,
+        ],
+    ),
+    (
+        "wsync_mapping_receives",
+        c_int32,
+        [
+            wsync_mapping_p,
+            c_uint32,
+            c_uint32,
+            POINTER(c_uint32),
+            c_size_t,
+            POINTER(c_size_t),
+            error_p,
+        ],
+    ),
+    (
+        "wsync_mapping_loads",
+        c_int32,
+        [
+            wsync_mapping_p,
+            c_uint32,
+            POINTER(wsync_rank_load),
+            c_size_t,
+            POINTER(c_size_t),
+            error_p,
+        ],
+    ),
+    (
+        "wsync_mapping_moved",
+        c_int32,
+        [wsync_mapping_p, POINTER(wsync_moved_pair), c_size_t, POINTER(c_size_t), error_p],
     ),
     ("wsync_mapping_group_size", c_uint32, [wsync_mapping_p]),
     ("wsync_mapping_regroup_kind", c_uint32, [wsync_mapping_p]),

@@ -136,6 +136,7 @@ class MappingFlag(IntFlag):
     COLOCATED = 1
     KEEP_SAME_DEVICE = 2
     VLLM = 4
+    APART = 8
 
 
 class MappingList(IntEnum):

@@ -20,6 +20,21 @@ class Pair(NamedTuple):
     receiver: int
 
 
+class RankLoad(NamedTuple):
+    """How many pairs end at a destination rank."""
+
+    rank: int
+    pair_count: int
+
+
+class MovedPair(NamedTuple):
+    """A pair that was moved, and the receiver on the sender's device that it avoids."""
+
+    sender: int
+    receiver: int
+    avoided: int
+
+
 class Mapping(Handle):
     """Who sends to whom, without looking at a tensor. Immutable.
 
@@ -50,10 +65,12 @@ class Mapping(Handle):
         """Maps ranks.
 
         source_devices, destination_devices: the device of every actor,
-        numbered over all hosts. source_ranks: one list per source copy;
-        without it Megatron's order. expert_source_ranks: the same for routed
-        experts. destination_ranks: one list per replica, each [PP][EP][TP];
-        without it consecutive ranks.
+        numbered over all hosts. flags: COLOCATED or APART says whether both
+        models live on the same devices; without either they do if any device
+        is in both lists. source_ranks: one list per source copy; without it
+        Megatron's order. expert_source_ranks: the same for routed experts.
+        destination_ranks: one list per replica, each [PP][EP][TP]; without it
+        consecutive ranks.
         """
         options = _ffi.wsync_mapping_options()
         options.struct_size = ctypes.sizeof(options)
@@ -79,20 +96,35 @@ class Mapping(Handle):
 
     def pairs(self, which: Union[MappingList, str] = MappingList.PAIRS) -> list[Pair]:
         """One list of pairs, in the order of the sends."""
-        count = ctypes.c_size_t()
         chosen = number(MappingList, which)
         with self._use() as pointer:
-            call(lib.wsync_mapping_pairs, pointer, chosen, None, 0, ctypes.byref(count))
-            array = (_ffi.wsync_pair * max(count.value, 1))()
-            call(
-                lib.wsync_mapping_pairs,
-                pointer,
-                chosen,
-                array,
-                count.value,
-                ctypes.byref(count),
-            )
-        return [Pair(pair.sender, pair.receiver) for pair in array[: count.value]]
+            pairs = _read(_ffi.wsync_pair, lib.wsync_mapping_pairs, pointer, chosen)
+        return [Pair(pair.sender, pair.receiver) for pair in pairs]
+
+    def sends(self, rank: int, which: Union[MappingList, str] = MappingList.PAIRS) -> list[int]:
+        """Whom a rank sends to, in the order of the sends."""
+        chosen = number(MappingList, which)
+        with self._use() as pointer:
+            return read_ranks(lib.wsync_mapping_sends, pointer, chosen, rank)
+
+    def receives(self, rank: int, which: Union[MappingList, str] = MappingList.PAIRS) -> list[int]:
+        """Whom a rank receives from, in the order of the sends."""
+        chosen = number(MappingList, which)
+        with self._use() as pointer:
+            return read_ranks(lib.wsync_mapping_receives, pointer, chosen, rank)
+
+    def loads(self, which: Union[MappingList, str] = MappingList.PAIRS) -> list[RankLoad]:
+        """How many pairs of a list end at each destination rank, replica by replica."""
+        chosen = number(MappingList, which)
+        with self._use() as pointer:
+            loads = _read(_ffi.wsync_rank_load, lib.wsync_mapping_loads, pointer, chosen)
+        return [RankLoad(load.rank, load.pair_count) for load in loads]
+
+    def moved(self) -> list[MovedPair]:
+        """The pairs of stage 1 that were moved to avoid a shared device."""
+        with self._use() as pointer:
+            moved = _read(_ffi.wsync_moved_pair, lib.wsync_mapping_moved, pointer)
+        return [MovedPair(pair.sender, pair.receiver, pair.avoided) for pair in moved]
 
     @property
     def group_size(self) -> int:
@@ -115,13 +147,22 @@ class Mapping(Handle):
             ]
 
     def report(self) -> dict[str, Any]:
-        """The whole mapping: all lists, where ranks sit, what was moved."""
+        """The whole mapping: all lists, from ranks too, where ranks sit, what was moved."""
         with self._use() as pointer:
             whole: dict[str, Any] = json.loads(read_text(lib.wsync_mapping_report, pointer))
             return whole
 
     def _destroy(self, pointer: Any) -> None:
         lib.wsync_mapping_destroy(pointer)
+
+
+def _read(item: Any, function: Any, *arguments: Any) -> list[Any]:
+    """All structs that a function has to tell."""
+    count = ctypes.c_size_t()
+    call(function, *arguments, None, 0, ctypes.byref(count))
+    array = (item * max(count.value, 1))()
+    call(function, *arguments, array, count.value, ctypes.byref(count))
+    return list(array[: count.value])
 
 
 def _set_lists(

@@ -1,7 +1,9 @@
 //! One side of the picture, laid out from top to bottom.
 
 use super::ink::Rect;
+use super::scene::Kinds;
 use super::{CARD_PAD, CARD_TITLE, MARGIN, NODE_WIDTH};
+use std::fmt::Write;
 use weightsync::plan::mapping::{Mapping, MappingSpec, Seat};
 
 /// How densely ranks are packed, by how many stand in one column.
@@ -37,6 +39,8 @@ impl Density {
 pub(super) struct Card {
     pub(super) at: Rect,
     pub(super) title: String,
+    /// Which copy or replica this is.
+    pub(super) copy: u32,
 }
 
 /// The name of a stage, beside its ranks.
@@ -91,6 +95,7 @@ impl Column {
                     h: y - top,
                 },
                 title: format!("{} {}", side.title, copy[0].copy),
+                copy: copy[0].copy,
             });
             y += CARD_PAD;
         }
@@ -120,6 +125,15 @@ impl Column {
         });
         self.labels.extend(label);
         end + density.gap
+    }
+
+    /// Says of each card how many there are like it, if it is not the only one.
+    pub(super) fn say_how_many(&mut self, alike: &Kinds) {
+        for card in &mut self.cards {
+            if let Some(n) = alike.get(&card.copy).filter(|&&n| n > 1) {
+                let _ = write!(card.title, "\u{a0} × {n} alike");
+            }
+        }
     }
 
     /// Moves the column down, so that it stands at the height of the other.

@@ -52,7 +52,7 @@ impl Item {
         match self {
             Item::Stage1 => "stage 1",
             Item::Moved => "stage 1, moved off a shared device",
-            Item::Local => "within one device: a local copy",
+            Item::Local => "within one device",
             Item::Routed => "routed experts",
             Item::Receiver => "receives from the trainer rank of this colour",
             Item::Stage2 => "stage 2: forwards inside the group",
@@ -116,7 +116,7 @@ impl Stroke {
         let why = match self {
             Stroke::Plain => "",
             Stroke::Moved => ", moved off a shared device",
-            Stroke::Local => ", a local copy",
+            Stroke::Local => ", within one device",
             Stroke::Routed => ", routed experts",
         };
         format!("rank {sender} sends to rank {receiver}{why}")

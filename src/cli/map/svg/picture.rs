@@ -3,13 +3,16 @@
 use super::column::{Column, Density, arc_width, sides};
 use super::ink::{Rect, Svg, arrowhead, color, escape};
 use super::legend::{Item, Stroke};
-use super::{CARD, CARD_PAD, HEADER, INK, LEGEND_LINE, LINE, MARGIN, MUTED, WIDTH_MIN};
+use super::scene::{Scene, count_copies};
+use super::{CARD, CARD_PAD, HEADER, INK, LEGEND_LINE, LINE, MARGIN, MUTED, Subject, WIDTH_MIN};
 use std::fmt::Write;
 use weightsync::Rank;
-use weightsync::plan::mapping::{Mapping, MappingSpec, Pair, PeerLists, Seat};
+use weightsync::plan::mapping::{Mapping, Pair, PeerLists, Seat};
 
 pub(super) struct Picture<'a> {
-    spec: &'a MappingSpec,
+    subject: &'a Subject<'a>,
+    scene: &'a Scene,
+    /// What is drawn of the subject.
     mapping: &'a Mapping,
     routed: &'a [Pair],
     density: Density,
@@ -27,16 +30,14 @@ pub(super) struct Picture<'a> {
 }
 
 impl<'a> Picture<'a> {
-    pub(super) fn new(
-        spec: &'a MappingSpec,
-        mapping: &'a Mapping,
-        routed: &'a [Pair],
-    ) -> Picture<'a> {
+    pub(super) fn new(subject: &'a Subject<'a>, scene: &'a Scene) -> Picture<'a> {
+        let (spec, mapping, routed) = (subject.spec, &scene.mapping, &scene.routed[..]);
         let rows = mapping.sources.len().max(mapping.destinations.len());
         let density = Density::of(rows);
         let (left_side, right_side) = sides(spec, mapping, &density, rows);
         let mut left = Column::new(&mapping.sources, &left_side, &density);
         let mut right = Column::new(&mapping.destinations, &right_side, &density);
+        right.say_how_many(&scene.replicas);
         let tallest = left.height.max(right.height);
         left.lower(HEADER + (tallest - left.height) / 2.0);
         right.lower(HEADER + (tallest - right.height) / 2.0);
@@ -52,12 +53,17 @@ impl<'a> Picture<'a> {
             colors[seat.rank.index()] = color(i);
         }
         let all = [&mapping.pairs[..], routed].concat();
-        let width = (right_side.x + right_side.width + MARGIN).max(WIDTH_MIN);
+        let [_, inference] = headings(subject, scene);
+        let width = (right_side.x + right_side.width + MARGIN)
+            .max(right_side.x + text_width(&inference, 13.0) + MARGIN)
+            .max(text_width(&counts(subject), 13.0) + 2.0 * MARGIN)
+            .max(WIDTH_MIN);
         let receives = PeerLists::by_receiver(&all);
         let legend = Item::lines(mapping, routed, &receives, width - 2.0 * MARGIN);
         let height = HEADER + tallest + 2.0 * MARGIN + (legend.len() - 1) as f64 * LEGEND_LINE;
         Picture {
-            spec,
+            subject,
+            scene,
             mapping,
             routed,
             density,
@@ -74,15 +80,18 @@ impl<'a> Picture<'a> {
     }
 
     fn node(&self, rank: Rank) -> Rect {
-        self.node_of[rank.index()].expect("every rank of a pair has a seat")
+        self.node_of[rank.index()].expect("a scene seats every rank of its pairs")
     }
 
-    pub(super) fn open(&self, svg: &mut Svg, title: &str) {
+    pub(super) fn open(&self, svg: &mut Svg) {
         let (w, h) = (self.width, self.height);
         svg.line(format_args!(
             r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w:.0} {h:.0}" width="{w:.0}" height="{h:.0}" font-family="Inter, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif">"#
         ));
-        svg.line(format_args!("<title>{}</title>", escape(title)));
+        svg.line(format_args!(
+            "<title>{}</title>",
+            escape(self.subject.title)
+        ));
         let all = Rect {
             x: 0.0,
             y: 0.0,
@@ -92,21 +101,22 @@ impl<'a> Picture<'a> {
         svg.rect(all, 0.0, r##"fill="#ffffff""##);
     }
 
-    pub(super) fn header(&self, svg: &mut Svg, title: &str) {
+    pub(super) fn header(&self, svg: &mut Svg) {
         let bold = format!(r#"fill="{INK}" font-weight="700""#);
         let muted = format!(r#"fill="{MUTED}""#);
-        svg.text(MARGIN, 44.0, 22.0, &bold, title);
+        svg.text(MARGIN, 44.0, 22.0, &bold, self.subject.title);
         svg.text(MARGIN, 66.0, 13.0, &muted, self.sizes());
-        svg.text(MARGIN, 84.0, 13.0, &muted, self.counts());
+        svg.text(MARGIN, 84.0, 13.0, &muted, counts(self.subject));
         let heading = format!(r#"fill="{INK}" font-weight="600""#);
-        svg.text(MARGIN, HEADER - 9.0, 13.0, &heading, "Trainer");
+        let [trainer, inference] = headings(self.subject, self.scene);
+        svg.text(MARGIN, HEADER - 9.0, 13.0, &heading, trainer);
         let x = self.right.cards.first().map_or(0.0, |card| card.at.x);
-        svg.text(x, HEADER - 9.0, 13.0, &heading, "Inference");
+        svg.text(x, HEADER - 9.0, 13.0, &heading, inference);
     }
 
     /// `TP 2 · PP 4 · DP 1 → TP 8 × 1 replica`
     fn sizes(&self) -> String {
-        let (a, b) = (&self.spec.source, &self.spec.destination);
+        let (a, b) = (&self.subject.spec.source, &self.subject.spec.destination);
         let source = [("PP", a.pp), ("EP", a.ep), ("CP", a.cp), ("DP", a.dp)];
         let destination = [("PP", b.pp), ("EP", b.ep)];
         let join = |tp: u32, rest: &[(&str, u32)]| {
@@ -122,23 +132,6 @@ impl<'a> Picture<'a> {
             plural(b.replicas as usize, "replica"),
             join(b.tp, &destination)
         )
-    }
-
-    fn counts(&self) -> String {
-        let mapping = self.mapping;
-        let most = mapping.loads().iter().map(|&(_, load)| load).max();
-        let mut text = format!("{} from trainer ranks", plural(mapping.pairs.len(), "pair"));
-        if !self.routed.is_empty() {
-            let _ = write!(text, ", {} for routed experts", self.routed.len());
-        }
-        if !mapping.forwards.is_empty() {
-            let _ = write!(text, ", {}", plural(mapping.forwards.len(), "forward"));
-        }
-        let _ = write!(text, ", at most {} into one rank", most.unwrap_or(0));
-        if !mapping.moved.is_empty() {
-            let _ = write!(text, ", {} moved off a shared device", mapping.moved.len());
-        }
-        text
     }
 
     pub(super) fn cards(&self, svg: &mut Svg) {
@@ -301,6 +294,55 @@ impl<'a> Picture<'a> {
 /// The height at which the i-th of n arrows meets a node.
 fn port(at: &Rect, i: usize, n: usize) -> f64 {
     at.y + at.h * (i as f64 + 1.0) / (n as f64 + 1.0)
+}
+
+/// Counts of the whole mapping, whatever is drawn of it.
+fn counts(subject: &Subject) -> String {
+    let Subject {
+        mapping, routed, ..
+    } = subject;
+    let all = [&mapping.pairs[..], routed].concat();
+    let loads = mapping.loads_by(&PeerLists::by_receiver(&all));
+    let most = loads.iter().map(|&(_, load)| load).max();
+    let mut text = format!("{} from trainer ranks", plural(all.len(), "pair"));
+    if !routed.is_empty() {
+        let _ = write!(text, " ({} of them for routed experts)", routed.len());
+    }
+    if !mapping.forwards.is_empty() {
+        let _ = write!(text, ", {}", plural(mapping.forwards.len(), "forward"));
+    }
+    let most = most.unwrap_or(0);
+    let _ = write!(text, ", at most {most} from trainers into one rank");
+    if !mapping.moved.is_empty() {
+        let _ = write!(text, ", {} moved off a shared device", mapping.moved.len());
+    }
+    text
+}
+
+/// The headings of both sides: `Inference: 1 of 16 replicas`, or just
+/// `Inference` if all are drawn.
+fn headings(subject: &Subject, scene: &Scene) -> [String; 2] {
+    let copies = count_copies(&scene.mapping.sources);
+    let mut trainer = "Trainer".to_string();
+    if copies < scene.copies {
+        let _ = write!(trainer, ": {copies} of {} copies", scene.copies);
+    }
+    for (position, n) in scene.positions.iter().filter(|(_, n)| **n > 1) {
+        let _ = write!(trainer, ", tp {position} × {n} alike");
+    }
+    let inference = match scene.replicas.len() {
+        0 => "Inference".to_string(),
+        n => format!(
+            "Inference: {n} of {} replicas",
+            subject.spec.destination.replicas
+        ),
+    };
+    [trainer, inference]
+}
+
+/// About how wide a line of text of this size is.
+fn text_width(text: &str, size: f64) -> f64 {
+    text.chars().count() as f64 * size * 0.56
 }
 
 fn plural(n: usize, word: &str) -> String {
