@@ -800,8 +800,8 @@ enum wsync_order
   WSYNC_ORDER_DEFAULT = 0,
   /**
    * A step carries the same fraction of what every pair exchanges: all
-   * links work all the time, and no tensor is complete before the end. The
-   * default.
+   * links work all the time, and the layers of all stages come side by
+   * side. The default.
    */
   WSYNC_ORDER_FRACTION = 1,
   /**
