@@ -4,7 +4,7 @@
 mod route_support;
 
 use route_support::exec_support::HOST_CARRIERS;
-use route_support::{LAYERS, Sizes, deliver, engine, range, trainer};
+use route_support::{Attention, LAYERS, Sizes, deliver, engine, range, trainer};
 use std::sync::Arc;
 use weightsync::Rank;
 use weightsync::plan::Plan;
@@ -14,8 +14,10 @@ use weightsync::sim::OrderCost;
 const BUCKETS: u32 = 8;
 
 fn plan(strategy: Strategy, order: Order) -> Arc<Plan> {
-    let source = trainer(Sizes::new(2, 2, 2), 8, 8, &range(0, 8));
-    let engine = engine(Sizes::new(4, 1, 2), 8, 8, &range(8, 8));
+    let (from, to) = (Sizes::new(2, 2, 2), Sizes::new(4, 1, 2));
+    let attention = Attention::new(8, 8, from, to);
+    let source = trainer(from, attention, &range(0, 8));
+    let engine = engine(to, attention, &range(8, 8));
     let options = PlanOptions {
         strategy,
         order,

@@ -376,8 +376,10 @@ fn layers_in_a_chain(rotation: Option<u32>) -> u64 {
         ..options(Strategy::Fanout, 4)
     };
     chain.topology.as_mut().unwrap().latency_ns = 10;
-    let source = trainer(Sizes::new(2, 1, 4), 8, 8, &range(0, 8));
-    let engine = engine(Sizes::new(4, 1, 2), 8, 8, &range(8, 8));
+    let (from, to) = (Sizes::new(2, 1, 4), Sizes::new(4, 1, 2));
+    let attention = Attention::new(8, 8, from, to);
+    let source = trainer(from, attention, &range(0, 8));
+    let engine = engine(to, attention, &range(8, 8));
     let plan = Plan::create(Arc::new(source), Arc::new(engine), &chain).unwrap();
     plan.verify().unwrap();
     let ran = simulate(&plan, plan.topology(), &SimulateOptions::default()).unwrap();
