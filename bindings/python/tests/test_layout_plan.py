@@ -143,13 +143,10 @@ def test_plans_are_equal_where_their_input_is() -> None:
 def test_early_layers_are_complete_early_in_layer_order() -> None:
     source = ws.Layout.from_json((FILES / "trainer_tp2_pp2_dp2.json").read_bytes())
     destination = ws.Layout.from_json((FILES / "inference_2x_tp4.json").read_bytes())
-    name = "model.layers.0.mlp.down_proj.weight"
-    last = {
-        order: ws.Plan(source, destination, bucket_count=8, order=order).tensor_last_step(8, name)
-        for order in ("fraction", "layer")
-    }
-    assert last["layer"] < 4
-    assert last["layer"] <= last["fraction"]
+    plan = ws.Plan(source, destination, bucket_count=8, order="layer")
+    first, last = "model.layers.0.mlp.down_proj.weight", "model.norm.weight"
+    assert plan.tensor_last_step(8, first) < plan.tensor_last_step(8, last) == 7
+    assert plan.report()["order"] == "layer"
 
 
 def test_routes_are_chosen() -> None:
