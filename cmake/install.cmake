@@ -11,9 +11,12 @@ set(to_cmake "${CMAKE_INSTALL_LIBDIR}/cmake/weightsync")
 
 install(FILES "${weightsync_SO}" "${weightsync_STAGE}/libweightsync.so.${weightsync_ABI}"
   DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT runtime)
+# Whatever has machine code in it comes with the licences of that code.
 if(NOT weightsync_FOR_DEBIAN)
-  install(FILES "${weightsync_SOURCE}/LICENSE"
-    DESTINATION "${CMAKE_INSTALL_DOCDIR}" COMPONENT runtime)
+  foreach(component runtime development tools)
+    install(FILES "${weightsync_SOURCE}/LICENSE" "${weightsync_SOURCE}/THIRD_PARTY_NOTICES"
+      DESTINATION "${CMAKE_INSTALL_DOCDIR}" COMPONENT ${component})
+  endforeach()
 endif()
 
 install(FILES "${weightsync_STAGE}/libweightsync.so" "${weightsync_ARCHIVE}"

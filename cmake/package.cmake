@@ -62,7 +62,7 @@ set(CPACK_DEBIAN_COMPRESSION_TYPE xz)
 
 set(CPACK_DEBIAN_RUNTIME_PACKAGE_NAME "${runtime}")
 set(CPACK_DEBIAN_RUNTIME_PACKAGE_SECTION libs)
-set(CPACK_DEBIAN_RUNTIME_PACKAGE_SUGGESTS "libnccl2 (>= 2.18)")
+set(CPACK_DEBIAN_RUNTIME_PACKAGE_SUGGESTS "libnccl2 (>= 2.18), libcudart12 | libcudart11.0")
 # What dpkg-shlibdeps writes into packages that link the library.
 set(control "${CMAKE_CURRENT_BINARY_DIR}/control")
 file(WRITE "${control}/shlibs"
@@ -106,6 +106,7 @@ if(weightsync_FOR_DEBIAN)
   foreach(component runtime development tools python)
     string(TOUPPER "${component}" upper)
     install(FILES "${papers}/copyright" "${papers}/changelog.gz" "${papers}/changelog.Debian.gz"
+      "${weightsync_SOURCE}/THIRD_PARTY_NOTICES"
       DESTINATION "share/doc/${CPACK_DEBIAN_${upper}_PACKAGE_NAME}"
       COMPONENT ${component} EXCLUDE_FROM_ALL)
   endforeach()
@@ -121,6 +122,8 @@ set(CPACK_RPM_PACKAGE_AUTOPROV ON)
 set(CPACK_RPM_RUNTIME_PACKAGE_NAME "${runtime}")
 set(CPACK_RPM_RUNTIME_POST_INSTALL_SCRIPT_FILE "${CMAKE_CURRENT_LIST_DIR}/rpm/ldconfig")
 set(CPACK_RPM_RUNTIME_POST_UNINSTALL_SCRIPT_FILE "${CMAKE_CURRENT_LIST_DIR}/rpm/ldconfig")
+# CPack drops its own Suggests where it does not know the rpm; rpmbuild takes the lines.
+set(CPACK_RPM_SPEC_MORE_DEFINE "Suggests: libnccl >= 2.18\nSuggests: libcudart.so.12()(64bit)")
 set(CPACK_RPM_DEVELOPMENT_PACKAGE_NAME weightsync-devel)
 set(CPACK_RPM_DEVELOPMENT_PACKAGE_REQUIRES "${runtime} = ${weightsync_VERSION}")
 set(CPACK_RPM_TOOLS_PACKAGE_NAME weightsync-tools)

@@ -6,6 +6,8 @@
 //! variable over the default; only `WSYNC_LOG` wins over the caller, so that
 //! an operator can listen to any program.
 
+#![forbid(unsafe_code)]
+
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
 use std::path::{Path, PathBuf};

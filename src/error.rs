@@ -15,6 +15,8 @@
 //! numbers: `tensor "lm_head.weight": axis 0 has 4096 rows on the source and
 //! 8192 on the destination`.
 
+#![forbid(unsafe_code)]
+
 use crate::rank::Rank;
 
 /// The result of a call, as it crosses the C boundary. Values never change.

@@ -3,6 +3,8 @@
 //! Inputs beyond a limit are refused with the number that was given and the
 //! number that is allowed; nothing is truncated.
 
+#![forbid(unsafe_code)]
+
 /// Ranks in one numbering space.
 pub const RANK_COUNT_MAX: u32 = 1 << 20;
 /// Axes of a tensor.

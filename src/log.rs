@@ -11,6 +11,8 @@
 //! `key value` words separated by spaces, so that a double click selects a
 //! value. An error is logged once, where it is first known.
 
+#![forbid(unsafe_code)]
+
 use crate::env;
 use crate::error::{Error, Result, Status};
 use std::cell::Cell;

@@ -1,5 +1,7 @@
 //! One participant, numbered in one space over both sides.
 
+#![forbid(unsafe_code)]
+
 use serde::{Deserialize, Serialize};
 
 /// The number of a participant. Source and destination share the numbering;

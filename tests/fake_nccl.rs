@@ -140,20 +140,16 @@ impl Rank {
 
     fn abort(&self) {
         // SAFETY: a live communicator, which is not used after.
-        assert_eq!(
-            unsafe { (nccl().ncclCommAbort)(self.comm) },
-            ncclResult_t::SUCCESS
-        );
+        let result = unsafe { (nccl().ncclCommAbort)(self.comm) };
+        assert_eq!(result, ncclResult_t::SUCCESS);
     }
 }
 
 fn id() -> [u8; 128] {
     let mut id = ncclUniqueId::from_bytes([0; 128]);
     // SAFETY: a place for an id.
-    assert_eq!(
-        unsafe { (nccl().ncclGetUniqueId)(&mut id) },
-        ncclResult_t::SUCCESS
-    );
+    let result = unsafe { (nccl().ncclGetUniqueId)(&mut id) };
+    assert_eq!(result, ncclResult_t::SUCCESS);
     id.to_bytes()
 }
 

@@ -103,6 +103,7 @@ fn no_exporting_file_is_forgotten() {
 /// and since when it exists, and no comment speaks Rust.
 #[test]
 fn every_function_is_documented_for_c() {
+    let header = header();
     for f in &bindings().functions {
         let name = f.path.name();
         let doc = f.documentation.doc_comment.join("\n");
@@ -111,9 +112,119 @@ fn every_function_is_documented_for_c() {
             "{name} does not say which threads"
         );
         assert!(doc.contains("Since: 0.1"), "{name} does not say since when");
+        assert!(
+            doc.contains("Errors: ") || !header.contains(&format!("\nwsync_status {name}(")),
+            "{name} does not say which errors"
+        );
         for rust in ["# Safety", "`Option", "[`", "Vec<", "&str", "usize"] {
             assert!(!doc.contains(rust), "{name} says {rust}");
         }
+    }
+}
+
+/// Every constant and every field of a struct says what it is.
+#[test]
+fn constants_and_fields_are_documented() {
+    for c in &bindings().constants {
+        let doc = c.documentation.doc_comment.join("\n");
+        assert!(
+            doc.contains("Since: "),
+            "{} is not documented",
+            c.export_name
+        );
+    }
+    let header = header();
+    for body in header.split("\ntypedef struct wsync_").skip(1) {
+        let Some((name, fields)) = body.split_once(" {\n") else {
+            continue;
+        };
+        let mut above = "";
+        for line in fields.lines().take_while(|l| !l.starts_with('}')) {
+            let is_field = line.ends_with(';') && !line.trim_start().starts_with('*');
+            assert!(
+                !is_field || above.ends_with("*/"),
+                "wsync_{name}: not documented: {line}"
+            );
+            above = line;
+        }
+    }
+}
+
+/// The comment of a handle lists the functions of its noun, all of them.
+#[test]
+fn handles_list_their_functions() {
+    let bindings = bindings();
+    let functions: Vec<&str> = bindings.functions.iter().map(|f| f.path.name()).collect();
+    for noun in [
+        "layout",
+        "topology",
+        "mapping",
+        "plan",
+        "transport",
+        "session",
+        "request",
+    ] {
+        let prefix = format!("wsync_{noun}");
+        let listed = index_of(&prefix);
+        for function in functions
+            .iter()
+            .filter(|f| f.starts_with(&format!("{prefix}_")))
+        {
+            assert!(
+                listed.contains(&function.to_string()),
+                "{prefix} does not list {function}"
+            );
+        }
+        for name in listed {
+            assert!(functions.contains(&name.as_str()), "{prefix} lists {name}");
+        }
+    }
+}
+
+/// The functions that stand in the comment above an opaque handle.
+fn index_of(handle: &str) -> Vec<String> {
+    let header = header();
+    let declared = format!("typedef struct {handle} {handle};");
+    let before = header
+        .split(&declared)
+        .next()
+        .expect("the handle is declared");
+    let comment = before.rsplit("/**").next().unwrap_or_default();
+    let words = comment.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let names = words.filter(|w| w.starts_with(&format!("{handle}_")));
+    names.map(str::to_string).collect()
+}
+
+#[test]
+fn comments_fit_into_a_line() {
+    for line in header().lines().filter(|l| l.trim_start().starts_with('*')) {
+        assert!(line.len() <= 88, "{line}");
+    }
+}
+
+/// The C++ header offers all that the C header does. Element types have names
+/// in C++ where they are common.
+#[test]
+fn the_cpp_header_uses_every_function_and_every_value() {
+    let path = root().join("bindings/cpp/include/weightsync/weightsync.hpp");
+    let cpp = std::fs::read_to_string(path).expect("the C++ header is there");
+    let words: std::collections::BTreeSet<&str> = cpp
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .collect();
+    let bindings = bindings();
+    for f in &bindings.functions {
+        let name = f.path.name();
+        assert!(words.contains(name), "C++ offers no {name}");
+    }
+    let header = header();
+    let values = header.lines().filter_map(|l| l.strip_prefix("  WSYNC_"));
+    for value in values.filter_map(|l| Some(l.split_once(" = ")?.0)) {
+        let name = format!("WSYNC_{value}");
+        let is_dtype = name.starts_with("WSYNC_DTYPE_CODE_");
+        assert!(
+            is_dtype || words.contains(name.as_str()),
+            "C++ offers no {name}"
+        );
     }
 }
 

@@ -318,6 +318,32 @@ fn meshes_over_the_same_ranks_may_order_them_their_own_way() {
     assert_eq!(layout.parts().len(), 2);
 }
 
+/// The file that the guide to vLLM shows: rows first cut in two over `dp` as
+/// FSDP does, after each half was cut over `tp`; a flat parameter over `dp`.
+#[test]
+fn two_dimensions_shard_one_tensor() {
+    let layout = Layout::from_dtensor(include_bytes!("torch/sharded.json")).unwrap();
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let rows = |rank| -> BTreeSet<u64> {
+        places(&layout, rank, name)
+            .into_keys()
+            .map(|at| at[0])
+            .collect()
+    };
+    // Ranks are [[0, 1], [2, 3]]: tp takes halves, dp halves of those.
+    assert_eq!(rows(0), (0..16).collect());
+    assert_eq!(rows(1), (32..48).collect());
+    assert_eq!(rows(2), (16..32).collect());
+    assert_eq!(rows(3), (48..64).collect());
+    let norm = |rank| -> Vec<_> {
+        places(&layout, rank, "model.norm.weight")
+            .into_keys()
+            .collect()
+    };
+    assert_eq!(norm(1), (0..8).map(|i| vec![i]).collect::<Vec<_>>());
+    assert_eq!(norm(2), (8..16).map(|i| vec![i]).collect::<Vec<_>>());
+}
+
 #[test]
 fn mistakes_are_named() {
     let of = |meshes: &str, rest: &str| {

@@ -108,6 +108,22 @@ fn colocated_ranks_share_a_gpu_and_slow_ones_slow_their_port() {
     assert_eq!(again.spec(), t.spec());
 }
 
+/// The file that the guide to planning shows.
+#[test]
+fn two_pods_hold_two_domains_of_64_gpus() {
+    let t = Topology::from_json(include_bytes!("topologies/two_pods.json")).unwrap();
+    let domains = [0, 63, 64, 127].map(|r| site(&t, r).domain);
+    assert_eq!(domains, [0, 0, 1, 1]);
+    let cell = |rank| t.cell(0, &site(&t, rank));
+    assert_eq!(cell(0), cell(63));
+    assert_ne!(cell(63), cell(64));
+    assert_eq!(
+        site(&t, 17).nic_bytes_per_s,
+        site(&t, 16).nic_bytes_per_s / 2
+    );
+    assert!(t.is_drained(Rank(18)));
+}
+
 #[test]
 fn cuts_group_hosts_and_rails() {
     let json = r#"{"weightsync_topology": 1, "hosts": [{"count": 8}],

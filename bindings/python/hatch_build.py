@@ -20,30 +20,24 @@ CRATE = UNPACKED if UNPACKED.is_dir() else HERE.parent.parent
 
 
 def find_library() -> Path:
-    """The library to ship: WSYNC_LIBRARY, one that is built, or a new build."""
+    """The library to ship: WSYNC_LIBRARY, else what cargo makes of the source.
+
+    Cargo is asked every time: it knows whether what was built is still true.
+    """
     given = os.environ.get("WSYNC_LIBRARY")
     if given:
         path = Path(given)
         if not path.is_file():
             raise RuntimeError(f"WSYNC_LIBRARY is {given!r}, which is not a file")
         return path
-    target = CRATE / os.environ.get("CARGO_TARGET_DIR", "target")
-    for profile in ("release", "debug"):
-        path = target / profile / "libweightsync.so"
-        if path.is_file():
-            return path
-    cargo = shutil.which("cargo")
-    if cargo is None or not (CRATE / "Cargo.toml").is_file():
+    command = ["cargo", "build", "--release", "--locked", "--lib", "--no-default-features"]
+    if shutil.which("cargo") is None:
         raise RuntimeError(
-            "no libweightsync.so: set WSYNC_LIBRARY to its full path, or install cargo, which "
-            f"builds it with `cargo build --release --lib --no-default-features` in {CRATE}"
+            "the wheel needs libweightsync.so: set WSYNC_LIBRARY to its full path, or install "
+            f"cargo, which builds it with `{' '.join(command)}` in {CRATE}"
         )
-    subprocess.run(
-        [cargo, "build", "--release", "--locked", "--lib", "--no-default-features"],
-        cwd=CRATE,
-        check=True,
-    )
-    return target / "release" / "libweightsync.so"
+    subprocess.run(command, cwd=CRATE, check=True)
+    return CRATE / os.environ.get("CARGO_TARGET_DIR", "target") / "release" / "libweightsync.so"
 
 
 def crate_files() -> dict[str, str]:
@@ -51,27 +45,22 @@ def crate_files() -> dict[str, str]:
     manifest = (CRATE / "Cargo.toml").read_text()
     # Cargo wants every target that the manifest names to be there.
     tests = re.findall(r'^\[\[test\]\]\nname = "(\w+)"', manifest, re.MULTILINE)
-    names = ["Cargo.toml", "Cargo.lock", "LICENSE", "README.md", "src", "sys", "include", "benches"]
+    names = ["Cargo.toml", "Cargo.lock", "LICENSE", "THIRD_PARTY_NOTICES", "README.md", "src", "sys", "include", "benches"]
     names += [f"tests/{test}.rs" for test in tests]
     return {str(CRATE / n): f"crate/{n}" for n in names if (CRATE / n).exists()}
 
 
 class LibraryHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Copies the library to weightsync/lib before a wheel is made."""
+    """Says which files beside the package go into a wheel, and into an sdist."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        included = build_data["force_include"]
         if self.target_name == "sdist":
-            build_data["force_include"].update(crate_files())
+            included.update(crate_files())
             return
-        folder = HERE / "src" / "weightsync" / "lib"
-        folder.mkdir(exist_ok=True)
-        source, copy = find_library(), folder / f"libweightsync.so.{ABI}"
-        if source.resolve() != copy.resolve():
-            # A new file, so that a process that has the old one loaded keeps it.
-            fresh = copy.with_suffix(".new")
-            shutil.copyfile(source, fresh)
-            fresh.replace(copy)
+        included[str(find_library().resolve())] = f"weightsync/lib/libweightsync.so.{ABI}"
+        for paper in ("LICENSE", "THIRD_PARTY_NOTICES"):
+            included[str(CRATE / paper)] = f"weightsync/{paper}"
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["force_include"][str(CRATE / "LICENSE")] = "weightsync/LICENSE"
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platform}"

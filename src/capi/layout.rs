@@ -21,11 +21,11 @@ use std::sync::Arc;
 /// where. Immutable; may be used by any number of threads.
 ///
 /// wsync_layout_create_from_json, wsync_layout_create_from_views,
-/// wsync_layout_create_from_bytes, wsync_layout_from_model, wsync_layout_merge, wsync_layout_serialize,
-/// wsync_layout_to_json, wsync_layout_check, wsync_layout_check_json,
-/// wsync_layout_describe, wsync_layout_rank_count, wsync_layout_tensor_count,
-/// wsync_layout_copy_count, wsync_layout_buffer_count, wsync_layout_buffer_at,
-/// wsync_layout_destroy.
+/// wsync_layout_create_from_bytes, wsync_layout_from_model, wsync_layout_merge,
+/// wsync_layout_serialize, wsync_layout_to_json, wsync_layout_check,
+/// wsync_layout_check_json, wsync_layout_describe, wsync_layout_rank_count,
+/// wsync_layout_tensor_count, wsync_layout_copy_count,
+/// wsync_layout_buffer_count, wsync_layout_buffer_at, wsync_layout_destroy.
 ///
 /// Since: 0.1
 pub struct wsync_layout {

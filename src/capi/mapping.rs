@@ -135,7 +135,9 @@ pub enum wsync_regroup_kind {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct wsync_pair {
+    /// The rank that has the bytes.
     pub sender: u32,
+    /// The rank that gets them.
     pub receiver: u32,
 }
 
@@ -145,7 +147,9 @@ pub struct wsync_pair {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct wsync_rank_load {
+    /// The destination rank.
     pub rank: u32,
+    /// Pairs that end there.
     pub pair_count: u32,
 }
 
@@ -155,7 +159,9 @@ pub struct wsync_rank_load {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct wsync_moved_pair {
+    /// The rank that has the bytes.
     pub sender: u32,
+    /// The rank that gets them.
     pub receiver: u32,
     /// The receiver that load balance alone would have chosen; it is on the
     /// sender's device.
@@ -174,13 +180,21 @@ pub struct wsync_mapping_options {
     pub kind: u32,
     /// Any of wsync_mapping_flag.
     pub flags: u32,
+    /// Tensor parallel.
     pub source_tp: u32,
+    /// Pipeline stages.
     pub source_pp: u32,
+    /// Expert parallel.
     pub source_ep: u32,
+    /// Data parallel.
     pub source_dp: u32,
+    /// Context parallel.
     pub source_cp: u32,
+    /// Tensor parallel, of one replica.
     pub destination_tp: u32,
+    /// Pipeline stages of one replica.
     pub destination_pp: u32,
+    /// Expert parallel, of one replica.
     pub destination_ep: u32,
     /// Replicas of destination_tp * destination_pp * destination_ep ranks.
     pub replica_count: u32,
@@ -188,21 +202,26 @@ pub struct wsync_mapping_options {
     pub reserved: u32,
     /// Device of every source actor. Devices are numbered over all hosts.
     pub source_devices: *const u32,
+    /// How many actors there are.
     pub source_device_count: usize,
     /// Device of every destination actor.
     pub destination_devices: *const u32,
+    /// How many actors there are.
     pub destination_device_count: usize,
     /// One list per source copy, [PP][TP] or with all expert rows [PP][EP][TP]
     /// (a list may hold several copies, [PP][EP][CP][TP] each); none means
     /// Megatron's order, rank = t + TP*(c + CP*(e + EP*(d + DP*p))).
     pub source_ranks: *const wsync_rank_list,
+    /// How many lists there are.
     pub source_list_count: usize,
     /// One list per copy that routed experts come from, [PP][EP][TP]; none
     /// means source_ranks. Of EXPERT mappings alone.
     pub expert_source_ranks: *const wsync_rank_list,
+    /// How many lists there are.
     pub expert_source_list_count: usize,
     /// One list per replica, each [PP][EP][TP]; none means consecutive ranks.
     pub destination_ranks: *const wsync_rank_list,
+    /// How many lists there are.
     pub destination_list_count: usize,
 }
 

@@ -77,6 +77,7 @@ pub struct wsync_nccl_options {
     /// Thread blocks, and so multiprocessors, that its kernels take; 0 is
     /// NCCL's own choice. A minimum needs a maximum.
     pub cta_count_min: u32,
+    /// See `cta_count_min`.
     pub cta_count_max: u32,
     /// Peers that are connected at once (since NCCL 2.30); 0 is NCCL's choice.
     pub p2p_peer_count_max: u32,
@@ -101,6 +102,7 @@ pub struct wsync_nccl_options {
     /// DIRECT: see wsync_nccl_abort_fn. NULL: kernels that wait for a lost
     /// peer go on until the owner aborts the communicator.
     pub on_abort: wsync_nccl_abort_fn,
+    /// Handed to `on_abort` as it is.
     pub on_abort_user: *mut c_void,
 }
 

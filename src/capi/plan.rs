@@ -40,7 +40,8 @@ use std::sync::Arc;
 /// wsync_plan_rank_count, wsync_plan_ranks, wsync_plan_tensor_count,
 /// wsync_plan_step_count, wsync_plan_program_info, wsync_plan_buffer_count,
 /// wsync_plan_buffer_at, wsync_plan_tensor_last_step, wsync_plan_rank_ops,
-/// wsync_plan_origin, wsync_plan_certificate, wsync_plan_simulate, wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
+/// wsync_plan_origin, wsync_plan_certificate, wsync_plan_simulate,
+/// wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
 ///
 /// Since: 0.1
 pub struct wsync_plan {
@@ -145,23 +146,33 @@ pub struct wsync_two_stage_options {
     /// both sides copies locally what it has itself; two ranks of one device
     /// exchange a message, which stays inside it if the transport can do that.
     pub avoid_same_device: u32,
+    /// Tensor parallel; 0 reads all sizes of this side from its layout.
     pub source_tp: u32,
     /// Sizes of 0 are 1, here and below.
     pub source_pp: u32,
+    /// Expert parallel.
     pub source_ep: u32,
+    /// Data parallel.
     pub source_dp: u32,
+    /// Context parallel.
     pub source_cp: u32,
+    /// Tensor parallel, of one replica; 0 reads all sizes of this side from its layout.
     pub destination_tp: u32,
+    /// Pipeline stages of one replica.
     pub destination_pp: u32,
+    /// Expert parallel, of one replica.
     pub destination_ep: u32,
+    /// Replicas of destination_tp * destination_pp * destination_ep ranks.
     pub replica_count: u32,
     /// One list per source copy, each [PP][TP]; none means Megatron's order,
     /// or that of the layout.
     pub source_ranks: *const wsync_rank_list,
+    /// How many lists there are.
     pub source_list_count: usize,
     /// One list per replica, each [PP][EP][TP]; none means ascending ranks, or
     /// the order of the layout.
     pub destination_ranks: *const wsync_rank_list,
+    /// How many lists there are.
     pub destination_list_count: usize,
 }
 
@@ -195,6 +206,7 @@ pub struct wsync_plan_options {
     /// Globs (*, ?) of source tensors that the destination may leave unused;
     /// without them an unused tensor is an error.
     pub unused_allowed: *const wsync_text,
+    /// How many there are.
     pub unused_allowed_count: usize,
     /// WSYNC_STRATEGY_TWO_STAGE: how ranks are mapped; NULL reads it from the
     /// layouts.
@@ -224,6 +236,7 @@ plain_struct!(wsync_plan_options, 88, "wsync_plan_options");
 pub struct wsync_simulate_options {
     /// sizeof(wsync_simulate_options).
     pub struct_size: usize,
+    /// Chooses stragglers and failures; the same seed chooses the same.
     pub seed: u64,
     /// Ranks whose links are slow.
     pub straggler_count: u32,
@@ -243,15 +256,23 @@ plain_struct!(wsync_simulate_options, 32, "wsync_simulate_options");
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct wsync_number_range {
+    /// The first of them.
     pub first: u32,
+    /// One more than the last.
     pub end: u32,
 }
 
 /// No choice: everything.
+///
+/// Since: 0.1
 pub const WSYNC_SELECT_ANY: u32 = 0;
 /// Only what has the property.
+///
+/// Since: 0.1
 pub const WSYNC_SELECT_ONLY: u32 = 1;
 /// Only what has it not.
+///
+/// Since: 0.1
 pub const WSYNC_SELECT_WITHOUT: u32 = 2;
 
 /// Which tensors a plan moves, and to which copies. What is left zero selects
@@ -265,19 +286,24 @@ pub struct wsync_selector {
     pub struct_size: usize,
     /// Any match selects; none selects all.
     pub include: *const wsync_text,
+    /// How many there are.
     pub include_count: usize,
     /// Any match takes the name out again.
     pub exclude: *const wsync_text,
+    /// How many there are.
     pub exclude_count: usize,
     /// Layers: the first component of a name that is a number.
     pub layers: *const wsync_number_range,
+    /// How many there are.
     pub layers_count: usize,
     /// Experts: of names with a component "experts", the number after it or
     /// else the indices of the first axis.
     pub experts: *const wsync_number_range,
+    /// How many there are.
     pub experts_count: usize,
     /// Destination copies; the plan numbers them anew.
     pub copies: *const u32,
+    /// How many there are.
     pub copies_count: usize,
     /// WSYNC_SELECT_*: what is trained, by the "frozen" marks of both layouts.
     pub trainable: u32,
@@ -419,6 +445,7 @@ pub unsafe extern "C" fn wsync_plan_serialize(
 /// Writes the fingerprint of the plan. Ranks only move bytes together if
 /// theirs are equal.
 ///
+/// Errors: none but a wrong argument.
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_plan_fingerprint(
@@ -520,6 +547,7 @@ pub unsafe extern "C" fn wsync_plan_step_count(plan: *const wsync_plan) -> u32 {
 
 /// Writes what `rank` does; all zero if it takes no part.
 ///
+/// Errors: none but a wrong argument.
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_plan_program_info(

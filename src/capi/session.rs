@@ -66,8 +66,11 @@ plain_struct!(wsync_session_options, 16, "wsync_session_options");
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct wsync_binding {
+    /// The buffer's name in the layout of its side.
     pub name: wsync_text,
+    /// Where it begins. Stays the caller's, and valid until it is unbound.
     pub ptr: *mut c_void,
+    /// Its size, which is at least that of the plan's buffer.
     pub bytes: u64,
     /// A wsync_side.
     pub side: u32,
@@ -262,6 +265,7 @@ pub unsafe extern "C" fn wsync_session_finalize(
 /// Stops the transport of this session and everything that uses it, here and
 /// on all peers, as wsync_transport_abort does.
 ///
+/// Errors: none but a wrong argument.
 /// Thread safety: any thread, at any time, during other calls on the session
 /// too. Since: 0.1
 #[unsafe(no_mangle)]

@@ -63,6 +63,7 @@ plain_element!(wsync_host_group, 32, "wsync_host_group");
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct wsync_placement_run {
+    /// In this order on GPUs from `gpu` on.
     pub ranks: wsync_rank_list,
     /// The GPU of the first rank, counted over all hosts from 0.
     pub gpu: u32,
@@ -78,6 +79,7 @@ plain_element!(wsync_placement_run, 24, "wsync_placement_run");
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct wsync_speed_factor {
+    /// Whose links are slower.
     pub ranks: wsync_rank_list,
     /// Of the NIC's speed, 1 to 100; 0 is 100.
     pub nic_percent: u32,
@@ -97,6 +99,7 @@ plain_element!(wsync_speed_factor, 32, "wsync_speed_factor");
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct wsync_fabric_cut {
+    /// What reports call it, such as "pods".
     pub name: wsync_text,
     /// Consecutive hosts of one cell.
     pub hosts: u32,
@@ -104,6 +107,7 @@ pub struct wsync_fabric_cut {
     pub is_by_rail: u32,
     /// Of a cell, to and from all others.
     pub out_bytes_per_s: u64,
+    /// The other way.
     pub in_bytes_per_s: u64,
 }
 
@@ -119,18 +123,28 @@ pub struct wsync_topology_options {
     pub struct_size: usize,
     /// None means hosts of 8 GPUs, as many as the ranks need.
     pub hosts: *const wsync_host_group,
+    /// How many groups there are.
     pub host_count: usize,
+    /// sizeof(wsync_host_group).
     pub host_stride: usize,
     /// None means source ranks first, then destination ranks, on hosts of
     /// their own.
     pub placement: *const wsync_placement_run,
+    /// How many there are.
     pub placement_count: usize,
+    /// sizeof(wsync_placement_run).
     pub placement_stride: usize,
+    /// Ranks that are slower than their hosts say; none is usual.
     pub speeds: *const wsync_speed_factor,
+    /// How many there are.
     pub speed_count: usize,
+    /// sizeof(wsync_speed_factor).
     pub speed_stride: usize,
+    /// Levels of the network above the NICs; none is a network that never binds.
     pub cuts: *const wsync_fabric_cut,
+    /// How many there are.
     pub cut_count: usize,
+    /// sizeof(wsync_fabric_cut).
     pub cut_stride: usize,
     /// By which every message is late; 0 is 20 us.
     pub latency_ns: u64,
@@ -148,6 +162,7 @@ plain_struct!(wsync_topology_options, 120, "wsync_topology_options");
 pub struct wsync_rank_place {
     /// sizeof(wsync_rank_place).
     pub struct_size: usize,
+    /// Whose place this is.
     pub rank: u32,
     /// 0.
     pub reserved: u32,
@@ -159,6 +174,7 @@ pub struct wsync_rank_place {
     pub domain: wsync_text,
     /// Names of the NICs near the GPU.
     pub nics: *const wsync_text,
+    /// How many there are.
     pub nic_count: usize,
 }
 
@@ -172,7 +188,9 @@ plain_struct!(wsync_rank_place, 80, "wsync_rank_place");
 pub struct wsync_site {
     /// sizeof(wsync_site), set by the caller.
     pub struct_size: usize,
+    /// Its number, counted over all hosts.
     pub gpu: u32,
+    /// Its number.
     pub host: u32,
     /// The NVLink domain.
     pub domain: u32,

@@ -22,7 +22,8 @@ use std::ffi::{c_char, c_void};
 /// does not survive fork.
 ///
 /// wsync_transport_create, wsync_transport_greeting, wsync_transport_meet,
-/// wsync_transport_rendezvous, wsync_transport_rank,
+/// wsync_transport_rendezvous, wsync_transport_nccl_id,
+/// wsync_transport_nccl_version, wsync_transport_rank,
 /// wsync_transport_rank_count, wsync_transport_status, wsync_transport_abort,
 /// wsync_transport_finalize, wsync_transport_destroy.
 ///
@@ -93,6 +94,7 @@ pub struct wsync_transport_options {
     pub rank: u32,
     /// All ranks, in any order; NULL means 0, 1, .. rank_count - 1.
     pub ranks: *const u32,
+    /// How many ranks there are.
     pub rank_count: u32,
     /// 0.
     pub reserved: u32,
@@ -274,6 +276,7 @@ pub unsafe extern "C" fn wsync_transport_status(
 /// reason wins; aborting again changes nothing. Never waits. A meeting that is
 /// under way fails with the reason at once, and its peers see this rank go.
 ///
+/// Errors: none but a wrong argument.
 /// Thread safety: any thread, at any time, during other calls on the transport
 /// too. Since: 0.1
 #[unsafe(no_mangle)]

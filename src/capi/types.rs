@@ -268,6 +268,7 @@ pub struct wsync_error {
 pub struct wsync_text {
     /// May be NULL if bytes is 0.
     pub ptr: *const c_char,
+    /// Of the text, without a NUL.
     pub bytes: usize,
 }
 
@@ -279,6 +280,7 @@ pub struct wsync_text {
 pub struct wsync_bytes {
     /// May be NULL if bytes is 0.
     pub ptr: *const c_void,
+    /// How many there are at `ptr`.
     pub bytes: usize,
 }
 
@@ -290,6 +292,7 @@ pub struct wsync_bytes {
 pub struct wsync_rank_list {
     /// May be NULL if count is 0.
     pub ranks: *const u32,
+    /// How many there are.
     pub count: usize,
 }
 
@@ -325,6 +328,7 @@ impl From<Dtype> for wsync_dtype {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct wsync_fingerprint {
+    /// To be compared and printed as they are.
     pub bytes: [u8; 16],
 }
 
@@ -351,16 +355,28 @@ pub struct wsync_buffer_info {
 }
 
 /// No rank.
+///
+/// Since: 0.1
 pub const WSYNC_RANK_NONE: u32 = 0xFFFF_FFFF;
 /// No step.
+///
+/// Since: 0.1
 pub const WSYNC_STEP_NONE: u32 = 0xFFFF_FFFF;
 /// A deadline that never comes.
+///
+/// Since: 0.1
 pub const WSYNC_NO_DEADLINE: u64 = 0xFFFF_FFFF_FFFF_FFFF;
 /// Axes of a tensor, at most.
+///
+/// Since: 0.1
 pub const WSYNC_DIM_COUNT_MAX: usize = 8;
 /// Bytes of a name, at most, without a NUL.
+///
+/// Since: 0.1
 pub const WSYNC_NAME_BYTES_MAX: usize = 1024;
 /// Bytes of a greeting, at most.
+///
+/// Since: 0.1
 pub const WSYNC_GREETING_BYTES_MAX: usize = 512;
 
 const _: () = assert!(WSYNC_DIM_COUNT_MAX == crate::limits::DIM_COUNT_MAX);

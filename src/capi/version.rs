@@ -6,12 +6,25 @@ use crate::error::{Error, Status};
 use std::ffi::{CStr, c_char};
 
 /// Version of the header: major, minor and patch, 8 bits each.
+///
+/// Since: 0.1
 pub const WSYNC_VERSION: u32 = 0x0000_0100;
+/// The major part of it.
+///
+/// Since: 0.1
 pub const WSYNC_VERSION_MAJOR: u32 = 0;
+/// The minor part of it.
+///
+/// Since: 0.1
 pub const WSYNC_VERSION_MINOR: u32 = 1;
+/// The patch part of it.
+///
+/// Since: 0.1
 pub const WSYNC_VERSION_PATCH: u32 = 0;
 /// Number of the binary interface: the digit of libweightsync.so.0. Within one
 /// number, functions, enum values and trailing struct fields are only added.
+///
+/// Since: 0.1
 pub const WSYNC_ABI_VERSION: u32 = 0;
 
 /// A number in decimal, at compile time.

@@ -41,7 +41,9 @@ plain_element!(wsync_tensor, 152, "wsync_tensor");
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct wsync_buffer {
+    /// Unique among the rank's buffers; memory is bound by it.
     pub name: wsync_text,
+    /// Its size.
     pub bytes: u64,
     /// A wsync_memory.
     pub memory: u32,
@@ -101,21 +103,34 @@ plain_element!(wsync_alias, 32, "wsync_alias");
 pub struct wsync_rank_views {
     /// sizeof(wsync_rank_views).
     pub struct_size: usize,
+    /// Whose views these are.
     pub rank: u32,
     /// The copy (replica) this rank belongs to; any number that its other
     /// ranks use too.
     pub copy: u32,
+    /// The tensors that views speak of, each with its full shape.
     pub tensors: *const wsync_tensor,
+    /// How many there are.
     pub tensor_count: usize,
+    /// sizeof(wsync_tensor).
     pub tensor_stride: usize,
+    /// The memory that views lie in.
     pub buffers: *const wsync_buffer,
+    /// How many there are.
     pub buffer_count: usize,
+    /// sizeof(wsync_buffer).
     pub buffer_stride: usize,
+    /// Which box of which tensor lies where in which buffer.
     pub views: *const wsync_view,
+    /// How many there are.
     pub view_count: usize,
+    /// sizeof(wsync_view).
     pub view_stride: usize,
+    /// Tensors that are others by another name, as tied embeddings are.
     pub aliases: *const wsync_alias,
+    /// How many there are.
     pub alias_count: usize,
+    /// sizeof(wsync_alias).
     pub alias_stride: usize,
 }
 

@@ -75,7 +75,7 @@ impl Checkpoint {
         let raw = raw_layout(&files, 0, 1).map_err(|e| of_file(path, e))?;
         let beside = path.join(CONFIG);
         let config = config.or(beside.is_file().then_some(beside.as_path()));
-        let template = config.map(|path| template(path)).transpose()?;
+        let template = config.map(template).transpose()?;
         // A layout with the checkpoint's own names needs no model: what the
         // model does not know is said when something of it is wanted.
         let model = template.as_ref().and_then(|t| raw.recast(t).ok());

@@ -30,6 +30,7 @@ pub enum Origin {
 
 /// Where values come from.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
 pub enum Reference {
     Generated,
     Checkpoint(Checkpoint),

@@ -20,6 +20,8 @@
 //! Each rank runs at most one request at a time: the order of messages between
 //! two ranks is the order of their requests, and so it is the same on both.
 
+#![forbid(unsafe_code)]
+
 mod agreement;
 mod comparison;
 mod coordinator;

@@ -11,6 +11,8 @@
 //!       placement: q_proj of layer 3, on stage 1, in buffer "layers.3.qkv"
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod canonical;
 pub mod check;
 pub mod cut;

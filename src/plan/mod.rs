@@ -15,6 +15,8 @@
 //! Nothing in here has a pointer, a clock, an environment or I/O, and no
 //! decision depends on a float or on the order of a hash map.
 
+#![forbid(unsafe_code)]
+
 pub mod bounds;
 pub mod decision;
 pub mod mapping;

@@ -16,6 +16,8 @@
 //! finish a step before they begin the next. Times are whole nanoseconds and
 //! rates whole bytes per second, so every machine computes the same.
 
+#![forbid(unsafe_code)]
+
 mod certificate;
 mod compress;
 mod engine;

@@ -13,6 +13,8 @@
 //! All of it is whole numbers and depends on the inputs alone: ranks that
 //! decide for themselves decide the same.
 
+#![forbid(unsafe_code)]
+
 mod buckets;
 mod shrink;
 

@@ -437,6 +437,9 @@ impl Gate {
     }
 }
 
+/// What a rank meets the others by, from its number.
+pub type BootstrapOf = Box<dyn Fn(u32) -> Box<dyn Bootstrap> + Send + Sync>;
+
 /// Ranks that have met and loaded the plan.
 pub struct World {
     pub carrier: Carrier,
@@ -449,7 +452,7 @@ pub struct World {
     /// Sources in host memory, whatever the carrier.
     pub host_sources: bool,
     /// Data planes that are not those of the carrier.
-    pub bootstraps: Option<Box<dyn Fn(u32) -> Box<dyn Bootstrap> + Send + Sync>>,
+    pub bootstraps: Option<BootstrapOf>,
 }
 
 impl World {

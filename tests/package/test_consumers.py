@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import CARGO_TARGET, GLIBC, ROOT, deliver, free_address, run
+from conftest import ROOT, TOOLS, deliver, free_address, run
 
 CONSUMERS = ROOT / "tests/package/consumers"
 PROGRAMS = ["c99", "cpp17", "cpp20", "c99_static", "cpp17_static"]
@@ -103,19 +104,48 @@ def test_plain_flags(prefix: Path, scratch: Path, compiler: str, standard: str, 
     assert "libweightsync.so.0: cannot open shared object file" in text
 
 
-def test_add_subdirectory(prefix: Path) -> None:
-    """The source as a part of another project; cargo has built it already."""
-    build = ROOT / "target/package/subdirectory"
-    run("cmake", "-S", CONSUMERS / "subdirectory", "-B", build, "-G", "Ninja",
-        f"-DWEIGHTSYNC_GLIBC={GLIBC}", f"-DWEIGHTSYNC_CARGO_TARGET_DIR={CARGO_TARGET}",
-        "-DWEIGHTSYNC_COMMAND=ON")  # fmt: skip
-    run("cmake", "--build", build, timeout=1800)
+@pytest.mark.slow
+def test_add_subdirectory_from_nothing_and_without_a_network(scratch: Path) -> None:
+    """The source as a part of another project, which asks for nothing: it gets
+    the library alone. Built where there is no network, from what cargo has."""
+    build = scratch / "build"
+    run("cmake", "-S", CONSUMERS / "subdirectory", "-B", build, "-G", "Ninja", "-DWEIGHTSYNC_PROFILE=dev")
+    env = {"CARGO_NET_OFFLINE": "true", "RUSTFLAGS": "--print=native-static-libs",
+           "CARGO_PROFILE_DEV_OPT_LEVEL": "0", "CARGO_PROFILE_DEV_DEBUG": "0"}  # fmt: skip
+    told = run(*without_a_network(), "cmake", "--build", build, env=env, timeout=1800)
+    # What a static link takes is what the compiler says, but for the C library.
+    (needed,) = set(re.findall(r"native-static-libs: (.*)", told))
+    assert set(needed.split()) - {"-lc"} == {f"-l{name}" for name in static_libraries()}
     for name in PROGRAMS:
         deliver(lambda rank, address: [build / name, rank, address])
     assert "weightsync/stage" in linked(build / "c99")
+    assert not (build / "weightsync/stage/weightsync").exists()
     # It installs nothing of its own into somebody else's prefix.
     run("cmake", "--install", build, "--prefix", build / "nothing")
     assert not (build / "nothing").exists()
+
+
+def static_libraries() -> list[str]:
+    (names,) = re.findall(r"set\(weightsync_STATIC_LIBRARIES (.*)\)", (ROOT / "cmake/targets.cmake").read_text())
+    return names.split()
+
+
+def without_a_network() -> list[str]:
+    """What runs a command where there is no network, if that is allowed here."""
+    command = ["unshare", "--map-root-user", "--net"]
+    allowed = subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0
+    if not allowed:
+        print("unshare is not allowed here: only cargo is told to be offline")
+    return command if allowed else []
+
+
+def test_languages_deliver_to_each_other(found_package: Path, prefix: Path) -> None:
+    """The three examples of the README are the ranks of one delivery."""
+    programs = [[TOOLS / "python", ROOT / "bindings/python/examples/deliver.py"],
+                [found_package / "c99"], [found_package / "cpp17"]]  # fmt: skip
+    python = {"PYTHONPATH": str(ROOT / "bindings/python/src"),
+              "WSYNC_LIBRARY": str(prefix / "lib/libweightsync.so.0")}  # fmt: skip
+    deliver(lambda rank, address: [*programs[int(rank)], rank, address], env=python)
 
 
 # ---- an inference engine ------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""Guides and references: every block of code in docs/ is run, or is a part of what is run.
+"""Guides and references: every block of code in docs/ and the READMEs is run, or is a part of what is run.
 
 - `sh` blocks of a page run one after the other, with the installed command in the
-  path; a comment above one, `<!-- not run: why -->`, excuses it.
+  path, `$OUT` an empty folder and `$MODEL` a small checkpoint; a comment above
+  one, `<!-- not run: why -->`, excuses it.
 - Blocks in c, cpp, python, json, cmake and toml stand in some file of the
   repository that tests build or run; or they are whole programs, and run here.
 - `text` blocks are what somebody saw.
@@ -9,15 +10,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import CARGO_TARGET, GLIBC, ROOT, TOOLS, run
+from conftest import CARGO_TARGET, GLIBC, ROOT, TOOLS, WORK, run
 
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "bindings/python/README.md", *GUIDES]
 LANGUAGES = {"c", "cpp", "python", "json", "cmake", "toml", "sh", "text"}
 
 
@@ -59,13 +62,13 @@ def flat(text: str) -> str:
     return "\n".join(line.strip() for line in text.strip().splitlines())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_says_what_it_is(page: Path) -> None:
     for block in blocks(page):
         assert block.language in LANGUAGES, f"{page.name}:{block.line}: {block.language!r}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_code_is_a_part_of_what_is_tested_or_runs_by_itself(
     page: Path, prefix: Path, scratch: Path
 ) -> None:
@@ -97,25 +100,58 @@ def python_environment(prefix: Path) -> dict[str, str]:
     }
 
 
-# What a build from scratch would take minutes for is shared with the other tests.
-SHARE = f"""#!/bin/sh
-if [ "$1 $2" = "-S cmake" ]; then
-    set -- "$@" -G Ninja -DWEIGHTSYNC_GLIBC={GLIBC} "-DWEIGHTSYNC_CARGO_TARGET_DIR={CARGO_TARGET}"
-fi
-exec {{cmake}} "$@"
+def home(scratch: Path) -> dict[str, str]:
+    """A home of the page's own, which pip installs into; cargo keeps its real one."""
+    kept = {"CARGO_HOME": ".cargo", "RUSTUP_HOME": ".rustup"}
+    real = {name: os.environ.get(name, str(Path.home() / folder)) for name, folder in kept.items()}
+    return {"HOME": str(scratch), "PIP_TARGET": str(scratch / "site"), **real}
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    """A checkpoint with the structure of Qwen3-30B-A3B and small widths."""
+    folder = WORK / "model"
+    write = """
+import pathlib, sys, tiny
+config = tiny.config("qwen3-30b-a3b")
+tiny.write(pathlib.Path(sys.argv[1]), config, tiny.checkpoint(config))
 """
+    run(TOOLS / "python", "-B", "-c", write, folder, env={"PYTHONPATH": str(ROOT / "tests/models")})
+    return folder
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_commands_run(page: Path, prefix: Path, scratch: Path) -> None:
+# What a build from scratch would take minutes for is shared with the other tests:
+# cmake builds where they do, and `cargo run --` runs the command they installed.
+SHARED = {
+    "cmake": f"""#!/bin/sh
+        if [ "$1 $2" = "-S cmake" ]; then
+            set -- "$@" -G Ninja -DWEIGHTSYNC_GLIBC={GLIBC} "-DWEIGHTSYNC_CARGO_TARGET_DIR={CARGO_TARGET}"
+        fi
+        exec {{real}} "$@"
+        """,
+    "cargo": """#!/bin/sh
+        if [ "$1 $2" = "run --" ]; then shift 2; exec weightsync "$@"; fi
+        exec {real} "$@"
+        """,
+}
+
+
+def share(folder: Path) -> Path:
+    """A folder of tools that share what is built, for the front of the path."""
+    folder.mkdir()
+    for name, script in SHARED.items():
+        real = run("sh", "-c", f"command -v {name}").strip()
+        (folder / name).write_text(textwrap.dedent(script).format(real=real))
+        (folder / name).chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_run(page: Path, prefix: Path, model: Path, scratch: Path) -> None:
     script = "\n".join(b.text for b in blocks(page) if b.language == "sh" and not b.excuse)
     if not script:
         return
-    cmake = scratch / "bin/cmake"
-    cmake.parent.mkdir()
-    cmake.write_text(SHARE.format(cmake=run("sh", "-c", "command -v cmake").strip()))
-    cmake.chmod(0o755)
-    path = f"{cmake.parent}:{prefix / 'bin'}:{TOOLS}:" + run("sh", "-c", "echo $PATH").strip()
+    path = f"{share(scratch / 'bin')}:{prefix / 'bin'}:{TOOLS}:" + run("sh", "-c", "echo $PATH").strip()
     # A page that installs does so beside; one that does not finds what is installed.
     installs = "cmake --install" in script
     env = {
@@ -123,22 +159,31 @@ def test_commands_run(page: Path, prefix: Path, scratch: Path) -> None:
         "BUILD": str(scratch / "build"),
         "PREFIX": str(scratch / "prefix" if installs else prefix),
         "OUT": str(scratch),
+        "MODEL": str(model),
+        **home(scratch),
         **python_environment(prefix),
     }
     told = run("bash", "-euo", "pipefail", "-c", script, env=env, timeout=1800)
     print(textwrap.indent(told, "    "))
-    # Pictures that were drawn are the ones that the page shows.
-    for drawn in scratch.glob("*.svg"):
-        shown = ROOT / "docs/pictures" / drawn.name
-        assert drawn.read_text() == shown.read_text(), f"{shown} was drawn by another version"
+    # Drawings are the ones that the page shows, all of them.
+    shown = set(re.findall(r"\]\(pictures/(\w+\.svg)\)", page.read_text()))
+    assert {drawn.name for drawn in scratch.glob("*.svg")} == shown
+    for name in shown:
+        committed = ROOT / "docs/pictures" / name
+        assert (scratch / name).read_text() == committed.read_text(), f"{committed} was drawn by another version"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text()
     for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if "://" not in link:
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_every_page_is_listed() -> None:
+    listed = re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs/README.md").read_text())
+    assert sorted(listed) == sorted(page.name for page in GUIDES if page.name != "README.md")
 
 
 # ---- references -----------------------------------------------------------------------

@@ -61,7 +61,8 @@ def test_debian_packages_depend_on_no_engine(debs: dict[str, Path]) -> None:
         needed = run("dpkg-deb", "-f", path, "Depends", "Recommends").lower()
         assert "nccl" not in needed and "cuda" not in needed, name
     assert run("dpkg-deb", "-f", debs["libweightsync0"], "Depends") == f"libc6 (>= {GLIBC})\n"
-    assert "libnccl2" in run("dpkg-deb", "-f", debs["libweightsync0"], "Suggests")
+    suggested = run("dpkg-deb", "-f", debs["libweightsync0"], "Suggests")
+    assert "libnccl2 (>= 2.18)" in suggested and "libcudart12" in suggested
 
 
 def files_below(root: Path) -> set[str]:
@@ -75,11 +76,11 @@ def files_below(root: Path) -> set[str]:
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def clean_root() -> Path:
     """A minimal Debian with a compiler and Python, as it is before we come."""
     if os.geteuid() != 0:
-        pytest.skip("a clean root needs root: Debian packages were not installed")
+        pytest.skip("a clean root needs root: packages were not installed")
     base = WORK / "clean-root.tar"
     if not base.exists():
         release = Path("/etc/os-release").read_text()
@@ -95,6 +96,17 @@ def clean_root() -> Path:
     run("tar", "-xf", base, "-C", root, "--exclude=./dev/*")
     (root / "dev/null").touch()
     return root
+
+
+def inside(root: Path, script: str) -> str:
+    return run("chroot", root, "/bin/sh", "-euc", script)
+
+
+def a_c_program_runs(root: Path, flags: str, name: str = "deliver") -> None:
+    """Built and run in `root`, with no word about where anything is but `flags`."""
+    shutil.copy(C, root / "tmp")
+    inside(root, f"gcc -std=c99 -D_POSIX_C_SOURCE=200809L /tmp/deliver.c -o /tmp/{name} {flags}")
+    deliver(lambda rank, address: ["chroot", root, f"/tmp/{name}", rank, address])
 
 
 PYTHON_USES_IT = """
@@ -139,27 +151,16 @@ def test_debian_packages_live_and_die_in_a_clean_root(
     for path in debs.values():
         shutil.copy(path, packages)
 
-    def inside(script: str) -> str:
-        return run("chroot", clean_root, "/bin/sh", "-euc", script)
-
-    inside("dpkg -i /tmp/packages/*.deb")
-    # A C program, a command and Python find it with no word about where it is.
-    shutil.copy(C, clean_root / "tmp")
-    inside("gcc -std=c99 -D_POSIX_C_SOURCE=200809L /tmp/deliver.c -o /tmp/deliver"
-           " $(pkg-config --cflags --libs weightsync)")  # fmt: skip
-    deliver(lambda rank, address: ["chroot", clean_root, "/tmp/deliver", rank, address])
-    assert inside("weightsync --version") == f"weightsync {version}\n"
-    assert "right" in inside("weightsync demo --transport loopback")
+    inside(clean_root, "dpkg -i /tmp/packages/*.deb")
+    a_c_program_runs(clean_root, "$(pkg-config --cflags --libs weightsync)")
+    a_c_program_runs(clean_root, "-l:libweightsync.a -lpthread -ldl -lm -lrt -lutil -lgcc_s", "static")
+    assert inside(clean_root, "weightsync --version") == f"weightsync {version}\n"
+    assert "right" in inside(clean_root, "weightsync demo --transport loopback")
     (clean_root / "tmp/use.py").write_text(PYTHON_USES_IT)
-    assert inside("python3 /tmp/use.py") == f"libweightsync.so.0 {version}\n"
-    inside("gcc -std=c99 -D_POSIX_C_SOURCE=200809L /tmp/deliver.c -o /tmp/static"
-           " -l:libweightsync.a -lpthread -ldl -lm -lrt -lutil -lgcc_s")  # fmt: skip
+    assert inside(clean_root, "python3 /tmp/use.py") == f"libweightsync.so.0 {version}\n"
     # Removed without a trace, what Python compiled included.
-    inside("dpkg -P " + " ".join(reversed(DEBS)))
-    shutil.rmtree(packages)
-    left = files_below(clean_root) - before
-    assert not left
-    assert before - files_below(clean_root) == set()
+    inside(clean_root, "dpkg -P " + " ".join(reversed(DEBS)))
+    assert files_below(clean_root) == before
 
 
 # ---- RPM --------------------------------------------------------------------------
@@ -176,28 +177,37 @@ def test_rpms_say_what_they_give_and_need(rpms: dict[str, Path]) -> None:
         versions = re.findall(r"GLIBC_(\d+)\.(\d+)", needs)
         assert all((int(a), int(b)) <= (2, 17) for a, b in versions), name
     assert "libweightsync0 = " in run("rpm", "-qp", "--requires", rpms["weightsync-devel"])
+    suggested = run("rpm", "-qp", "--suggests", rpms["libweightsync0"])
+    assert "libnccl >= 2.18" in suggested and "libcudart.so.12()(64bit)" in suggested
 
 
-def test_rpms_live_and_die_in_a_root_of_their_own(rpms: dict[str, Path], scratch: Path) -> None:
-    root = scratch / "root"
-    root.mkdir()
-    # The root has no C library, so nothing can be depended on or run in it.
-    rpm = ["rpm", "--root", str(root)]
-    alone = ["--nodeps", "--noscripts", "--nosignature"]
-    if Path("/etc/debian_version").exists():
-        alone.append("--force-debian")
+# What the package `filesystem` of an RPM system has, and a Debian lacks.
+FILESYSTEM = [
+    "usr/lib64/pkgconfig", "usr/lib64/cmake", "usr/share/bash-completion/completions",
+    "usr/share/zsh/site-functions", "usr/share/fish/vendor_completions.d", "usr/share/man/man1",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_rpms_live_and_die_in_a_clean_root(rpms: dict[str, Path], clean_root: Path, version: str) -> None:
+    """The root is a Debian's, whose C library rpm does not know: hence --nodeps."""
+    for folder in FILESYSTEM:
+        (clean_root / folder).mkdir(parents=True, exist_ok=True)
+    (clean_root / "etc/ld.so.conf.d/lib64.conf").write_text("/usr/lib64\n")
+    rpm = ["rpm", "--root", str(clean_root)]
+    debian = ["--force-debian"] if Path("/etc/debian_version").exists() else []
     run(*rpm, "--initdb")
-    database = files_below(root)
-    run(*rpm, "-i", *alone, *rpms.values())
-    flags = run("pkg-config", "--cflags", "--libs", "weightsync",
-                env={"PKG_CONFIG_PATH": str(root / "usr/lib64/pkgconfig")}).split()  # fmt: skip
-    run("gcc", "-std=c99", "-D_POSIX_C_SOURCE=200809L", C, "-o", scratch / "deliver", *flags)
-    found = {"LD_LIBRARY_PATH": str(root / "usr/lib64")}
-    deliver(lambda rank, address: [scratch / "deliver", rank, address], env=found)
-    assert "right" in run(root / "usr/bin/weightsync", "demo")
-    run(*rpm, "-e", *alone[:2], *alone[3:], *RPMS)
-    left = {f for f in files_below(root) - database if not f.startswith("var/lib/rpm")}
-    assert all((root / f).is_dir() and not f.endswith("weightsync") for f in left), left
+    before = files_below(clean_root)
+    run(*rpm, "-i", "--nodeps", "--nosignature", *debian, *rpms.values())
+    # The scriptlet has told the loader.
+    assert "libweightsync.so.0" in inside(clean_root, "ldconfig -p")
+    a_c_program_runs(clean_root, "$(PKG_CONFIG_PATH=/usr/lib64/pkgconfig pkg-config --cflags --libs weightsync)")
+    assert inside(clean_root, "weightsync --version") == f"weightsync {version}\n"
+    assert "right" in inside(clean_root, "weightsync demo --transport loopback")
+    run(*rpm, "-e", "--nodeps", *debian, *RPMS)
+    assert "libweightsync" not in inside(clean_root, "ldconfig -p")
+    left = files_below(clean_root) ^ before
+    assert not {f for f in left if not f.startswith("var/lib/rpm")}
 
 
 # ---- tarball, and all of them -------------------------------------------------------
@@ -212,6 +222,17 @@ def test_a_tarball_works_where_it_is_unpacked(tarball: Path, scratch: Path) -> N
         f"-DCMAKE_PREFIX_PATH={prefix}")  # fmt: skip
     run("cmake", "--build", build, "--target", "cpp17")
     deliver(lambda rank, address: [build / "cpp17", rank, address])
+
+
+def test_what_has_machine_code_has_its_licences(
+    debs: dict[str, Path], rpms: dict[str, Path], tarball: Path
+) -> None:
+    listings = {name: run("dpkg-deb", "-c", path) for name, path in debs.items()}
+    listings |= {f"{name}.rpm": run("rpm", "-qpl", path) for name, path in rpms.items()}
+    with tarfile.open(tarball) as archive:
+        listings["tarball"] = "\n".join(archive.getnames())
+    for name, listing in listings.items():
+        assert "THIRD_PARTY_NOTICES" in listing, name
 
 
 def test_every_package_has_the_same_bytes(

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <string_view>
 #include <thread>
 
 using namespace std::chrono_literals;
@@ -116,8 +117,7 @@ void describes_and_plans() {
 void maps() {
   const std::vector<std::uint32_t> trainers{0, 1, 2, 3};
   const std::vector<std::uint32_t> servers{4, 5};
-  ws::MappingOptions options;
-  options.kind = WSYNC_MAPPING_KIND_TWO_STAGE;
+  ws::MappingOptions options(ws::MappingKind::two_stage);
   options.source_pp = 4;
   options.destination_tp = 2;
   options.source_devices = trainers.data();
@@ -247,7 +247,7 @@ void one_rank(ws::Transport transport, const ws::Plan &plan,
   ws::Request request = ws::Request::create(session, slot);
   CHECK(request.state() == ws::State::idle);
   for (std::uint64_t version = 1; version <= 2; version++) {
-    request.submit(ws::RequestOptions(version, WSYNC_REQUEST_FLAG_VERIFY));
+    request.submit(ws::RequestOptions(version, ws::RequestFlag::verify));
     CHECK(request.wait(60s));
     CHECK(request.test() && request.wait_ready(0s));
     CHECK(request.outcome().rank == ws::Outcome::complete);
@@ -314,10 +314,21 @@ void listens() {
   CHECK(lines >= 0);
 }
 
+void says_what_is_loaded() {
+  CHECK(ws::header_matches());
+  CHECK(ws::abi_version() == WSYNC_ABI_VERSION);
+  CHECK(ws::library_version() == WSYNC_VERSION);
+  CHECK(std::string_view(ws::library_version_string()).find('.') != std::string_view::npos);
+  bool knows_the_log = false;
+  for (const wsync_env_info &variable : ws::environment())
+    knows_the_log |= std::string_view(variable.name) == "WSYNC_LOG";
+  CHECK(knows_the_log);
+}
+
 } // namespace
 
 int main() {
-  CHECK(ws::header_matches());
+  says_what_is_loaded();
   owns_and_moves();
   throws_what_the_library_says();
   describes_and_plans();

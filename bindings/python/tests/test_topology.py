@@ -6,7 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
-from weightsync import CallerError, Layout, Plan, Topology
+from weightsync import (
+    CallerError,
+    FabricCut,
+    HostGroup,
+    Layout,
+    PlacementRun,
+    Plan,
+    SpeedFactor,
+    Topology,
+)
 
 LAYOUTS = Path(__file__).resolve().parents[3] / "tests" / "layouts"
 
@@ -29,6 +38,19 @@ def test_a_topology_file_says_where_ranks_are() -> None:
         topology.site(16)
     with pytest.raises(CallerError, match="nic_bytes_per_s is 0"):
         Topology.from_json('{"weightsync_topology": 1, "hosts": [{"nic_bytes_per_s": 0}]}')
+
+
+def test_a_topology_is_made_from_its_parts() -> None:
+    parts = Topology.create(
+        hosts=[HostGroup(32, gpus=4, nvlink_bytes_per_s=900 * 10**9, domain_hosts=16)],
+        placement=[PlacementRun(range(64)), PlacementRun(range(64, 128), gpu=64)],
+        speeds=[SpeedFactor([17], nic_percent=50), SpeedFactor([18], is_drained=True)],
+        cuts=[FabricCut("pods", 16, 1600 * 10**9, 1600 * 10**9)],
+    )
+    file = (LAYOUTS.parent / "topologies" / "two_pods.json").read_text()
+    assert parts.to_json() == Topology.from_json(file).to_json()
+    with pytest.raises(CallerError, match="pods"):
+        Topology.create(cuts=[FabricCut("pods", 0, 1, 1)])
 
 
 def test_ranks_that_say_where_they_are_make_a_topology() -> None:

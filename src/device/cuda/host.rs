@@ -30,6 +30,10 @@ pub struct HostTask {
 
 /// One box of it.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all items are gathers, and a box for each would be an allocation"
+)]
 pub enum HostItem {
     /// Gather the bytes of a walk.
     Gather { from: Walk, to: MemoryRange },

@@ -15,7 +15,7 @@ use crate::device::copy::End;
 use crate::device::fence::{AbortCell, AbortMirror, Fence};
 use crate::device::{Binding, DigestSums, MemoryRange, Mover, Task};
 use crate::error::{Error, Result, Status};
-use crate::plan::program::{BufferSlot, Side};
+use crate::plan::program::{BufferSlot, Message, Side};
 use cuda_runtime_sys::{CopyKind, Stream};
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -261,7 +261,9 @@ impl Prepared {
     fn message_table(&self, from: &End<'_>, to: &End<'_>) -> Result<Arc<MessageTable>> {
         let number = |end: &End<'_>| {
             let messages = &end.binding.program.messages;
-            messages.element_offset(end.message).unwrap_or(usize::MAX)
+            let first = messages.as_ptr().addr();
+            let bytes = from_ref(end.message).addr().checked_sub(first);
+            bytes.map_or(usize::MAX, |bytes| bytes / size_of::<Message>())
         };
         let key = Exchange {
             sender: from.binding.id(),

@@ -143,6 +143,68 @@ enum class RegroupKind : std::uint32_t {
   all_gather = WSYNC_REGROUP_KIND_ALL_GATHER,
 };
 
+/** Which way bytes take. */
+enum class Strategy : std::uint32_t {
+  by_default = WSYNC_STRATEGY_DEFAULT,
+  direct = WSYNC_STRATEGY_DIRECT,
+  two_stage = WSYNC_STRATEGY_TWO_STAGE,
+  relay = WSYNC_STRATEGY_RELAY,
+  fanout = WSYNC_STRATEGY_FANOUT,
+  automatic = WSYNC_STRATEGY_AUTO,
+};
+
+/** Which of several holders sends. */
+enum class SourceRule : std::uint32_t {
+  by_default = WSYNC_SOURCE_RULE_DEFAULT,
+  wrap = WSYNC_SOURCE_RULE_WRAP,
+  rotate = WSYNC_SOURCE_RULE_ROTATE,
+};
+
+/** How the NVLink domains of one copy pass it on to each other. */
+enum class Spread : std::uint32_t {
+  by_default = WSYNC_SPREAD_DEFAULT,
+  scatter = WSYNC_SPREAD_SCATTER,
+  chain = WSYNC_SPREAD_CHAIN,
+};
+
+/** Which bytes travel first. */
+enum class Order : std::uint32_t {
+  by_default = WSYNC_ORDER_DEFAULT,
+  fraction = WSYNC_ORDER_FRACTION,
+  layer = WSYNC_ORDER_LAYER,
+};
+
+/** Flags of one execution; several are joined by `|`. */
+enum class RequestFlag : std::uint32_t {
+  verify = WSYNC_REQUEST_FLAG_VERIFY,
+  dry_run = WSYNC_REQUEST_FLAG_DRY_RUN,
+};
+
+/** Flags of a mapping; several are joined by `|`. */
+enum class MappingFlag : std::uint32_t {
+  colocated = WSYNC_MAPPING_FLAG_COLOCATED,
+  keep_same_device = WSYNC_MAPPING_FLAG_KEEP_SAME_DEVICE,
+  vllm = WSYNC_MAPPING_FLAG_VLLM,
+  apart = WSYNC_MAPPING_FLAG_APART,
+};
+
+constexpr RequestFlag operator|(RequestFlag a, RequestFlag b) noexcept {
+  return static_cast<RequestFlag>(static_cast<std::uint32_t>(a) | static_cast<std::uint32_t>(b));
+}
+
+constexpr MappingFlag operator|(MappingFlag a, MappingFlag b) noexcept {
+  return static_cast<MappingFlag>(static_cast<std::uint32_t>(a) | static_cast<std::uint32_t>(b));
+}
+
+/** Whose code a native error code is. */
+enum class NativeDomain : std::uint32_t {
+  none = WSYNC_NATIVE_DOMAIN_NONE,
+  os = WSYNC_NATIVE_DOMAIN_ERRNO,
+  nccl = WSYNC_NATIVE_DOMAIN_NCCL,
+  cuda = WSYNC_NATIVE_DOMAIN_CUDA,
+  ucx = WSYNC_NATIVE_DOMAIN_UCX,
+};
+
 enum class LogLevel : std::uint32_t {
   off = WSYNC_LOG_LEVEL_OFF,
   error = WSYNC_LOG_LEVEL_ERROR,
@@ -278,6 +340,11 @@ struct SimulateOptions : wsync_simulate_options {
 
 struct PlanOptions : wsync_plan_options {
   PlanOptions() noexcept : wsync_plan_options WSYNC_PLAN_OPTIONS_INIT {}
+  explicit PlanOptions(Strategy way, SourceRule rule = SourceRule::by_default) noexcept
+      : PlanOptions() {
+    strategy = static_cast<std::uint32_t>(way);
+    source_rule = static_cast<std::uint32_t>(rule);
+  }
 };
 
 /** Everything, only what has a property, or only what has it not. */
@@ -332,10 +399,18 @@ struct RequestOptions : wsync_request_options {
     version = weights_version;
     flags = request_flags;
   }
+  RequestOptions(std::uint64_t weights_version, RequestFlag flag) noexcept
+      : RequestOptions(weights_version, static_cast<std::uint32_t>(flag)) {}
 };
 
 struct MappingOptions : wsync_mapping_options {
   MappingOptions() noexcept : wsync_mapping_options WSYNC_MAPPING_OPTIONS_INIT {}
+  explicit MappingOptions(MappingKind which) noexcept : MappingOptions() {
+    kind = static_cast<std::uint32_t>(which);
+  }
+  MappingOptions(MappingKind which, MappingFlag flag) noexcept : MappingOptions(which) {
+    flags = static_cast<std::uint32_t>(flag);
+  }
 };
 
 struct ProgramInfo : wsync_program_info {
@@ -351,7 +426,9 @@ public:
   Status status() const noexcept { return static_cast<Status>(raw_.status); }
   const char *message() const noexcept { return raw_.message; }
   std::int32_t native_code() const noexcept { return raw_.native_code; }
-  std::uint32_t native_domain() const noexcept { return raw_.native_domain; }
+  NativeDomain native_domain() const noexcept {
+    return static_cast<NativeDomain>(raw_.native_domain);
+  }
   /** The rank to blame, if there is one. */
   std::optional<std::uint32_t> rank() const noexcept {
     if (!*this || raw_.rank == WSYNC_RANK_NONE) return std::nullopt;
@@ -379,18 +456,34 @@ public:
   Status status() const noexcept { return status_; }
   std::optional<std::uint32_t> rank() const noexcept { return rank_; }
   std::int32_t native_code() const noexcept { return native_code_; }
-  std::uint32_t native_domain() const noexcept { return native_domain_; }
+  NativeDomain native_domain() const noexcept { return native_domain_; }
 
 private:
   Status status_;
   std::optional<std::uint32_t> rank_;
   std::int32_t native_code_;
-  std::uint32_t native_domain_;
+  NativeDomain native_domain_;
 };
 #endif
 
 /** True if the loaded library fits the header that this was compiled with. */
 inline bool header_matches() noexcept { return wsync_header_matches() != 0; }
+
+/** Version of the loaded library: major, minor and patch, 8 bits each. */
+inline std::uint32_t library_version() noexcept { return wsync_version(); }
+
+/** The same as text, such as "0.1.0". */
+inline const char *library_version_string() noexcept { return wsync_version_string(); }
+
+/** Number of the library's binary interface. */
+inline std::uint32_t abi_version() noexcept { return wsync_abi_version(); }
+
+/** The environment variables that the library knows, and what holds in this process. */
+inline std::vector<wsync_env_info> environment() {
+  std::vector<wsync_env_info> found(wsync_env_count(), wsync_env_info WSYNC_ENV_INFO_INIT);
+  for (std::size_t i = 0; i < found.size(); i++) wsync_env_at(i, &found[i], nullptr);
+  return found;
+}
 
 /** The file that the library was loaded from. */
 inline const char *library_file() noexcept { return wsync_library_file(); }

@@ -58,7 +58,7 @@ from .nccl import NcclOptions, nccl_id, nccl_version
 from .plan import Plan, ProgramInfo, TwoStageOptions
 from .request import Outcomes, Request
 from .session import Session
-from .topology import Site, Topology
+from .topology import FabricCut, HostGroup, PlacementRun, Site, SpeedFactor, Topology
 from .transport import Transport
 
 __version__ = "0.1.0"
@@ -85,6 +85,8 @@ __all__ = [
     "DTypeCode",
     "EnvInfo",
     "EnvironmentProblem",
+    "FabricCut",
+    "HostGroup",
     "InternalError",
     "Layout",
     "LibraryProblem",
@@ -103,6 +105,7 @@ __all__ = [
     "Outcome",
     "Outcomes",
     "Pair",
+    "PlacementRun",
     "Plan",
     "PlanMismatch",
     "ProgramInfo",
@@ -114,6 +117,7 @@ __all__ = [
     "Side",
     "Site",
     "SourceRule",
+    "SpeedFactor",
     "Spread",
     "State",
     "Status",

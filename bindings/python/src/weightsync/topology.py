@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Union
 
 from . import _ffi
@@ -25,11 +26,104 @@ class Site(NamedTuple):
     nvlink_bytes_per_s: int
 
 
+@dataclass(frozen=True)
+class HostGroup:
+    """Equal hosts, one after the other. What is 0 has its default.
+
+    count: 0, in the last group only, is as many as the ranks need. nics: of a
+    host, a divisor or a multiple of gpus. domain_hosts: consecutive hosts that
+    form one NVLink domain. Speeds are of one NIC, and of one GPU's NVLink.
+    """
+
+    count: int = 0
+    gpus: int = 0
+    nics: int = 0
+    domain_hosts: int = 0
+    nic_bytes_per_s: int = 0
+    nvlink_bytes_per_s: int = 0
+
+
+@dataclass(frozen=True)
+class PlacementRun:
+    """Ranks on GPUs from `gpu` on, counted over all hosts; 0 ranks_per_gpu is 1."""
+
+    ranks: Sequence[int]
+    gpu: int = 0
+    ranks_per_gpu: int = 0
+
+
+@dataclass(frozen=True)
+class SpeedFactor:
+    """Ranks whose links are slower: percent of their speed, 1 to 100; 0 is 100.
+
+    is_drained: they should send nothing that others hold too.
+    """
+
+    ranks: Sequence[int]
+    nic_percent: int = 0
+    nvlink_percent: int = 0
+    is_drained: bool = False
+
+
+@dataclass(frozen=True)
+class FabricCut:
+    """A level of the network above the NICs: cells of `hosts` consecutive hosts.
+
+    is_by_rail: every rail of these hosts is a cell of its own. Speeds are of a
+    cell, to and from all others.
+    """
+
+    name: str
+    hosts: int
+    out_bytes_per_s: int
+    in_bytes_per_s: int
+    is_by_rail: bool = False
+
+
 class Topology(Handle):
     """What stands between the ranks. Immutable; any number of threads may use it."""
 
     def __init__(self, pointer: Any) -> None:
         super().__init__(pointer)
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        hosts: Iterable[HostGroup] = (),
+        placement: Iterable[PlacementRun] = (),
+        speeds: Iterable[SpeedFactor] = (),
+        cuts: Iterable[FabricCut] = (),
+        latency_ns: int = 0,
+        pack_bytes_per_s: int = 0,
+    ) -> Topology:
+        """Makes a topology from its parts.
+
+        No hosts: of 8 GPUs, as many as the ranks need. No placement: source
+        ranks first, destination ranks on hosts of their own. latency_ns: by
+        which every message is late; 0 is 20 us. pack_bytes_per_s: of a GPU; 0
+        is the default.
+        """
+        raw = _ffi.wsync_topology_options()
+        raw.struct_size = ctypes.sizeof(raw)
+        raw.latency_ns, raw.pack_bytes_per_s = latency_ns, pack_bytes_per_s
+        # Every array stays alive until the call is over.
+        kept: list[Any] = []
+        for field, kind, items in (
+            ("host", _ffi.wsync_host_group, hosts),
+            ("placement", _ffi.wsync_placement_run, placement),
+            ("speed", _ffi.wsync_speed_factor, speeds),
+            ("cut", _ffi.wsync_fabric_cut, cuts),
+        ):
+            elements = [_element(kind, item, kept) for item in items]
+            array = (kind * max(len(elements), 1))(*elements)
+            kept.append(array)
+            setattr(raw, field if field == "placement" else f"{field}s", array)
+            setattr(raw, f"{field}_count", len(elements))
+            setattr(raw, f"{field}_stride", ctypes.sizeof(kind))
+        made = _ffi.wsync_topology_p()
+        call(lib.wsync_topology_create, ctypes.byref(raw), ctypes.byref(made))
+        return cls(made)
 
     @classmethod
     def from_json(cls, text: Union[str, bytes]) -> Topology:
@@ -91,3 +185,20 @@ class Topology(Handle):
 
     def _destroy(self, pointer: Any) -> None:
         lib.wsync_topology_destroy(pointer)
+
+
+def _element(kind: Any, item: Any, kept: list[Any]) -> Any:
+    """One element of an array of C: its fields have the names of the item's."""
+    raw = kind()
+    for name, value in vars(item).items():
+        if name == "ranks":
+            ranks = (ctypes.c_uint32 * max(len(value), 1))(*value)
+            kept.append(ranks)
+            raw.ranks.ranks, raw.ranks.count = ranks, len(value)
+        elif name == "name":
+            texts, _ = text_array([value])
+            kept.append(texts)
+            raw.name = texts[0]
+        else:
+            setattr(raw, name, value)
+    return raw

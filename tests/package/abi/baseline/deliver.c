@@ -44,6 +44,7 @@ int main(int argc, char **argv) {
   must(wsync_layout_create_from_json(trainer_json, strlen(trainer_json), &trainer, &err));
   must(wsync_layout_create_from_json(server_json, strlen(server_json), &server, &err));
   must(wsync_plan_create(trainer, server, NULL, &plan, &err));
+
   must(wsync_transport_create(&where, &transport, &err));
   must(wsync_transport_rendezvous(transport, address, "a shared secret", 15, minute, &err));
   must(wsync_session_create(transport, NULL, &session, &err));

@@ -45,6 +45,9 @@
  * have no struct_size; their array has a stride instead. Later versions append
  * fields. A library that does not know a field takes the struct if the field
  * is 0, and answers WSYNC_ERR_UNSUPPORTED otherwise.
+ * These never grow: wsync_text, wsync_bytes, wsync_pair, wsync_moved_pair,
+ * wsync_rank_load, wsync_rank_list, wsync_number_range, wsync_dtype,
+ * wsync_fingerprint.
  *
  * Memory. What is passed in is read during the call and never kept, but for
  * buffers bound to a session. What comes back is written to the caller's
@@ -72,50 +75,109 @@
 
 /**
  * No rank.
+ *
+ * Since: 0.1
  */
 #define WSYNC_RANK_NONE 4294967295
 
 /**
  * No step.
+ *
+ * Since: 0.1
  */
 #define WSYNC_STEP_NONE 4294967295
 
 /**
  * A deadline that never comes.
+ *
+ * Since: 0.1
  */
 #define WSYNC_NO_DEADLINE 18446744073709551615ull
 
 /**
  * Axes of a tensor, at most.
+ *
+ * Since: 0.1
  */
 #define WSYNC_DIM_COUNT_MAX 8
 
 /**
  * Bytes of a name, at most, without a NUL.
+ *
+ * Since: 0.1
  */
 #define WSYNC_NAME_BYTES_MAX 1024
 
 /**
  * Bytes of a greeting, at most.
+ *
+ * Since: 0.1
  */
 #define WSYNC_GREETING_BYTES_MAX 512
 
 /**
  * Version of the header: major, minor and patch, 8 bits each.
+ *
+ * Since: 0.1
  */
 #define WSYNC_VERSION 256
 
+/**
+ * The major part of it.
+ *
+ * Since: 0.1
+ */
 #define WSYNC_VERSION_MAJOR 0
 
+/**
+ * The minor part of it.
+ *
+ * Since: 0.1
+ */
 #define WSYNC_VERSION_MINOR 1
 
+/**
+ * The patch part of it.
+ *
+ * Since: 0.1
+ */
 #define WSYNC_VERSION_PATCH 0
 
 /**
  * Number of the binary interface: the digit of libweightsync.so.0. Within one
  * number, functions, enum values and trailing struct fields are only added.
+ *
+ * Since: 0.1
  */
 #define WSYNC_ABI_VERSION 0
+
+/**
+ * No choice: everything.
+ *
+ * Since: 0.1
+ */
+#define WSYNC_SELECT_ANY 0
+
+/**
+ * Only what has the property.
+ *
+ * Since: 0.1
+ */
+#define WSYNC_SELECT_ONLY 1
+
+/**
+ * Only what has it not.
+ *
+ * Since: 0.1
+ */
+#define WSYNC_SELECT_WITHOUT 2
+
+/**
+ * Bytes of an NCCL unique id.
+ *
+ * Since: 0.1
+ */
+#define WSYNC_NCCL_ID_BYTES 128
 
 /**
  * The result of a call.
@@ -556,6 +618,11 @@ typedef uint32_t wsync_mapping_kind;
 /**
  * Flags of wsync_mapping_options.
  *
+ * Models are colocated if any device is on both sides, unless COLOCATED or
+ * APART says what they are. If the source TP is odd, mappings of the kinds
+ * SINGLE_STAGE and EXPERT give source copies to the replicas of colocated
+ * models from the last copy to the first; nothing else follows from it.
+ *
  * Since: 0.1
  */
 enum wsync_mapping_flag
@@ -564,7 +631,7 @@ enum wsync_mapping_flag
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
   /**
-   * Both models live on the same devices.
+   * The models are colocated, whatever the devices say.
    */
   WSYNC_MAPPING_FLAG_COLOCATED = 1,
   /**
@@ -575,6 +642,10 @@ enum wsync_mapping_flag
    * The destination of an expert mapping is vLLM, not Megatron.
    */
   WSYNC_MAPPING_FLAG_VLLM = 4,
+  /**
+   * The models are not colocated, whatever the devices say.
+   */
+  WSYNC_MAPPING_FLAG_APART = 8,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -608,7 +679,8 @@ enum wsync_mapping_list
    */
   WSYNC_MAPPING_LIST_ROUTED = 3,
   /**
-   * Pairs of stage 1 within one device, which a local copy serves.
+   * Pairs of stage 1 within one device: two ranks that exchange a message
+   * inside it, or one rank of a plan, which copies locally.
    */
   WSYNC_MAPPING_LIST_SAME_DEVICE = 4,
 };
@@ -666,6 +738,27 @@ enum wsync_strategy
    * From a holder straight to the needer.
    */
   WSYNC_STRATEGY_DIRECT = 1,
+  /**
+   * As the two-stage rank mapping says: to one member of each
+   * weight-mapping group, which forwards to the others.
+   */
+  WSYNC_STRATEGY_TWO_STAGE = 2,
+  /**
+   * Each byte enters an NVLink domain once; the ranks there exchange what
+   * several of them need.
+   */
+  WSYNC_STRATEGY_RELAY = 3,
+  /**
+   * Only some copies leave the source; the ranks that get them pass them on
+   * to the others.
+   */
+  WSYNC_STRATEGY_FANOUT = 4,
+  /**
+   * Whichever of these (but TWO_STAGE), with whichever source rule and
+   * bucket count, is predicted to be fastest on the topology. The plan
+   * keeps what was decided.
+   */
+  WSYNC_STRATEGY_AUTO = 5,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -722,12 +815,53 @@ enum wsync_transport_kind
    * Ranks as processes on one host, host memory.
    */
   WSYNC_TRANSPORT_KIND_SHM = 2,
+  /**
+   * Ranks on GPUs, through NCCL.
+   */
+  WSYNC_TRANSPORT_KIND_NCCL = 3,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
 typedef enum wsync_transport_kind wsync_transport_kind;
 #else
 typedef uint32_t wsync_transport_kind;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Whose communicator an NCCL transport works with.
+ *
+ * Since: 0.1
+ */
+enum wsync_nccl_mode
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * One of its own, made from a unique id. The default without `comm`.
+   */
+  WSYNC_NCCL_MODE_OWN = 1,
+  /**
+   * One of its own, split off `comm` while the ranks meet. All ranks of
+   * `comm` have to come; it must be idle, and not be used until the ranks
+   * have met. Afterwards nothing is shared. The default with `comm`.
+   */
+  WSYNC_NCCL_MODE_SPLIT = 2,
+  /**
+   * `comm` itself, without further memory. From the start of a request to
+   * its end nobody else issues anything on it or asks for its state. After
+   * a failure it is revoked (ncclCommRevoke) where NCCL can; else `on_abort`
+   * is called. It is never aborted or destroyed by the library, and
+   * outlives the transport.
+   */
+  WSYNC_NCCL_MODE_DIRECT = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum wsync_nccl_mode wsync_nccl_mode;
+#else
+typedef uint32_t wsync_nccl_mode;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -763,11 +897,11 @@ typedef uint32_t wsync_request_flag;
  * where. Immutable; may be used by any number of threads.
  *
  * wsync_layout_create_from_json, wsync_layout_create_from_views,
- * wsync_layout_create_from_bytes, wsync_layout_merge, wsync_layout_serialize,
- * wsync_layout_to_json, wsync_layout_check, wsync_layout_check_json,
- * wsync_layout_describe, wsync_layout_rank_count, wsync_layout_tensor_count,
- * wsync_layout_copy_count, wsync_layout_buffer_count, wsync_layout_buffer_at,
- * wsync_layout_destroy.
+ * wsync_layout_create_from_bytes, wsync_layout_from_model, wsync_layout_merge,
+ * wsync_layout_serialize, wsync_layout_to_json, wsync_layout_check,
+ * wsync_layout_check_json, wsync_layout_describe, wsync_layout_rank_count,
+ * wsync_layout_tensor_count, wsync_layout_copy_count,
+ * wsync_layout_buffer_count, wsync_layout_buffer_at, wsync_layout_destroy.
  *
  * Since: 0.1
  */
@@ -780,9 +914,11 @@ typedef struct wsync_layout wsync_layout;
  * Ranks are numbered source first: source actor k is rank k, destination
  * actor k is rank source_device_count + k.
  *
- * wsync_mapping_create, wsync_mapping_pairs, wsync_mapping_group_size,
- * wsync_mapping_regroup_kind, wsync_mapping_regroup_count,
- * wsync_mapping_regroup_at, wsync_mapping_report, wsync_mapping_destroy.
+ * wsync_mapping_create, wsync_mapping_pairs, wsync_mapping_sends,
+ * wsync_mapping_receives, wsync_mapping_loads, wsync_mapping_moved,
+ * wsync_mapping_group_size, wsync_mapping_regroup_kind,
+ * wsync_mapping_regroup_count, wsync_mapping_regroup_at,
+ * wsync_mapping_report, wsync_mapping_destroy.
  *
  * Since: 0.1
  */
@@ -798,7 +934,8 @@ typedef struct wsync_mapping wsync_mapping;
  * wsync_plan_rank_count, wsync_plan_ranks, wsync_plan_tensor_count,
  * wsync_plan_step_count, wsync_plan_program_info, wsync_plan_buffer_count,
  * wsync_plan_buffer_at, wsync_plan_tensor_last_step, wsync_plan_rank_ops,
- * wsync_plan_origin, wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
+ * wsync_plan_origin, wsync_plan_certificate, wsync_plan_simulate,
+ * wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
  *
  * Since: 0.1
  */
@@ -836,12 +973,26 @@ typedef struct wsync_request wsync_request;
 typedef struct wsync_session wsync_session;
 
 /**
+ * What stands between the ranks: hosts, NVLink domains, NICs, the network
+ * above them, and where each rank is. Immutable; may be used by any number of
+ * threads.
+ *
+ * wsync_topology_create, wsync_topology_create_from_json,
+ * wsync_topology_create_from_places, wsync_topology_place,
+ * wsync_topology_to_json, wsync_topology_site, wsync_topology_destroy.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_topology wsync_topology;
+
+/**
  * The way of one rank to all others: a data plane and a small control
  * channel. Used by any number of sessions; outlives them. Owns threads, and
  * does not survive fork.
  *
  * wsync_transport_create, wsync_transport_greeting, wsync_transport_meet,
- * wsync_transport_rendezvous, wsync_transport_rank,
+ * wsync_transport_rendezvous, wsync_transport_nccl_id,
+ * wsync_transport_nccl_version, wsync_transport_rank,
  * wsync_transport_rank_count, wsync_transport_status, wsync_transport_abort,
  * wsync_transport_finalize, wsync_transport_destroy.
  *
@@ -944,6 +1095,9 @@ typedef struct wsync_text {
    * May be NULL if bytes is 0.
    */
   const char *ptr;
+  /**
+   * Of the text, without a NUL.
+   */
   size_t bytes;
 } wsync_text;
 
@@ -1004,7 +1158,13 @@ typedef struct wsync_tensor {
  * Since: 0.1
  */
 typedef struct wsync_buffer {
+  /**
+   * Unique among the rank's buffers; memory is bound by it.
+   */
   struct wsync_text name;
+  /**
+   * Its size.
+   */
   uint64_t bytes;
   /**
    * A wsync_memory.
@@ -1018,7 +1178,7 @@ typedef struct wsync_buffer {
 
 /**
  * A box of a tensor and where it lies in a buffer: element (i0, i1, ..) is at
- * offset + (i0 - lo[0]) * strides[0] + (i1 - lo[1]) * strides[1] + ..
+ * offset + (i0 - lo[0]) * strides[0] + (i1 - lo[1]) * strides[1] and so on.
  *
  * Since: 0.1
  */
@@ -1084,23 +1244,62 @@ typedef struct wsync_rank_views {
    * sizeof(wsync_rank_views).
    */
   size_t struct_size;
+  /**
+   * Whose views these are.
+   */
   uint32_t rank;
   /**
    * The copy (replica) this rank belongs to; any number that its other
    * ranks use too.
    */
   uint32_t copy;
+  /**
+   * The tensors that views speak of, each with its full shape.
+   */
   const struct wsync_tensor *tensors;
+  /**
+   * How many there are.
+   */
   size_t tensor_count;
+  /**
+   * sizeof(wsync_tensor).
+   */
   size_t tensor_stride;
+  /**
+   * The memory that views lie in.
+   */
   const struct wsync_buffer *buffers;
+  /**
+   * How many there are.
+   */
   size_t buffer_count;
+  /**
+   * sizeof(wsync_buffer).
+   */
   size_t buffer_stride;
+  /**
+   * Which box of which tensor lies where in which buffer.
+   */
   const struct wsync_view *views;
+  /**
+   * How many there are.
+   */
   size_t view_count;
+  /**
+   * sizeof(wsync_view).
+   */
   size_t view_stride;
+  /**
+   * Tensors that are others by another name, as tied embeddings are.
+   */
   const struct wsync_alias *aliases;
+  /**
+   * How many there are.
+   */
   size_t alias_count;
+  /**
+   * sizeof(wsync_alias).
+   */
   size_t alias_stride;
 } wsync_rank_views;
 
@@ -1141,6 +1340,39 @@ typedef struct wsync_buffer_info {
 } wsync_buffer_info;
 
 /**
+ * Consecutive hosts that are built alike. Speeds are bytes per second, each
+ * way.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_host_group {
+  /**
+   * Hosts; 0, in the last group only, is as many as the ranks need.
+   */
+  uint32_t count;
+  /**
+   * GPUs of a host; 0 is 8.
+   */
+  uint32_t gpus;
+  /**
+   * NICs of a host, a divisor or a multiple of gpus; 0 is one per GPU.
+   */
+  uint32_t nics;
+  /**
+   * Consecutive hosts that form one NVLink domain; 0 is 1.
+   */
+  uint32_t domain_hosts;
+  /**
+   * Of one NIC; 0 is 400 Gb/s.
+   */
+  uint64_t nic_bytes_per_s;
+  /**
+   * Of one GPU inside its NVLink domain; 0 is 450 GB/s.
+   */
+  uint64_t nvlink_bytes_per_s;
+} wsync_host_group;
+
+/**
  * A list of ranks that a call reads.
  *
  * Since: 0.1
@@ -1150,8 +1382,248 @@ typedef struct wsync_rank_list {
    * May be NULL if count is 0.
    */
   const uint32_t *ranks;
+  /**
+   * How many there are.
+   */
   size_t count;
 } wsync_rank_list;
+
+/**
+ * Ranks on consecutive GPUs, in the order of the list.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_placement_run {
+  /**
+   * In this order on GPUs from `gpu` on.
+   */
+  struct wsync_rank_list ranks;
+  /**
+   * The GPU of the first rank, counted over all hosts from 0.
+   */
+  uint32_t gpu;
+  /**
+   * Ranks that share a GPU; 0 is 1.
+   */
+  uint32_t ranks_per_gpu;
+} wsync_placement_run;
+
+/**
+ * Ranks that are slower than their host, or drained.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_speed_factor {
+  /**
+   * Whose links are slower.
+   */
+  struct wsync_rank_list ranks;
+  /**
+   * Of the NIC's speed, 1 to 100; 0 is 100.
+   */
+  uint32_t nic_percent;
+  /**
+   * Of the GPU's NVLink speed, 1 to 100; 0 is 100.
+   */
+  uint32_t nvlink_percent;
+  /**
+   * Not 0: these ranks should send nothing that others hold too.
+   */
+  uint32_t is_drained;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+} wsync_speed_factor;
+
+/**
+ * A level of the network above the NICs, such as leaf switches or pods.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_fabric_cut {
+  /**
+   * What reports call it, such as "pods".
+   */
+  struct wsync_text name;
+  /**
+   * Consecutive hosts of one cell.
+   */
+  uint32_t hosts;
+  /**
+   * Not 0: every rail of these hosts is a cell of its own.
+   */
+  uint32_t is_by_rail;
+  /**
+   * Of a cell, to and from all others.
+   */
+  uint64_t out_bytes_per_s;
+  /**
+   * The other way.
+   */
+  uint64_t in_bytes_per_s;
+} wsync_fabric_cut;
+
+/**
+ * What a topology is made of. Each stride is the sizeof of its element.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_topology_options {
+  /**
+   * sizeof(wsync_topology_options).
+   */
+  size_t struct_size;
+  /**
+   * None means hosts of 8 GPUs, as many as the ranks need.
+   */
+  const struct wsync_host_group *hosts;
+  /**
+   * How many groups there are.
+   */
+  size_t host_count;
+  /**
+   * sizeof(wsync_host_group).
+   */
+  size_t host_stride;
+  /**
+   * None means source ranks first, then destination ranks, on hosts of
+   * their own.
+   */
+  const struct wsync_placement_run *placement;
+  /**
+   * How many there are.
+   */
+  size_t placement_count;
+  /**
+   * sizeof(wsync_placement_run).
+   */
+  size_t placement_stride;
+  /**
+   * Ranks that are slower than their hosts say; none is usual.
+   */
+  const struct wsync_speed_factor *speeds;
+  /**
+   * How many there are.
+   */
+  size_t speed_count;
+  /**
+   * sizeof(wsync_speed_factor).
+   */
+  size_t speed_stride;
+  /**
+   * Levels of the network above the NICs; none is a network that never binds.
+   */
+  const struct wsync_fabric_cut *cuts;
+  /**
+   * How many there are.
+   */
+  size_t cut_count;
+  /**
+   * sizeof(wsync_fabric_cut).
+   */
+  size_t cut_stride;
+  /**
+   * By which every message is late; 0 is 20 us.
+   */
+  uint64_t latency_ns;
+  /**
+   * Bytes that a GPU packs or unpacks in a second; 0 is 1.34 TB/s.
+   */
+  uint64_t pack_bytes_per_s;
+} wsync_topology_options;
+
+/**
+ * Where one rank says that it is.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_rank_place {
+  /**
+   * sizeof(wsync_rank_place).
+   */
+  size_t struct_size;
+  /**
+   * Whose place this is.
+   */
+  uint32_t rank;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+  /**
+   * Equal on all ranks of a host, and on no others.
+   */
+  struct wsync_text host;
+  /**
+   * The uuid of the GPU; ranks of one uuid share it.
+   */
+  struct wsync_text device;
+  /**
+   * Of the NVLink fabric, where it spans hosts; else empty.
+   */
+  struct wsync_text domain;
+  /**
+   * Names of the NICs near the GPU.
+   */
+  const struct wsync_text *nics;
+  /**
+   * How many there are.
+   */
+  size_t nic_count;
+} wsync_rank_place;
+
+/**
+ * A range of bytes that a call reads.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_bytes {
+  /**
+   * May be NULL if bytes is 0.
+   */
+  const void *ptr;
+  /**
+   * How many there are at `ptr`.
+   */
+  size_t bytes;
+} wsync_bytes;
+
+/**
+ * Where a rank sits. Numbers count over the whole topology from 0.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_site {
+  /**
+   * sizeof(wsync_site), set by the caller.
+   */
+  size_t struct_size;
+  /**
+   * Its number, counted over all hosts.
+   */
+  uint32_t gpu;
+  /**
+   * Its number.
+   */
+  uint32_t host;
+  /**
+   * The NVLink domain.
+   */
+  uint32_t domain;
+  /**
+   * Index of the GPU's NIC within its host.
+   */
+  uint32_t rail;
+  /**
+   * Of the GPU's NICs together, each way; 0 if it has none.
+   */
+  uint64_t nic_bytes_per_s;
+  /**
+   * Of the GPU, each way.
+   */
+  uint64_t nvlink_bytes_per_s;
+} wsync_site;
 
 /**
  * What a mapping is made from. Sizes of 0 are 1.
@@ -1171,13 +1643,37 @@ typedef struct wsync_mapping_options {
    * Any of wsync_mapping_flag.
    */
   uint32_t flags;
+  /**
+   * Tensor parallel.
+   */
   uint32_t source_tp;
+  /**
+   * Pipeline stages.
+   */
   uint32_t source_pp;
+  /**
+   * Expert parallel.
+   */
   uint32_t source_ep;
+  /**
+   * Data parallel.
+   */
   uint32_t source_dp;
+  /**
+   * Context parallel.
+   */
   uint32_t source_cp;
+  /**
+   * Tensor parallel, of one replica.
+   */
   uint32_t destination_tp;
+  /**
+   * Pipeline stages of one replica.
+   */
   uint32_t destination_pp;
+  /**
+   * Expert parallel, of one replica.
+   */
   uint32_t destination_ep;
   /**
    * Replicas of destination_tp * destination_pp * destination_ep ranks.
@@ -1191,27 +1687,44 @@ typedef struct wsync_mapping_options {
    * Device of every source actor. Devices are numbered over all hosts.
    */
   const uint32_t *source_devices;
+  /**
+   * How many actors there are.
+   */
   size_t source_device_count;
   /**
    * Device of every destination actor.
    */
   const uint32_t *destination_devices;
+  /**
+   * How many actors there are.
+   */
   size_t destination_device_count;
   /**
-   * One list per source copy; none means Megatron's order.
+   * One list per source copy, [PP][TP] or with all expert rows [PP][EP][TP]
+   * (a list may hold several copies, [PP][EP][CP][TP] each); none means
+   * Megatron's order, rank = t + TP*(c + CP*(e + EP*(d + DP*p))).
    */
   const struct wsync_rank_list *source_ranks;
+  /**
+   * How many lists there are.
+   */
   size_t source_list_count;
   /**
-   * One list per copy that routed experts come from; none means
-   * source_ranks.
+   * One list per copy that routed experts come from, [PP][EP][TP]; none
+   * means source_ranks. Of EXPERT mappings alone.
    */
   const struct wsync_rank_list *expert_source_ranks;
+  /**
+   * How many lists there are.
+   */
   size_t expert_source_list_count;
   /**
    * One list per replica, each [PP][EP][TP]; none means consecutive ranks.
    */
   const struct wsync_rank_list *destination_ranks;
+  /**
+   * How many lists there are.
+   */
   size_t destination_list_count;
 } wsync_mapping_options;
 
@@ -1221,9 +1734,127 @@ typedef struct wsync_mapping_options {
  * Since: 0.1
  */
 typedef struct wsync_pair {
+  /**
+   * The rank that has the bytes.
+   */
   uint32_t sender;
+  /**
+   * The rank that gets them.
+   */
   uint32_t receiver;
 } wsync_pair;
+
+/**
+ * How many pairs end at a destination rank.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_rank_load {
+  /**
+   * The destination rank.
+   */
+  uint32_t rank;
+  /**
+   * Pairs that end there.
+   */
+  uint32_t pair_count;
+} wsync_rank_load;
+
+/**
+ * A pair of stage 1 that was moved to avoid a shared device.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_moved_pair {
+  /**
+   * The rank that has the bytes.
+   */
+  uint32_t sender;
+  /**
+   * The rank that gets them.
+   */
+  uint32_t receiver;
+  /**
+   * The receiver that load balance alone would have chosen; it is on the
+   * sender's device.
+   */
+  uint32_t avoided;
+} wsync_moved_pair;
+
+/**
+ * How WSYNC_STRATEGY_TWO_STAGE maps ranks. A side whose TP is 0 is read from
+ * the meshes of its layout: axis tp, the axis that numbers stages, and all
+ * others as copies. Devices are those of the topology.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_two_stage_options {
+  /**
+   * sizeof(wsync_two_stage_options).
+   */
+  size_t struct_size;
+  /**
+   * Not 0: pairs within one device are avoided by choosing another
+   * receiver. 0: they are as good as any other. Either way a rank that is on
+   * both sides copies locally what it has itself; two ranks of one device
+   * exchange a message, which stays inside it if the transport can do that.
+   */
+  uint32_t avoid_same_device;
+  /**
+   * Tensor parallel; 0 reads all sizes of this side from its layout.
+   */
+  uint32_t source_tp;
+  /**
+   * Sizes of 0 are 1, here and below.
+   */
+  uint32_t source_pp;
+  /**
+   * Expert parallel.
+   */
+  uint32_t source_ep;
+  /**
+   * Data parallel.
+   */
+  uint32_t source_dp;
+  /**
+   * Context parallel.
+   */
+  uint32_t source_cp;
+  /**
+   * Tensor parallel, of one replica; 0 reads all sizes of this side from its layout.
+   */
+  uint32_t destination_tp;
+  /**
+   * Pipeline stages of one replica.
+   */
+  uint32_t destination_pp;
+  /**
+   * Expert parallel, of one replica.
+   */
+  uint32_t destination_ep;
+  /**
+   * Replicas of destination_tp * destination_pp * destination_ep ranks.
+   */
+  uint32_t replica_count;
+  /**
+   * One list per source copy, each [PP][TP]; none means Megatron's order,
+   * or that of the layout.
+   */
+  const struct wsync_rank_list *source_ranks;
+  /**
+   * How many lists there are.
+   */
+  size_t source_list_count;
+  /**
+   * One list per replica, each [PP][EP][TP]; none means ascending ranks, or
+   * the order of the layout.
+   */
+  const struct wsync_rank_list *destination_ranks;
+  /**
+   * How many lists there are.
+   */
+  size_t destination_list_count;
+} wsync_two_stage_options;
 
 /**
  * What a plan is made with. All of it enters the fingerprint, so it has to be
@@ -1260,19 +1891,49 @@ typedef struct wsync_plan_options {
    */
   uint32_t bucket_count;
   /**
-   * 0.
+   * WSYNC_STRATEGY_FANOUT: copies that leave the source; 0 is as many as
+   * can leave while the fullest NVLink domain receives.
    */
-  uint32_t reserved;
+  uint32_t copy_count;
   /**
    * Globs (*, ?) of source tensors that the destination may leave unused;
    * without them an unused tensor is an error.
    */
   const struct wsync_text *unused_allowed;
+  /**
+   * How many there are.
+   */
   size_t unused_allowed_count;
+  /**
+   * WSYNC_STRATEGY_TWO_STAGE: how ranks are mapped; NULL reads it from the
+   * layouts.
+   */
+  const struct wsync_two_stage_options *two_stage;
+  /**
+   * What stands between the ranks; NULL is the default topology.
+   */
+  const struct wsync_topology *topology;
 } wsync_plan_options;
 
 /**
- * Which tensors a plan moves, by globs (*, ?) on canonical names.
+ * A range [first, end) of numbers.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_number_range {
+  /**
+   * The first of them.
+   */
+  uint32_t first;
+  /**
+   * One more than the last.
+   */
+  uint32_t end;
+} wsync_number_range;
+
+/**
+ * Which tensors a plan moves, and to which copies. What is left zero selects
+ * all; what is given must all hold.
  *
  * Since: 0.1
  */
@@ -1285,12 +1946,51 @@ typedef struct wsync_selector {
    * Any match selects; none selects all.
    */
   const struct wsync_text *include;
+  /**
+   * How many there are.
+   */
   size_t include_count;
   /**
    * Any match takes the name out again.
    */
   const struct wsync_text *exclude;
+  /**
+   * How many there are.
+   */
   size_t exclude_count;
+  /**
+   * Layers: the first component of a name that is a number.
+   */
+  const struct wsync_number_range *layers;
+  /**
+   * How many there are.
+   */
+  size_t layers_count;
+  /**
+   * Experts: of names with a component "experts", the number after it or
+   * else the indices of the first axis.
+   */
+  const struct wsync_number_range *experts;
+  /**
+   * How many there are.
+   */
+  size_t experts_count;
+  /**
+   * Destination copies; the plan numbers them anew.
+   */
+  const uint32_t *copies;
+  /**
+   * How many there are.
+   */
+  size_t copies_count;
+  /**
+   * WSYNC_SELECT_*: what is trained, by the "frozen" marks of both layouts.
+   */
+  uint32_t trainable;
+  /**
+   * WSYNC_SELECT_*: the draft model, by the "draft" marks of both layouts.
+   */
+  uint32_t draft;
 } wsync_selector;
 
 /**
@@ -1300,6 +2000,9 @@ typedef struct wsync_selector {
  * Since: 0.1
  */
 typedef struct wsync_fingerprint {
+  /**
+   * To be compared and printed as they are.
+   */
   uint8_t bytes[16];
 } wsync_fingerprint;
 
@@ -1348,6 +2051,132 @@ typedef struct wsync_program_info {
 } wsync_program_info;
 
 /**
+ * What a simulation does to a plan; all 0 does nothing to it. Equal seeds
+ * choose equal ranks and times.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_simulate_options {
+  /**
+   * sizeof(wsync_simulate_options).
+   */
+  size_t struct_size;
+  /**
+   * Chooses stragglers and failures; the same seed chooses the same.
+   */
+  uint64_t seed;
+  /**
+   * Ranks whose links are slow.
+   */
+  uint32_t straggler_count;
+  /**
+   * Of their full speed, 1 to 100; 0 is 50.
+   */
+  uint32_t straggler_percent;
+  /**
+   * Ranks that stop for good at some time before the healthy end.
+   */
+  uint32_t failure_count;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+} wsync_simulate_options;
+
+/**
+ * Has the owner of a borrowed communicator abort it: ncclCommAbort, by
+ * whatever thread may do that. Called at most once, from a thread of the
+ * library, when a transfer has failed and this NCCL has no ncclCommRevoke. It
+ * must not call the library, must not unwind and must not longjmp.
+ *
+ * Since: 0.1
+ */
+typedef void (*wsync_nccl_abort_fn)(void *user,
+                                    const char *reason);
+
+/**
+ * How a transport uses NCCL. NCCL is searched for in this order: `library`,
+ * WSYNC_NCCL_LIBRARY, VLLM_NCCL_SO_PATH, the copy in the process, symbols that
+ * are linked into the program, libnccl.so.2. With a borrowed communicator only
+ * copies in the process count. A process that is going to load PyTorch does
+ * so before, or PyTorch gets the copy that was loaded here.
+ *
+ * The GPU is the one that `comm` is on, else the current device of the thread
+ * that creates the transport. All ranks have the same NCCL version.
+ *
+ * NCCL lets one thread at a time launch on a device. Callers with other
+ * communicators on this device keep to it while wsync_transport_meet,
+ * wsync_transport_rendezvous, wsync_request_start and wsync_request_submit run
+ * and while the transport is aborted or destroyed; the library's own calls on
+ * one device wait for each other. And whatever is launched on several
+ * communicators of a device is launched in the same order on all ranks.
+ *
+ * Since: 0.1
+ */
+typedef struct wsync_nccl_options {
+  /**
+   * sizeof(wsync_nccl_options).
+   */
+  size_t struct_size;
+  /**
+   * A wsync_nccl_mode; 0 is SPLIT with `comm`, OWN without.
+   */
+  uint32_t mode;
+  /**
+   * Thread blocks, and so multiprocessors, that its kernels take; 0 is
+   * NCCL's own choice. A minimum needs a maximum.
+   */
+  uint32_t cta_count_min;
+  /**
+   * See `cta_count_min`.
+   */
+  uint32_t cta_count_max;
+  /**
+   * Peers that are connected at once (since NCCL 2.30); 0 is NCCL's choice.
+   */
+  uint32_t p2p_peer_count_max;
+  /**
+   * Channels to a peer on another host (since NCCL 2.28); 0 is NCCL's
+   * choice.
+   */
+  uint32_t net_channel_count;
+  /**
+   * 1: after a failure keep what a transport of the survivors can be made
+   * of by ncclCommShrink, without meeting through a unique id.
+   */
+  uint32_t is_rebuildable;
+  /**
+   * SPLIT and DIRECT: an ncclComm_t.
+   */
+  void *comm;
+  /**
+   * OWN: WSYNC_NCCL_ID_BYTES bytes of wsync_transport_nccl_id, the same on
+   * all ranks. NULL: the lowest rank makes an id, which travels with its
+   * greeting.
+   */
+  const void *id;
+  /**
+   * Full path of libnccl.so.2; NULL searches.
+   */
+  const char *library;
+  /**
+   * OWN: the transport of this rank that has failed, if the ranks are the
+   * survivors of it. Shrinks its communicator if every rank has kept its
+   * part, else makes one from a unique id. NULL: none.
+   */
+  const struct wsync_transport *rebuild_from;
+  /**
+   * DIRECT: see wsync_nccl_abort_fn. NULL: kernels that wait for a lost
+   * peer go on until the owner aborts the communicator.
+   */
+  wsync_nccl_abort_fn on_abort;
+  /**
+   * Handed to `on_abort` as it is.
+   */
+  void *on_abort_user;
+} wsync_nccl_options;
+
+/**
  * What a transport is made with. The kind and the ranks are to be equal on
  * all ranks.
  *
@@ -1370,6 +2199,9 @@ typedef struct wsync_transport_options {
    * All ranks, in any order; NULL means 0, 1, .. rank_count - 1.
    */
   const uint32_t *ranks;
+  /**
+   * How many ranks there are.
+   */
   uint32_t rank_count;
   /**
    * 0.
@@ -1380,20 +2212,11 @@ typedef struct wsync_transport_options {
    * is WSYNC_SHM_RING_BYTES_MAX from the environment, or 128 MiB.
    */
   uint64_t ring_bytes_max;
-} wsync_transport_options;
-
-/**
- * A range of bytes that a call reads.
- *
- * Since: 0.1
- */
-typedef struct wsync_bytes {
   /**
-   * May be NULL if bytes is 0.
+   * nccl: how; NULL means all defaults.
    */
-  const void *ptr;
-  size_t bytes;
-} wsync_bytes;
+  const struct wsync_nccl_options *nccl;
+} wsync_transport_options;
 
 /**
  * What a session is made with.
@@ -1418,8 +2241,17 @@ typedef struct wsync_session_options {
  * Since: 0.1
  */
 typedef struct wsync_binding {
+  /**
+   * The buffer's name in the layout of its side.
+   */
   struct wsync_text name;
+  /**
+   * Where it begins. Stays the caller's, and valid until it is unbound.
+   */
   void *ptr;
+  /**
+   * Its size, which is at least that of the plan's buffer.
+   */
   uint64_t bytes;
   /**
    * A wsync_side.
@@ -1592,6 +2424,28 @@ wsync_status wsync_layout_create_from_json(const char *json,
                                            size_t json_bytes,
                                            struct wsync_layout **out_layout,
                                            struct wsync_error *err);
+
+/**
+ * Makes a layout from a Hugging Face `config.json` and parallel sizes, on
+ * ranks from `first_rank` on.
+ *
+ * `framework` is "megatron", "vllm", "sglang", "hf" or "dtensor". `sizes` is
+ * text such as "tp=4,pp=8,ep=16,dp=4"; groups of engines that differ are
+ * separated by ';'. For "dtensor" it is the text of a DTensor file, which
+ * has its own rank numbers. What was assumed is logged at INFO.
+ *
+ * Errors: LAYOUT_INVALID names the field or the size, the numbers and what is
+ * accepted; INVALID_ARGUMENT for an unknown framework; LIMIT_EXCEEDED.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_layout_from_model(const char *config_json,
+                                     size_t config_json_bytes,
+                                     const char *framework,
+                                     const char *sizes,
+                                     size_t sizes_bytes,
+                                     uint32_t first_rank,
+                                     struct wsync_layout **out_layout,
+                                     struct wsync_error *err);
 
 /**
  * Makes a layout of one rank from flat arrays of tensors, buffers and views.
@@ -1776,11 +2630,96 @@ wsync_status wsync_layout_buffer_at(const struct wsync_layout *layout,
 void wsync_layout_destroy(struct wsync_layout *layout);
 
 /**
+ * Makes a topology from arrays. `options` may be NULL: the default topology.
+ *
+ * Errors: INVALID_ARGUMENT for what contradicts itself, speeds of 0 and cuts
+ * that disconnect, with the numbers; LIMIT_EXCEEDED.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_topology_create(const struct wsync_topology_options *options,
+                                   struct wsync_topology **out_topology,
+                                   struct wsync_error *err);
+
+/**
+ * Makes a topology from the text of a topology file (JSON, UTF-8).
+ *
+ * Errors: INVALID_ARGUMENT names line, field and numbers, VERSION_MISMATCH a
+ * file of another version; LIMIT_EXCEEDED.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_topology_create_from_json(const char *json,
+                                             size_t json_bytes,
+                                             struct wsync_topology **out_topology,
+                                             struct wsync_error *err);
+
+/**
+ * Writes where a rank is as bytes, to be gathered from all ranks over any
+ * channel and given to wsync_topology_create_from_places. With a `capacity`
+ * of 0 only `out_needed` is written: the number of bytes.
+ *
+ * Errors: INVALID_ARGUMENT if host or device is empty; BUFFER_TOO_SMALL.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_topology_place(const struct wsync_rank_place *place,
+                                  void *buffer,
+                                  size_t capacity,
+                                  size_t *out_needed,
+                                  struct wsync_error *err);
+
+/**
+ * Makes a topology from the places of all ranks, in any order. `like` says
+ * what ranks cannot know: speeds, cuts and latency; its first group of hosts
+ * those of all hosts. NULL takes the defaults.
+ *
+ * Errors: CORRUPT for damaged bytes; INVALID_ARGUMENT for places that
+ * contradict each other, with rank and names.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_topology_create_from_places(const struct wsync_bytes *places,
+                                               size_t place_count,
+                                               const struct wsync_topology_options *like,
+                                               struct wsync_topology **out_topology,
+                                               struct wsync_error *err);
+
+/**
+ * Writes the topology as a topology file, NUL-terminated. With a `capacity`
+ * of 0 only `out_needed` is written: the number of bytes, the NUL included.
+ *
+ * Errors: BUFFER_TOO_SMALL.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_topology_to_json(const struct wsync_topology *topology,
+                                    char *buffer,
+                                    size_t capacity,
+                                    size_t *out_needed,
+                                    struct wsync_error *err);
+
+/**
+ * Writes where `rank` sits.
+ *
+ * Errors: NOT_FOUND if the topology does not place it, as one without
+ * placement places none.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_topology_site(const struct wsync_topology *topology,
+                                 uint32_t rank,
+                                 struct wsync_site *out_site,
+                                 struct wsync_error *err);
+
+/**
+ * Destroys the topology. NULL is ignored. Plans that were made with it stay
+ * valid.
+ *
+ * Thread safety: nobody else uses the handle any more. Since: 0.1
+ */
+void wsync_topology_destroy(struct wsync_topology *topology);
+
+/**
  * Maps ranks.
  *
  * Errors: UNSUPPORTED for sizes that the kind cannot serve, INFEASIBLE if a
- * source rank shares its device with every candidate; INVALID_ARGUMENT and
- * LIMIT_EXCEEDED. All name the numbers.
+ * source rank shares its device with every candidate (KEEP_SAME_DEVICE lifts
+ * that); INVALID_ARGUMENT and LIMIT_EXCEEDED. All name the numbers.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_mapping_create(const struct wsync_mapping_options *options,
@@ -1797,6 +2736,72 @@ wsync_status wsync_mapping_create(const struct wsync_mapping_options *options,
 wsync_status wsync_mapping_pairs(const struct wsync_mapping *mapping,
                                  uint32_t list,
                                  struct wsync_pair *pairs,
+                                 size_t capacity,
+                                 size_t *out_count,
+                                 struct wsync_error *err);
+
+/**
+ * Copies the ranks that `rank` sends to in `list`, a wsync_mapping_list, to
+ * `ranks`, which holds `capacity` of them: in the order of the sends, none if
+ * `rank` takes no part. With a `capacity` of 0 only `out_count` is written.
+ *
+ * The first call for a list costs as much as there are pairs in it, each
+ * further one as much as it answers.
+ *
+ * Errors: NOT_FOUND for a rank that the mapping does not have;
+ * BUFFER_TOO_SMALL; UNSUPPORTED for an unknown list.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_mapping_sends(const struct wsync_mapping *mapping,
+                                 uint32_t list,
+                                 uint32_t rank,
+                                 uint32_t *ranks,
+                                 size_t capacity,
+                                 size_t *out_count,
+                                 struct wsync_error *err);
+
+/**
+ * Copies the ranks that `rank` receives from in `list`, a wsync_mapping_list,
+ * to `ranks`; otherwise as wsync_mapping_sends.
+ *
+ * Errors: NOT_FOUND for a rank that the mapping does not have;
+ * BUFFER_TOO_SMALL; UNSUPPORTED for an unknown list.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_mapping_receives(const struct wsync_mapping *mapping,
+                                    uint32_t list,
+                                    uint32_t rank,
+                                    uint32_t *ranks,
+                                    size_t capacity,
+                                    size_t *out_count,
+                                    struct wsync_error *err);
+
+/**
+ * Copies how many pairs of `list`, a wsync_mapping_list, end at each
+ * destination rank to `loads`, which holds `capacity` of them: replica by
+ * replica, ranks that receive nothing included. With a `capacity` of 0 only
+ * `out_count` is written.
+ *
+ * Errors: BUFFER_TOO_SMALL; UNSUPPORTED for an unknown list.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_mapping_loads(const struct wsync_mapping *mapping,
+                                 uint32_t list,
+                                 struct wsync_rank_load *loads,
+                                 size_t capacity,
+                                 size_t *out_count,
+                                 struct wsync_error *err);
+
+/**
+ * Copies the pairs of stage 1 that were moved to avoid a shared device, in
+ * order of choice, to `moved`, which holds `capacity` of them. With a
+ * `capacity` of 0 only `out_count` is written: their number.
+ *
+ * Errors: BUFFER_TOO_SMALL.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_mapping_moved(const struct wsync_mapping *mapping,
+                                 struct wsync_moved_pair *moved,
                                  size_t capacity,
                                  size_t *out_count,
                                  struct wsync_error *err);
@@ -1840,8 +2845,9 @@ wsync_status wsync_mapping_regroup_at(const struct wsync_mapping *mapping,
                                       struct wsync_error *err);
 
 /**
- * Writes the whole mapping as JSON, NUL-terminated: all lists, where ranks
- * sit, and which pairs were moved to avoid a shared device. With a `capacity`
+ * Writes the whole mapping as JSON, NUL-terminated: all lists of pairs, the
+ * same lists as each rank sees them, loads, where ranks sit, and which pairs
+ * were moved to avoid a shared device. With a `capacity`
  * of 0 only `out_needed` is written: the number of bytes, the NUL included.
  *
  * Errors: BUFFER_TOO_SMALL.
@@ -1915,6 +2921,7 @@ wsync_status wsync_plan_serialize(const struct wsync_plan *plan,
  * Writes the fingerprint of the plan. Ranks only move bytes together if
  * theirs are equal.
  *
+ * Errors: none but a wrong argument.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_plan_fingerprint(const struct wsync_plan *plan,
@@ -1972,6 +2979,7 @@ uint32_t wsync_plan_step_count(const struct wsync_plan *plan);
 /**
  * Writes what `rank` does; all zero if it takes no part.
  *
+ * Errors: none but a wrong argument.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_plan_program_info(const struct wsync_plan *plan,
@@ -2053,6 +3061,43 @@ wsync_status wsync_plan_origin(const struct wsync_plan *plan,
                                struct wsync_error *err);
 
 /**
+ * Writes how near the plan is to what is possible as JSON, NUL-terminated:
+ * lower_bound_s, predicted_s, ratio, bottleneck and more. `topology` may be
+ * NULL: the one that the plan was made for. Derives and simulates all ranks.
+ * With a `capacity` of 0 only `out_needed` is written: the number of bytes,
+ * the NUL included.
+ *
+ * Errors: INVALID_ARGUMENT if the topology leaves ranks out; LIMIT_EXCEEDED
+ * for too many ranks; BUFFER_TOO_SMALL.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_plan_certificate(const struct wsync_plan *plan,
+                                    const struct wsync_topology *topology,
+                                    char *buffer,
+                                    size_t capacity,
+                                    size_t *out_needed,
+                                    struct wsync_error *err);
+
+/**
+ * Runs the plan in virtual time with some ranks slow and some dying, and
+ * writes what came of it as JSON, NUL-terminated: healthy_ns, total_ns, the
+ * ranks that were chosen, copies_complete, and who waits for whom. `topology`
+ * and `options` may be NULL. With a `capacity` of 0 only `out_needed` is
+ * written: the number of bytes, the NUL included.
+ *
+ * Errors: INVALID_ARGUMENT for more stragglers and failures than ranks;
+ * LIMIT_EXCEEDED for too many ranks; BUFFER_TOO_SMALL.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_plan_simulate(const struct wsync_plan *plan,
+                                 const struct wsync_topology *topology,
+                                 const struct wsync_simulate_options *options,
+                                 char *buffer,
+                                 size_t capacity,
+                                 size_t *out_needed,
+                                 struct wsync_error *err);
+
+/**
  * Writes totals over all ranks as JSON, NUL-terminated: bytes, pairs,
  * messages, staging, the busiest ranks. With a `capacity` of 0 only
  * `out_needed` is written: the number of bytes, the NUL included.
@@ -2089,11 +3134,40 @@ wsync_status wsync_plan_diff(const struct wsync_plan *plan,
 void wsync_plan_destroy(struct wsync_plan *plan);
 
 /**
+ * Makes a unique id for a communicator: WSYNC_NCCL_ID_BYTES bytes. One rank
+ * makes it and gives it to all. NCCL opens a socket on which they find each
+ * other; it lives as long as this process. `library` as in
+ * wsync_nccl_options.
+ *
+ * Errors: LIBRARY_NOT_FOUND, LIBRARY_TOO_OLD; BUFFER_TOO_SMALL; SYSTEM with
+ * NCCL's result as native code.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_transport_nccl_id(const char *library,
+                                     void *buffer,
+                                     size_t capacity,
+                                     size_t *out_needed,
+                                     struct wsync_error *err);
+
+/**
+ * Writes the version of NCCL that a transport would use, as ncclGetVersion
+ * counts: 23007 is 2.30.7. Loads it if it is not in the process. `library` as
+ * in wsync_nccl_options.
+ *
+ * Errors: LIBRARY_NOT_FOUND, LIBRARY_TOO_OLD.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_transport_nccl_version(const char *library,
+                                          uint32_t *out_version,
+                                          struct wsync_error *err);
+
+/**
  * Makes a transport that has met nobody yet. Next is wsync_transport_greeting
  * and wsync_transport_meet, or wsync_transport_rendezvous.
  *
  * Errors: UNSUPPORTED for an unknown kind; INVALID_ARGUMENT if `rank` is none
- * of the ranks; IO, OUT_OF_MEMORY.
+ * of the ranks; IO, OUT_OF_MEMORY; for nccl also LIBRARY_NOT_FOUND,
+ * LIBRARY_TOO_OLD, and SYSTEM with NCCL's or CUDA's result.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_transport_create(const struct wsync_transport_options *options,
@@ -2182,6 +3256,7 @@ wsync_status wsync_transport_status(const struct wsync_transport *transport,
  * reason wins; aborting again changes nothing. Never waits. A meeting that is
  * under way fails with the reason at once, and its peers see this rank go.
  *
+ * Errors: none but a wrong argument.
  * Thread safety: any thread, at any time, during other calls on the transport
  * too. Since: 0.1
  */
@@ -2315,6 +3390,7 @@ wsync_status wsync_session_finalize(struct wsync_session *session,
  * Stops the transport of this session and everything that uses it, here and
  * on all peers, as wsync_transport_abort does.
  *
+ * Errors: none but a wrong argument.
  * Thread safety: any thread, at any time, during other calls on the session
  * too. Since: 0.1
  */
@@ -2371,11 +3447,16 @@ wsync_status wsync_request_wait_ready(const struct wsync_request *request,
 
 /**
  * Starts a READY request: enqueues all its work and returns, waiting neither
- * for peers nor for a device. `stream` is the caller's stream, after whose
- * work the first byte is read or written; NULL for host memory.
+ * for peers nor for a device. `stream` is a cudaStream_t of the caller's: the
+ * first byte is read or written after the work that is in it now, and work
+ * that it is given later comes after the transfer, which may have failed: ask
+ * wsync_request_outcome before serving. NULL is the default stream where
+ * buffers are on a GPU, and nothing where all are on the host.
  *
- * Errors: INVALID_STATE unless READY; UNSUPPORTED for a stream that no device
- * of this session has; what ended the request meanwhile.
+ * Errors: INVALID_STATE unless READY, and for a stream that is being captured
+ * into a graph; UNSUPPORTED for a stream where all buffers are on the host;
+ * INVALID_ARGUMENT for one that CUDA does not know; what ended the request
+ * meanwhile.
  * Thread safety: one call at a time per request. Since: 0.1
  */
 wsync_status wsync_request_start(struct wsync_request *request,
@@ -2531,11 +3612,25 @@ static inline int wsync_header_matches(void) {
 #define WSYNC_MAPPING_OPTIONS_INIT \
   { sizeof(wsync_mapping_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, \
     NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
-#define WSYNC_PLAN_OPTIONS_INIT { sizeof(wsync_plan_options), 0, 0, 0, 0, 0, 0, NULL, 0 }
-#define WSYNC_SELECTOR_INIT { sizeof(wsync_selector), NULL, 0, NULL, 0 }
+#define WSYNC_TWO_STAGE_OPTIONS_INIT \
+  { sizeof(wsync_two_stage_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0 }
+#define WSYNC_PLAN_OPTIONS_INIT \
+  { sizeof(wsync_plan_options), 0, 0, 0, 0, 0, 0, NULL, 0, NULL, NULL }
+#define WSYNC_SIMULATE_OPTIONS_INIT { sizeof(wsync_simulate_options), 0, 0, 0, 0, 0 }
+#define WSYNC_TOPOLOGY_OPTIONS_INIT \
+  { sizeof(wsync_topology_options), NULL, 0, sizeof(wsync_host_group), NULL, 0, \
+    sizeof(wsync_placement_run), NULL, 0, sizeof(wsync_speed_factor), NULL, 0, \
+    sizeof(wsync_fabric_cut), 0, 0 }
+#define WSYNC_RANK_PLACE_INIT \
+  { sizeof(wsync_rank_place), 0, 0, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, NULL, 0 }
+#define WSYNC_SITE_INIT { sizeof(wsync_site), 0, 0, 0, 0, 0, 0 }
+#define WSYNC_SELECTOR_INIT \
+  { sizeof(wsync_selector), NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, 0, 0 }
 #define WSYNC_PROGRAM_INFO_INIT { sizeof(wsync_program_info), 0, 0, 0, 0, 0, 0, 0, 0 }
 #define WSYNC_TRANSPORT_OPTIONS_INIT \
-  { sizeof(wsync_transport_options), 0, 0, NULL, 0, 0, 0 }
+  { sizeof(wsync_transport_options), 0, 0, NULL, 0, 0, 0, NULL }
+#define WSYNC_NCCL_OPTIONS_INIT \
+  { sizeof(wsync_nccl_options), 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL }
 #define WSYNC_SESSION_OPTIONS_INIT { sizeof(wsync_session_options), 0 }
 #define WSYNC_REQUEST_OPTIONS_INIT { sizeof(wsync_request_options), 0, 0, 0, 0, 0 }
 
