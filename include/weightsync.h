@@ -45,9 +45,6 @@
  * have no struct_size; their array has a stride instead. Later versions append
  * fields. A library that does not know a field takes the struct if the field
  * is 0, and answers WSYNC_ERR_UNSUPPORTED otherwise.
- * These never grow: wsync_text, wsync_bytes, wsync_pair, wsync_moved_pair,
- * wsync_rank_load, wsync_rank_list, wsync_number_range, wsync_dtype,
- * wsync_fingerprint.
  *
  * Memory. What is passed in is read during the call and never kept, but for
  * buffers bound to a session. What comes back is written to the caller's
@@ -75,100 +72,63 @@
 
 /**
  * No rank.
- *
- * Since: 0.1
  */
 #define WSYNC_RANK_NONE 4294967295
 
 /**
  * No step.
- *
- * Since: 0.1
  */
 #define WSYNC_STEP_NONE 4294967295
 
 /**
  * A deadline that never comes.
- *
- * Since: 0.1
  */
 #define WSYNC_NO_DEADLINE 18446744073709551615ull
 
 /**
  * Axes of a tensor, at most.
- *
- * Since: 0.1
  */
 #define WSYNC_DIM_COUNT_MAX 8
 
 /**
  * Bytes of a name, at most, without a NUL.
- *
- * Since: 0.1
  */
 #define WSYNC_NAME_BYTES_MAX 1024
 
 /**
  * Bytes of a greeting, at most.
- *
- * Since: 0.1
  */
 #define WSYNC_GREETING_BYTES_MAX 512
 
 /**
  * Version of the header: major, minor and patch, 8 bits each.
- *
- * Since: 0.1
  */
 #define WSYNC_VERSION 256
 
-/**
- * The major part of it.
- *
- * Since: 0.1
- */
 #define WSYNC_VERSION_MAJOR 0
 
-/**
- * The minor part of it.
- *
- * Since: 0.1
- */
 #define WSYNC_VERSION_MINOR 1
 
-/**
- * The patch part of it.
- *
- * Since: 0.1
- */
 #define WSYNC_VERSION_PATCH 0
 
 /**
  * Number of the binary interface: the digit of libweightsync.so.0. Within one
  * number, functions, enum values and trailing struct fields are only added.
- *
- * Since: 0.1
  */
 #define WSYNC_ABI_VERSION 0
 
 /**
  * No choice: everything.
- *
- * Since: 0.1
  */
 #define WSYNC_SELECT_ANY 0
 
 /**
  * Only what has the property.
- *
- * Since: 0.1
  */
 #define WSYNC_SELECT_ONLY 1
 
 /**
  * Only what has it not.
- *
- * Since: 0.1
  */
 #define WSYNC_SELECT_WITHOUT 2
 
@@ -959,11 +919,11 @@ typedef uint32_t wsync_request_flag;
  * where. Immutable; may be used by any number of threads.
  *
  * wsync_layout_create_from_json, wsync_layout_create_from_views,
- * wsync_layout_create_from_bytes, wsync_layout_from_model, wsync_layout_merge,
- * wsync_layout_serialize, wsync_layout_to_json, wsync_layout_check,
- * wsync_layout_check_json, wsync_layout_describe, wsync_layout_rank_count,
- * wsync_layout_tensor_count, wsync_layout_copy_count,
- * wsync_layout_buffer_count, wsync_layout_buffer_at, wsync_layout_destroy.
+ * wsync_layout_create_from_bytes, wsync_layout_from_model, wsync_layout_merge, wsync_layout_serialize,
+ * wsync_layout_to_json, wsync_layout_check, wsync_layout_check_json,
+ * wsync_layout_describe, wsync_layout_rank_count, wsync_layout_tensor_count,
+ * wsync_layout_copy_count, wsync_layout_buffer_count, wsync_layout_buffer_at,
+ * wsync_layout_destroy.
  *
  * Since: 0.1
  */
@@ -996,8 +956,7 @@ typedef struct wsync_mapping wsync_mapping;
  * wsync_plan_rank_count, wsync_plan_ranks, wsync_plan_tensor_count,
  * wsync_plan_step_count, wsync_plan_program_info, wsync_plan_buffer_count,
  * wsync_plan_buffer_at, wsync_plan_tensor_last_step, wsync_plan_rank_ops,
- * wsync_plan_origin, wsync_plan_certificate, wsync_plan_simulate,
- * wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
+ * wsync_plan_origin, wsync_plan_certificate, wsync_plan_simulate, wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
  *
  * Since: 0.1
  */
@@ -1053,8 +1012,7 @@ typedef struct wsync_topology wsync_topology;
  * does not survive fork.
  *
  * wsync_transport_create, wsync_transport_greeting, wsync_transport_meet,
- * wsync_transport_rendezvous, wsync_transport_nccl_id,
- * wsync_transport_nccl_version, wsync_transport_rank,
+ * wsync_transport_rendezvous, wsync_transport_rank,
  * wsync_transport_rank_count, wsync_transport_status, wsync_transport_abort,
  * wsync_transport_finalize, wsync_transport_destroy.
  *
@@ -1157,9 +1115,6 @@ typedef struct wsync_text {
    * May be NULL if bytes is 0.
    */
   const char *ptr;
-  /**
-   * Of the text, without a NUL.
-   */
   size_t bytes;
 } wsync_text;
 
@@ -1220,13 +1175,7 @@ typedef struct wsync_tensor {
  * Since: 0.1
  */
 typedef struct wsync_buffer {
-  /**
-   * Unique among the rank's buffers; memory is bound by it.
-   */
   struct wsync_text name;
-  /**
-   * Its size.
-   */
   uint64_t bytes;
   /**
    * A wsync_memory.
@@ -1306,62 +1255,23 @@ typedef struct wsync_rank_views {
    * sizeof(wsync_rank_views).
    */
   size_t struct_size;
-  /**
-   * Whose views these are.
-   */
   uint32_t rank;
   /**
    * The copy (replica) this rank belongs to; any number that its other
    * ranks use too.
    */
   uint32_t copy;
-  /**
-   * The tensors that views speak of, each with its full shape.
-   */
   const struct wsync_tensor *tensors;
-  /**
-   * How many there are.
-   */
   size_t tensor_count;
-  /**
-   * sizeof(wsync_tensor).
-   */
   size_t tensor_stride;
-  /**
-   * The memory that views lie in.
-   */
   const struct wsync_buffer *buffers;
-  /**
-   * How many there are.
-   */
   size_t buffer_count;
-  /**
-   * sizeof(wsync_buffer).
-   */
   size_t buffer_stride;
-  /**
-   * Which box of which tensor lies where in which buffer.
-   */
   const struct wsync_view *views;
-  /**
-   * How many there are.
-   */
   size_t view_count;
-  /**
-   * sizeof(wsync_view).
-   */
   size_t view_stride;
-  /**
-   * Tensors that are others by another name, as tied embeddings are.
-   */
   const struct wsync_alias *aliases;
-  /**
-   * How many there are.
-   */
   size_t alias_count;
-  /**
-   * sizeof(wsync_alias).
-   */
   size_t alias_stride;
 } wsync_rank_views;
 
@@ -1444,9 +1354,6 @@ typedef struct wsync_rank_list {
    * May be NULL if count is 0.
    */
   const uint32_t *ranks;
-  /**
-   * How many there are.
-   */
   size_t count;
 } wsync_rank_list;
 
@@ -1456,9 +1363,6 @@ typedef struct wsync_rank_list {
  * Since: 0.1
  */
 typedef struct wsync_placement_run {
-  /**
-   * In this order on GPUs from `gpu` on.
-   */
   struct wsync_rank_list ranks;
   /**
    * The GPU of the first rank, counted over all hosts from 0.
@@ -1476,9 +1380,6 @@ typedef struct wsync_placement_run {
  * Since: 0.1
  */
 typedef struct wsync_speed_factor {
-  /**
-   * Whose links are slower.
-   */
   struct wsync_rank_list ranks;
   /**
    * Of the NIC's speed, 1 to 100; 0 is 100.
@@ -1504,9 +1405,6 @@ typedef struct wsync_speed_factor {
  * Since: 0.1
  */
 typedef struct wsync_fabric_cut {
-  /**
-   * What reports call it, such as "pods".
-   */
   struct wsync_text name;
   /**
    * Consecutive hosts of one cell.
@@ -1520,9 +1418,6 @@ typedef struct wsync_fabric_cut {
    * Of a cell, to and from all others.
    */
   uint64_t out_bytes_per_s;
-  /**
-   * The other way.
-   */
   uint64_t in_bytes_per_s;
 } wsync_fabric_cut;
 
@@ -1540,50 +1435,20 @@ typedef struct wsync_topology_options {
    * None means hosts of 8 GPUs, as many as the ranks need.
    */
   const struct wsync_host_group *hosts;
-  /**
-   * How many groups there are.
-   */
   size_t host_count;
-  /**
-   * sizeof(wsync_host_group).
-   */
   size_t host_stride;
   /**
    * None means source ranks first, then destination ranks, on hosts of
    * their own.
    */
   const struct wsync_placement_run *placement;
-  /**
-   * How many there are.
-   */
   size_t placement_count;
-  /**
-   * sizeof(wsync_placement_run).
-   */
   size_t placement_stride;
-  /**
-   * Ranks that are slower than their hosts say; none is usual.
-   */
   const struct wsync_speed_factor *speeds;
-  /**
-   * How many there are.
-   */
   size_t speed_count;
-  /**
-   * sizeof(wsync_speed_factor).
-   */
   size_t speed_stride;
-  /**
-   * Levels of the network above the NICs; none is a network that never binds.
-   */
   const struct wsync_fabric_cut *cuts;
-  /**
-   * How many there are.
-   */
   size_t cut_count;
-  /**
-   * sizeof(wsync_fabric_cut).
-   */
   size_t cut_stride;
   /**
    * By which every message is late; 0 is 20 us.
@@ -1605,9 +1470,6 @@ typedef struct wsync_rank_place {
    * sizeof(wsync_rank_place).
    */
   size_t struct_size;
-  /**
-   * Whose place this is.
-   */
   uint32_t rank;
   /**
    * 0.
@@ -1629,9 +1491,6 @@ typedef struct wsync_rank_place {
    * Names of the NICs near the GPU.
    */
   const struct wsync_text *nics;
-  /**
-   * How many there are.
-   */
   size_t nic_count;
 } wsync_rank_place;
 
@@ -1645,9 +1504,6 @@ typedef struct wsync_bytes {
    * May be NULL if bytes is 0.
    */
   const void *ptr;
-  /**
-   * How many there are at `ptr`.
-   */
   size_t bytes;
 } wsync_bytes;
 
@@ -1661,13 +1517,7 @@ typedef struct wsync_site {
    * sizeof(wsync_site), set by the caller.
    */
   size_t struct_size;
-  /**
-   * Its number, counted over all hosts.
-   */
   uint32_t gpu;
-  /**
-   * Its number.
-   */
   uint32_t host;
   /**
    * The NVLink domain.
@@ -1705,37 +1555,13 @@ typedef struct wsync_mapping_options {
    * Any of wsync_mapping_flag.
    */
   uint32_t flags;
-  /**
-   * Tensor parallel.
-   */
   uint32_t source_tp;
-  /**
-   * Pipeline stages.
-   */
   uint32_t source_pp;
-  /**
-   * Expert parallel.
-   */
   uint32_t source_ep;
-  /**
-   * Data parallel.
-   */
   uint32_t source_dp;
-  /**
-   * Context parallel.
-   */
   uint32_t source_cp;
-  /**
-   * Tensor parallel, of one replica.
-   */
   uint32_t destination_tp;
-  /**
-   * Pipeline stages of one replica.
-   */
   uint32_t destination_pp;
-  /**
-   * Expert parallel, of one replica.
-   */
   uint32_t destination_ep;
   /**
    * Replicas of destination_tp * destination_pp * destination_ep ranks.
@@ -1749,17 +1575,11 @@ typedef struct wsync_mapping_options {
    * Device of every source actor. Devices are numbered over all hosts.
    */
   const uint32_t *source_devices;
-  /**
-   * How many actors there are.
-   */
   size_t source_device_count;
   /**
    * Device of every destination actor.
    */
   const uint32_t *destination_devices;
-  /**
-   * How many actors there are.
-   */
   size_t destination_device_count;
   /**
    * One list per source copy, [PP][TP] or with all expert rows [PP][EP][TP]
@@ -1767,26 +1587,17 @@ typedef struct wsync_mapping_options {
    * Megatron's order, rank = t + TP*(c + CP*(e + EP*(d + DP*p))).
    */
   const struct wsync_rank_list *source_ranks;
-  /**
-   * How many lists there are.
-   */
   size_t source_list_count;
   /**
    * One list per copy that routed experts come from, [PP][EP][TP]; none
    * means source_ranks. Of EXPERT mappings alone.
    */
   const struct wsync_rank_list *expert_source_ranks;
-  /**
-   * How many lists there are.
-   */
   size_t expert_source_list_count;
   /**
    * One list per replica, each [PP][EP][TP]; none means consecutive ranks.
    */
   const struct wsync_rank_list *destination_ranks;
-  /**
-   * How many lists there are.
-   */
   size_t destination_list_count;
 } wsync_mapping_options;
 
@@ -1796,13 +1607,7 @@ typedef struct wsync_mapping_options {
  * Since: 0.1
  */
 typedef struct wsync_pair {
-  /**
-   * The rank that has the bytes.
-   */
   uint32_t sender;
-  /**
-   * The rank that gets them.
-   */
   uint32_t receiver;
 } wsync_pair;
 
@@ -1812,13 +1617,7 @@ typedef struct wsync_pair {
  * Since: 0.1
  */
 typedef struct wsync_rank_load {
-  /**
-   * The destination rank.
-   */
   uint32_t rank;
-  /**
-   * Pairs that end there.
-   */
   uint32_t pair_count;
 } wsync_rank_load;
 
@@ -1828,13 +1627,7 @@ typedef struct wsync_rank_load {
  * Since: 0.1
  */
 typedef struct wsync_moved_pair {
-  /**
-   * The rank that has the bytes.
-   */
   uint32_t sender;
-  /**
-   * The rank that gets them.
-   */
   uint32_t receiver;
   /**
    * The receiver that load balance alone would have chosen; it is on the
@@ -1862,59 +1655,29 @@ typedef struct wsync_two_stage_options {
    * exchange a message, which stays inside it if the transport can do that.
    */
   uint32_t avoid_same_device;
-  /**
-   * Tensor parallel; 0 reads all sizes of this side from its layout.
-   */
   uint32_t source_tp;
   /**
    * Sizes of 0 are 1, here and below.
    */
   uint32_t source_pp;
-  /**
-   * Expert parallel.
-   */
   uint32_t source_ep;
-  /**
-   * Data parallel.
-   */
   uint32_t source_dp;
-  /**
-   * Context parallel.
-   */
   uint32_t source_cp;
-  /**
-   * Tensor parallel, of one replica; 0 reads all sizes of this side from its layout.
-   */
   uint32_t destination_tp;
-  /**
-   * Pipeline stages of one replica.
-   */
   uint32_t destination_pp;
-  /**
-   * Expert parallel, of one replica.
-   */
   uint32_t destination_ep;
-  /**
-   * Replicas of destination_tp * destination_pp * destination_ep ranks.
-   */
   uint32_t replica_count;
   /**
    * One list per source copy, each [PP][TP]; none means Megatron's order,
    * or that of the layout.
    */
   const struct wsync_rank_list *source_ranks;
-  /**
-   * How many lists there are.
-   */
   size_t source_list_count;
   /**
    * One list per replica, each [PP][EP][TP]; none means ascending ranks, or
    * the order of the layout.
    */
   const struct wsync_rank_list *destination_ranks;
-  /**
-   * How many lists there are.
-   */
   size_t destination_list_count;
 } wsync_two_stage_options;
 
@@ -1962,9 +1725,6 @@ typedef struct wsync_plan_options {
    * without them an unused tensor is an error.
    */
   const struct wsync_text *unused_allowed;
-  /**
-   * How many there are.
-   */
   size_t unused_allowed_count;
   /**
    * WSYNC_STRATEGY_TWO_STAGE: how ranks are mapped; NULL reads it from the
@@ -2001,13 +1761,7 @@ typedef struct wsync_plan_options {
  * Since: 0.1
  */
 typedef struct wsync_number_range {
-  /**
-   * The first of them.
-   */
   uint32_t first;
-  /**
-   * One more than the last.
-   */
   uint32_t end;
 } wsync_number_range;
 
@@ -2026,42 +1780,27 @@ typedef struct wsync_selector {
    * Any match selects; none selects all.
    */
   const struct wsync_text *include;
-  /**
-   * How many there are.
-   */
   size_t include_count;
   /**
    * Any match takes the name out again.
    */
   const struct wsync_text *exclude;
-  /**
-   * How many there are.
-   */
   size_t exclude_count;
   /**
    * Layers: the first component of a name that is a number.
    */
   const struct wsync_number_range *layers;
-  /**
-   * How many there are.
-   */
   size_t layers_count;
   /**
    * Experts: of names with a component "experts", the number after it or
    * else the indices of the first axis.
    */
   const struct wsync_number_range *experts;
-  /**
-   * How many there are.
-   */
   size_t experts_count;
   /**
    * Destination copies; the plan numbers them anew.
    */
   const uint32_t *copies;
-  /**
-   * How many there are.
-   */
   size_t copies_count;
   /**
    * WSYNC_SELECT_*: what is trained, by the "frozen" marks of both layouts.
@@ -2080,9 +1819,6 @@ typedef struct wsync_selector {
  * Since: 0.1
  */
 typedef struct wsync_fingerprint {
-  /**
-   * To be compared and printed as they are.
-   */
   uint8_t bytes[16];
 } wsync_fingerprint;
 
@@ -2141,9 +1877,6 @@ typedef struct wsync_simulate_options {
    * sizeof(wsync_simulate_options).
    */
   size_t struct_size;
-  /**
-   * Chooses stragglers and failures; the same seed chooses the same.
-   */
   uint64_t seed;
   /**
    * Ranks whose links are slow.
@@ -2207,9 +1940,6 @@ typedef struct wsync_nccl_options {
    * NCCL's own choice. A minimum needs a maximum.
    */
   uint32_t cta_count_min;
-  /**
-   * See `cta_count_min`.
-   */
   uint32_t cta_count_max;
   /**
    * Peers that are connected at once (since NCCL 2.30); 0 is NCCL's choice.
@@ -2250,9 +1980,6 @@ typedef struct wsync_nccl_options {
    * peer go on until the owner aborts the communicator.
    */
   wsync_nccl_abort_fn on_abort;
-  /**
-   * Handed to `on_abort` as it is.
-   */
   void *on_abort_user;
 } wsync_nccl_options;
 
@@ -2279,9 +2006,6 @@ typedef struct wsync_transport_options {
    * All ranks, in any order; NULL means 0, 1, .. rank_count - 1.
    */
   const uint32_t *ranks;
-  /**
-   * How many ranks there are.
-   */
   uint32_t rank_count;
   /**
    * 0.
@@ -2318,20 +2042,21 @@ typedef struct wsync_session_options {
 /**
  * A buffer and its memory.
  *
+ * dtype, shape and strides say how the caller sees the memory. A plan that
+ * sees it otherwise is then refused: one whose views have another element
+ * type, or elements that are none of the array's, or, unless the array is
+ * row-major, axes in another order. Unsigned integers stand for the bits of
+ * elements as wide as they are, and bytes for any. What is left 0 is not told,
+ * and not compared.
+ *
  * Since: 0.1
  */
 typedef struct wsync_binding {
-  /**
-   * The buffer's name in the layout of its side.
-   */
   struct wsync_text name;
   /**
-   * Where it begins. Stays the caller's, and valid until it is unbound.
+   * The lowest byte, also of an array that runs backwards.
    */
   void *ptr;
-  /**
-   * Its size, which is at least that of the plan's buffer.
-   */
   uint64_t bytes;
   /**
    * A wsync_side.
@@ -2349,6 +2074,23 @@ typedef struct wsync_binding {
    * 0.
    */
   uint32_t reserved;
+  /**
+   * The type of the elements; {0, 0, 0} if that is not told.
+   */
+  struct wsync_dtype dtype;
+  /**
+   * Axes of the array, at most WSYNC_DIM_COUNT_MAX; 0 if they are not told.
+   */
+  uint32_t dim_count;
+  /**
+   * Elements along each axis; 0 beyond dim_count.
+   */
+  uint64_t shape[8];
+  /**
+   * Bytes between neighbours along each axis, which may be negative; all 0
+   * means without gaps, the last axis innermost.
+   */
+  int64_t strides[8];
 } wsync_binding;
 
 /**
@@ -3001,7 +2743,6 @@ wsync_status wsync_plan_serialize(const struct wsync_plan *plan,
  * Writes the fingerprint of the plan. Ranks only move bytes together if
  * theirs are equal.
  *
- * Errors: none but a wrong argument.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_plan_fingerprint(const struct wsync_plan *plan,
@@ -3059,7 +2800,7 @@ uint32_t wsync_plan_step_count(const struct wsync_plan *plan);
 /**
  * Writes what `rank` does; all zero if it takes no part.
  *
- * Errors: none but a wrong argument.
+ * Errors: NOT_FOUND if the rank is in neither layout of this plan.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_plan_program_info(const struct wsync_plan *plan,
@@ -3094,7 +2835,8 @@ wsync_status wsync_plan_buffer_at(const struct wsync_plan *plan,
  * `tensor`, or WSYNC_STEP_NONE if it gets none. Once
  * wsync_request_steps_done exceeds that step, the tensor is in place.
  *
- * Errors: NOT_FOUND if the plan does not move such a tensor.
+ * Errors: NOT_FOUND if the plan does not move such a tensor, or the rank is in
+ * neither layout.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_plan_tensor_last_step(const struct wsync_plan *plan,
@@ -3108,7 +2850,7 @@ wsync_status wsync_plan_tensor_last_step(const struct wsync_plan *plan,
  * NUL-terminated. With a `capacity` of 0 only `out_needed` is written: the
  * number of bytes, the NUL included.
  *
- * Errors: BUFFER_TOO_SMALL.
+ * Errors: NOT_FOUND if the rank is in neither layout; BUFFER_TOO_SMALL.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_plan_rank_ops(const struct wsync_plan *plan,
@@ -3336,7 +3078,6 @@ wsync_status wsync_transport_status(const struct wsync_transport *transport,
  * reason wins; aborting again changes nothing. Never waits. A meeting that is
  * under way fails with the reason at once, and its peers see this rank go.
  *
- * Errors: none but a wrong argument.
  * Thread safety: any thread, at any time, during other calls on the transport
  * too. Since: 0.1
  */
@@ -3403,7 +3144,8 @@ wsync_status wsync_session_bind(struct wsync_session *session,
  * Binds `binding_count` buffers in one call, all of them or none. `stride` is
  * sizeof(wsync_binding).
  *
- * Errors: those of wsync_session_bind, naming the buffer.
+ * Errors: those of wsync_session_bind, naming the buffer; INVALID_ARGUMENT for
+ * shape and strides that leave the memory.
  * Thread safety: one call at a time per session. Since: 0.1
  */
 wsync_status wsync_session_bind_many(struct wsync_session *session,
@@ -3432,7 +3174,8 @@ wsync_status wsync_session_unbind(struct wsync_session *session,
  * other memory afterwards. Other ranks need not load it at the same time.
  *
  * Errors: BUFFER_MISMATCH names every buffer that is not bound, or one that is
- * too small or in other memory than planned; INVALID_ARGUMENT if the plan
+ * too small, in other memory than planned, or an array of another form;
+ * INVALID_ARGUMENT if the plan
  * needs a rank that the transport lacks; OUT_OF_MEMORY, LIMIT_EXCEEDED; the
  * reason, if the transport was aborted.
  * Thread safety: one call at a time per session. Since: 0.1
@@ -3470,7 +3213,6 @@ wsync_status wsync_session_finalize(struct wsync_session *session,
  * Stops the transport of this session and everything that uses it, here and
  * on all peers, as wsync_transport_abort does.
  *
- * Errors: none but a wrong argument.
  * Thread safety: any thread, at any time, during other calls on the session
  * too. Since: 0.1
  */

@@ -23,6 +23,8 @@ pub const VIEW_COUNT_MAX: usize = 1 << 22;
 pub const PART_COUNT_MAX: usize = 1 << 16;
 /// Boxes that one rank may hold of one tensor.
 pub const BOX_COUNT_MAX: usize = 1 << 16;
+/// Cells into which the cuts of both sides may divide one box of a tensor.
+pub const CELL_COUNT_MAX: u64 = 1 << 20;
 /// Bytes of a layout file or of a serialised layout or plan.
 pub const FILE_BYTES_MAX: usize = 1 << 28;
 /// Entries of one list of a topology.

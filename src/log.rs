@@ -133,7 +133,7 @@ pub fn line(level: Level, message: fmt::Arguments<'_>) {
         return;
     }
     let _done = Done;
-    let text = message.to_string();
+    let text = message.to_string().replace(char::is_control, " ");
     match &*SINK.read().unwrap_or_else(PoisonError::into_inner) {
         Some(sink) => sink(level, &text),
         None => to_stderr(level, &text),

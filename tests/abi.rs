@@ -187,6 +187,9 @@ fn constants_are_pinned() {
     assert_eq!(WSYNC_NAME_BYTES_MAX, 1024);
     assert_eq!(WSYNC_GREETING_BYTES_MAX, 512);
     assert_eq!(WSYNC_NCCL_ID_BYTES, 128);
+    assert_eq!(WSYNC_SELECT_ANY, 0);
+    assert_eq!(WSYNC_SELECT_ONLY, 1);
+    assert_eq!(WSYNC_SELECT_WITHOUT, 2);
     assert_eq!(WSYNC_ABI_VERSION, 0);
     assert_eq!(wsync_abi_version(), WSYNC_ABI_VERSION);
     assert_eq!(wsync_version(), WSYNC_VERSION);
@@ -486,7 +489,7 @@ fn structs_are_pinned() {
         struct_size: 0,
         load_deadline_ns: 8,
     });
-    layout!(wsync_binding, 48, 8, {
+    layout!(wsync_binding, 184, 8, {
         name: 0,
         ptr: 16,
         bytes: 24,
@@ -494,6 +497,10 @@ fn structs_are_pinned() {
         memory: 36,
         device: 40,
         reserved: 44,
+        dtype: 48,
+        dim_count: 52,
+        shape: 56,
+        strides: 120,
     });
     layout!(wsync_request_options, 40, 8, {
         struct_size: 0,
@@ -503,4 +510,65 @@ fn structs_are_pinned() {
         flags: 32,
         reserved: 36,
     });
+}
+
+/// A value, field or initialiser of the header that no pin names could change
+/// unseen. Versions are for changing.
+#[test]
+fn everything_in_the_header_is_pinned() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).expect(path);
+    let (header, in_c, in_rust) = (
+        read("include/weightsync.h"),
+        read("tests/c/layout.c"),
+        read("tests/abi.rs"),
+    );
+    let mut missing = Vec::new();
+    let mut pinned = |text: &str, pin: String| {
+        if !text.contains(&pin) {
+            missing.push(pin);
+        }
+    };
+    let mut pins = 0;
+    let mut record: Option<&str> = None;
+    for line in header.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["*", ..] => continue,
+            ["typedef", "struct", name, "{"] => record = Some(name),
+            [name, "=", value] if name.starts_with("WSYNC_") => {
+                let value = value.trim_end_matches(',');
+                pinned(&in_c, format!("VALUE({name}, {value});"));
+                pinned(&in_rust, format!("        {name} = {value},"));
+            }
+            ["#define", name, ..] if name.ends_with("_INIT") => pinned(&in_c, name.to_string()),
+            ["#define", name, _] if !name.starts_with("WSYNC_VERSION") => {
+                pinned(&in_c, format!("VALUE({name}, "));
+                pinned(&in_rust, format!("{name}, "));
+            }
+            [.., last] if line.starts_with("  ") && last.ends_with(';') => {
+                let Some(name) = record else { continue };
+                let field = last.trim_start_matches('*').trim_end_matches(';');
+                let field = field.split('[').next().unwrap_or(field);
+                let field = field
+                    .trim_start_matches('(')
+                    .split(')')
+                    .next()
+                    .unwrap_or(field);
+                pinned(&in_c, format!("OFFSET({name}, {field}, "));
+                pinned(&in_rust, format!("        {field}: "));
+            }
+            _ => {
+                if let (Some(name), true) = (record, line.starts_with('}')) {
+                    pinned(&in_c, format!("SIZE({name}, "));
+                    pinned(&in_rust, format!("layout!({name}, "));
+                    record = None;
+                }
+                continue;
+            }
+        }
+        pins += 1;
+    }
+    assert!(pins > 300, "only {pins} things were found in the header");
+    assert!(missing.is_empty(), "nobody pins {missing:#?}");
 }

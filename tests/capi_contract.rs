@@ -20,6 +20,7 @@ use capi_support::{
 use std::ffi::c_void;
 use std::path::PathBuf;
 use std::ptr::null_mut;
+use weightsync::capi::session::wsync_binding;
 use weightsync::capi::types::wsync_status::*;
 use weightsync::capi::types::*;
 use weightsync::capi::views::*;
@@ -156,6 +157,18 @@ fn check_bad_argument(w: &World<'_>, name: &'static str, args: &[Arg], arg: &Arg
                 });
             }
             e("odd record", INVALID, odd);
+        }
+        Arg::Rank => {
+            for rank in [1, 99, 1 << 20, u32::MAX as usize] {
+                let what = format!("rank {rank}");
+                e(&what, WSYNC_ERR_NOT_FOUND, &|c| c.words[at] = rank);
+            }
+        }
+        Arg::Index(there) => {
+            for index in [there + 1, 1 << 20, u32::MAX as usize] {
+                let what = format!("index {index}");
+                e(&what, WSYNC_ERR_NOT_FOUND, &|c| c.words[at] = index);
+            }
         }
         Arg::Number(_) => {}
     }
@@ -426,4 +439,91 @@ fn views_that_are_wrong_are_refused_by_name_and_number() {
         assert!((status as i32) < 0, "what should name {word} was taken");
         assert!(text.contains(word), "{word} is not in: {text}");
     }
+}
+
+type SpoilBinding = fn(&mut wsync_binding);
+
+/// Changes one thing in the binding of a destination and says what the library
+/// answers to it, or else to the plan that is loaded with it.
+fn binding_status(spoil: SpoilBinding, stride: usize) -> (wsync_status, String) {
+    let lib = Library::open();
+    let w = World::new(&lib, State::Loaded);
+    let mut given = w.binding(wsync_side::WSYNC_SIDE_DESTINATION);
+    spoil(&mut given);
+    let mut err = error_record();
+    let words = [w.session, address(&mut given), 1, stride, address(&mut err)];
+    let mut code = lib.call_words("wsync_session_bind_many", &words);
+    if code == 0 {
+        let mut slot = 0u32;
+        let words = [w.session, w.plan, address(&mut slot), address(&mut err)];
+        code = lib.call_words("wsync_session_load", &words);
+    }
+    (status_of(code as i32), message(&err))
+}
+
+#[test]
+fn bindings_that_are_wrong_are_refused_by_name_and_number() {
+    let answer = |spoil: SpoilBinding| binding_status(spoil, size_of::<wsync_binding>());
+    let refused = |wanted, words: &[&str], spoil: SpoilBinding| {
+        let (status, text) = answer(spoil);
+        assert_eq!(status, wanted, "{words:?}: {text}");
+        for word in [&["\"w\""], words].concat() {
+            assert!(text.contains(word), "{word} is not in: {text}");
+        }
+    };
+    let fits = |spoil: SpoilBinding| assert_eq!(answer(spoil), (WSYNC_OK, String::new()));
+    fits(|_| {});
+    fits(|b| b.strides[..2].copy_from_slice(&[16, 4]));
+    // One row; a row of bytes; the type alone; nothing at all.
+    fits(|b| (b.dim_count, b.shape) = (1, [16, 0, 0, 0, 0, 0, 0, 0]));
+    fits(|b| {
+        (b.dim_count, b.shape) = (1, [64, 0, 0, 0, 0, 0, 0, 0]);
+        (b.dtype.code, b.dtype.bits) = (1, 8);
+    });
+    fits(|b| (b.dim_count, b.shape) = (0, [0; 8]));
+    fits(|b| {
+        (b.dim_count, b.shape) = (0, [0; 8]);
+        (b.dtype.code, b.dtype.bits, b.dtype.lanes) = (0, 0, 0);
+    });
+
+    let mismatch = WSYNC_ERR_BUFFER_MISMATCH;
+    refused(mismatch, &["[4, 16]", "[16, 4]"], |b| {
+        b.strides[..2].copy_from_slice(&[4, 16])
+    });
+    refused(mismatch, &["f64", "f32"], |b| {
+        (b.dtype.bits, b.shape[0]) = (64, 2)
+    });
+    refused(mismatch, &["i32", "f32"], |b| b.dtype.code = 0);
+    refused(mismatch, &["[2, 8]", "[4, 4]"], |b| {
+        b.shape[..2].copy_from_slice(&[2, 8])
+    });
+    refused(mismatch, &["[-4]"], |b| {
+        (b.dim_count, b.shape) = (1, [16, 0, 0, 0, 0, 0, 0, 0]);
+        b.strides[0] = -4;
+    });
+
+    let invalid = WSYNC_ERR_INVALID_ARGUMENT;
+    refused(invalid, &["68", "64"], |b| {
+        (b.dim_count, b.shape) = (1, [17, 0, 0, 0, 0, 0, 0, 0])
+    });
+    refused(invalid, &["64"], |b| b.strides[0] = i64::MIN);
+    refused(invalid, &["beyond", "shape"], |b| b.shape[2] = 9);
+    refused(invalid, &["beyond", "strides"], |b| b.strides[7] = 9);
+    refused(invalid, &["dtype"], |b| {
+        (b.dtype.code, b.dtype.bits, b.dtype.lanes) = (0, 0, 0)
+    });
+    refused(WSYNC_ERR_LIMIT_EXCEEDED, &["9 axes"], |b| b.dim_count = 9);
+    refused(WSYNC_ERR_LIMIT_EXCEEDED, &["2^63"], |b| {
+        b.shape[..2].copy_from_slice(&[u64::MAX, u64::MAX])
+    });
+}
+
+/// Callers of the first header give no array.
+#[test]
+fn bindings_of_older_callers_are_as_long_as_they_were() {
+    const FIRST: usize = 48;
+    let told = |b: &mut wsync_binding| b.dtype.code = 99;
+    assert_eq!(binding_status(told, FIRST), (WSYNC_OK, String::new()));
+    let (status, _) = binding_status(told, size_of::<wsync_binding>());
+    assert_eq!(status, WSYNC_ERR_INVALID_ARGUMENT);
 }

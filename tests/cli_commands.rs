@@ -190,7 +190,13 @@ fn a_plan_is_reported_saved_and_read() {
         received += op["bytes"].as_u64().unwrap();
     }
     assert!(received > 0);
-    assert!(fail(&["plan", TRAINER, INFERENCE, "--ops", "99"]).contains("rank 99"));
+    let array = json(&["plan", TRAINER, INFERENCE, "--ops", "8", "--json"]);
+    assert_eq!(array, json(&["explain", &saved, "--ops", "8", "--json"]));
+    assert_eq!(array.as_array().unwrap().len(), ops.lines().count());
+    let first: Value = serde_json::from_str(ops.lines().next().unwrap()).unwrap();
+    assert_eq!(array[0], first);
+    let refused = fail(&["plan", TRAINER, INFERENCE, "--ops", "99"]);
+    assert!(refused.contains("rank 99 is in neither layout; they have 16 ranks, 0 to 15"));
     let part = json(&[
         "plan",
         TRAINER,
@@ -287,6 +293,19 @@ fn the_demo_delivers_every_byte() {
         }
         assert_ne!(versions[0]["digest"], versions[1]["digest"]);
     }
+}
+
+/// As the README runs it: three versions of 256 MB, to two replicas.
+#[test]
+fn the_demo_as_it_is_delivers_hundreds_of_megabytes() {
+    let report = json(&["demo", "--json"]);
+    let delivery = &report["delivery"];
+    assert_eq!(delivery["transport"], "shm");
+    let outcomes = delivery["versions"].as_array().unwrap().iter();
+    assert!(outcomes.clone().all(|v| v["outcome"] == "COMPLETE"));
+    assert_eq!(outcomes.count(), 3);
+    let checked = delivery["bytes_checked"].as_u64().unwrap();
+    assert!(checked > 3 * 2 * 250_000_000, "only {checked} bytes");
 }
 
 #[test]

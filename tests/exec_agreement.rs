@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use weightsync::exec::endpoint::Fault as ControlFault;
 use weightsync::exec::*;
+use weightsync::layout::Layout;
 use weightsync::layout::tensor::Tensor;
 use weightsync::layout::view::NamedBuffer;
 use weightsync::plan::Plan;
-use weightsync::plan::program::{BufferUse, Direction, Program};
+use weightsync::plan::program::{BufferUse, Direction, Program, Side};
 use weightsync::{Error, Rank, Result, Status};
 
 const STEPS: u32 = 3;
@@ -233,6 +234,10 @@ impl PlanView for Damaged {
 
     fn buffer(&self, rank: Rank, buffer: &BufferUse) -> Option<NamedBuffer> {
         self.plan.buffer(rank, buffer)
+    }
+
+    fn layout(&self, side: Side) -> &Layout {
+        self.plan.layout(side)
     }
 
     fn tensors(&self) -> &[Tensor] {

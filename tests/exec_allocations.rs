@@ -1,58 +1,11 @@
 //! A warm request allocates nothing, in no thread.
 
+mod alloc_support;
 mod exec_support;
 
+use alloc_support::{set_counting, take_count};
 use exec_support::*;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use weightsync::exec::*;
-
-struct Counting;
-
-static IS_COUNTING: AtomicBool = AtomicBool::new(false);
-static COUNT: AtomicU64 = AtomicU64::new(0);
-
-thread_local! {
-    static IS_REPORTING: Cell<bool> = const { Cell::new(false) };
-}
-
-fn count() {
-    if !IS_COUNTING.load(Ordering::Relaxed) {
-        return;
-    }
-    let is_first = IS_REPORTING.try_with(|r| !r.replace(true)).unwrap_or(false);
-    if is_first {
-        COUNT.fetch_add(1, Ordering::Relaxed);
-        if std::env::var_os("WSYNC_TEST_BACKTRACE").is_some() {
-            eprintln!("{}", std::backtrace::Backtrace::force_capture());
-        }
-        let _ = IS_REPORTING.try_with(|r| r.set(false));
-    }
-}
-
-// SAFETY: passes everything on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(at, layout) }
-    }
-
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.realloc(at, layout, bytes) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn the_third_request_allocates_nothing() {
@@ -70,7 +23,7 @@ fn the_third_request_allocates_nothing() {
                     };
                     gate.wait();
                     if rig.rank == 0 {
-                        IS_COUNTING.store(version >= 3, Ordering::Relaxed);
+                        set_counting(version >= 3);
                     }
                     gate.wait();
                     let prepared = rig.request.prepare(&o);
@@ -80,7 +33,7 @@ fn the_third_request_allocates_nothing() {
                     let outcome = rig.request.outcome();
                     gate.wait();
                     if rig.rank == 0 {
-                        IS_COUNTING.store(false, Ordering::Relaxed);
+                        set_counting(false);
                     }
                     gate.wait();
                     assert_eq!((prepared, started), (Ok(()), Ok(())));
@@ -89,8 +42,7 @@ fn the_third_request_allocates_nothing() {
                     assert_eq!(outcome, Some((Outcome::Complete, Outcome::Complete)));
                 }
             });
-            let count = COUNT.swap(0, Ordering::Relaxed);
-            assert_eq!(count, 0, "{carrier:?}, flags {flags}");
+            assert_eq!(take_count(), 0, "{carrier:?}, flags {flags}");
         }
     }
 }

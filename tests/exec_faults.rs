@@ -22,7 +22,7 @@ const AGREE: u64 = 500 * MS;
 /// 0.8 s, and the machine that runs the tests may be busy.
 const MARGIN: Duration = Duration::from_millis(4000);
 
-/// The coordinator, another source, and a rank of each copy.
+/// The coordinator, another source, and a first and a last rank of a copy.
 const VICTIMS: [u32; 4] = [0, 1, 2, 5];
 
 /// How one rank's request ended.
@@ -82,13 +82,32 @@ fn check(endings: Vec<Ending>, victim: u32, status: Status, limit: Duration, wha
             "{what}: rank {rank} took {:?}",
             e.took
         );
-        assert!(
-            e.verdict.outcome.is_some(),
-            "{what}: rank {rank} has no outcome"
-        );
+        let Some((own, _)) = e.verdict.outcome else {
+            panic!("{what}: rank {rank} has no outcome");
+        };
+        if e.verdict.copy.is_none() {
+            assert_eq!(own, Outcome::Untouched, "{what}: rank {rank} only sends");
+        }
     }
     let verdicts: Vec<Verdict> = endings.into_iter().map(|e| e.verdict).collect();
     check_verdicts(&verdicts, what);
+}
+
+/// Runs all cases at once: most of their time they wait for deadlines.
+fn all_at_once<T: Send>(cases: impl IntoIterator<Item = T>, run: impl Fn(T) + Sync) {
+    std::thread::scope(|scope| {
+        for case in cases {
+            let run = &run;
+            scope.spawn(move || run(case));
+        }
+    });
+}
+
+/// Every victim at every step.
+fn victims_and_steps() -> impl Iterator<Item = (u32, u32)> {
+    VICTIMS
+        .into_iter()
+        .flat_map(|v| (0..STEPS).map(move |s| (v, s)))
 }
 
 /// Ranks that have failed can always meet again.
@@ -185,19 +204,53 @@ fn a_rank_that_dies_at_any_step_is_named_on_gpus() {
 }
 
 #[test]
-fn a_device_that_hangs_is_its_ranks_fault() {
-    for victim in [0, 1, 2, 5] {
-        let what = format!("the device of rank {victim} hangs");
-        let mut world = World::new(Carrier::Staged, Shape::Apart, STEPS);
-        // Nobody ever pumps it, not even after the abort.
-        let hangs = Arc::new(DeferredDevice::new());
-        world.devices.insert(victim, hangs);
+fn who_has_received_nothing_is_untouched() {
+    all_at_once(CARRIERS, |carrier| {
+        let what = format!("{carrier:?}: no source sends anything");
+        let world = World::new(carrier, Shape::Apart, STEPS);
+        for source in [0, 1] {
+            world.inject(source, 0, FaultKind::Stall);
+        }
         let endings = world.run(|rig| {
             ending(&world, rig, 1, |rig| {
                 rig.request.submit(&RequestOptions {
                     agree_deadline_ns: 20 * SECOND,
                     ..short(1)
                 })?;
+                rig.request.wait(60 * SECOND)
+            })
+        });
+        for e in &endings {
+            assert_eq!(failure(&e.result).status, Status::Stalled, "{what}");
+            let untouched = Some((Outcome::Untouched, Outcome::Untouched));
+            let is_destination = e.verdict.copy.is_some();
+            assert!(!is_destination || e.verdict.outcome == untouched, "{what}");
+        }
+        let verdicts: Vec<Verdict> = endings.into_iter().map(|e| e.verdict).collect();
+        check_verdicts(&verdicts, &what);
+    });
+}
+
+#[test]
+fn a_device_that_hangs_after_any_task_is_its_ranks_fault() {
+    all_at_once(victims_and_steps(), |(victim, tasks)| {
+        let what = format!("the device of rank {victim} hangs after {tasks} tasks");
+        let mut world = World::new(Carrier::Staged, Shape::Apart, STEPS);
+        // After that nobody pumps it, not even after the abort.
+        let hangs = Arc::new(DeferredDevice::new());
+        world.devices.insert(victim, hangs.clone());
+        let endings = world.run(|rig| {
+            ending(&world, rig, 1, |rig| {
+                rig.request.submit(&RequestOptions {
+                    agree_deadline_ns: 20 * SECOND,
+                    ..short(1)
+                })?;
+                // One move poisons, the next one packs or unpacks.
+                let mut moves = 2 * tasks as usize * usize::from(rig.rank == victim);
+                while moves > 0 && rig.request.state().is_active() {
+                    moves -= hangs.pump(1);
+                    std::thread::sleep(Duration::from_micros(100));
+                }
                 rig.request.wait(60 * SECOND)
             })
         });
@@ -216,14 +269,13 @@ fn a_device_that_hangs_is_its_ranks_fault() {
             Duration::from_nanos(STALL),
             &what,
         );
-    }
+    });
 }
 
 #[test]
 fn a_process_that_is_stopped_at_any_step_is_named() {
     for carrier in CARRIERS {
-        for victim in [0, 1, 5] {
-            let step = victim % STEPS;
+        all_at_once(victims_and_steps(), |(victim, step)| {
             let what = format!("{carrier:?}: rank {victim} is stopped at step {step}");
             let world = World::new(carrier, Shape::Apart, STEPS);
             world.inject(victim, step, FaultKind::Die);
@@ -244,16 +296,16 @@ fn a_process_that_is_stopped_at_any_step_is_named() {
             });
             let limit = Duration::from_nanos(STALL);
             check(endings, victim, Status::Stalled, limit, &what);
-        }
+        });
     }
 }
 
 #[test]
 fn a_delay_within_the_deadline_is_no_fault() {
     for carrier in CARRIERS {
-        for step in 0..STEPS {
+        for (victim, step) in victims_and_steps() {
             let world = World::new(carrier, Shape::Apart, STEPS);
-            world.inject(1, step, FaultKind::Delay(Duration::from_millis(200)));
+            world.inject(victim, step, FaultKind::Delay(Duration::from_millis(100)));
             world.run(|rig| {
                 let o = RequestOptions {
                     stall_deadline_ns: 4 * SECOND,
@@ -726,15 +778,28 @@ fn leaving_together_waits_for_all_and_is_bounded() {
             });
         }
     });
-    let endpoints = meet_loopback(3);
-    std::thread::scope(|scope| {
-        for e in &endpoints[..2] {
-            scope.spawn(|| {
-                let error = e.finalize(200 * MS).unwrap_err();
-                assert_eq!(error.status, Status::MeetTimeout);
-            });
-        }
-    });
+}
+
+#[test]
+fn who_does_not_leave_is_named_and_may_be_waited_for_again() {
+    for late in [0, 2] {
+        let endpoints = meet_loopback(3);
+        let gate = Gate::new(3);
+        std::thread::scope(|scope| {
+            for e in &endpoints {
+                let gate = &gate;
+                scope.spawn(move || {
+                    if e.rank().0 != late {
+                        let error = e.finalize(500 * MS).unwrap_err();
+                        assert_eq!(error.status, Status::MeetTimeout);
+                        assert_eq!(error.rank, Some(Rank(late)), "{error}");
+                    }
+                    gate.wait();
+                    assert_eq!(e.finalize(20 * SECOND), Ok(()));
+                });
+            }
+        });
+    }
 }
 
 #[test]

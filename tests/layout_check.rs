@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use weightsync::layout::check::{
-    FINDINGS_PER_KIND_MAX, Finding, FindingKind, Side, check, check_pair,
+    FINDINGS_PER_KIND_MAX, Finding, FindingKind, Inspection, Side, check, check_pair,
 };
 use weightsync::layout::dtype::Dtype;
 use weightsync::layout::tensor::Tensor;
@@ -223,6 +223,22 @@ fn granules_are_not_split() {
 }
 
 #[test]
+fn a_cut_over_more_positions_than_there_are_numbers_is_a_finding() {
+    let mut wide = file(json!([tensor(
+        &[8],
+        json!({"cuts": [{"dim": 0, "axes": ["tp", "tp", "tp", "tp"], "parts": 2}]})
+    )]));
+    wide["ranks"]["count"] = json!(65536);
+    wide["meshes"] = json!({"m": [["tp", 65536]]});
+    let f = expect(
+        &wide,
+        FindingKind::Cut,
+        &["\"w.x\"", "mesh axis \"tp\" twice"],
+    );
+    assert_eq!(f.axis, Some(0));
+}
+
+#[test]
 fn stages_storage_and_sizes_are_checked() {
     let one = |t: Value| file(json!([t]));
     let stage = one(tensor(&[8], json!({"stage": {"axis": "pp", "at": 2}})));
@@ -239,6 +255,13 @@ fn stages_storage_and_sizes_are_checked() {
         FindingKind::Storage,
         &["split along axis 1", "has 1 axes"],
     );
+    let inner = one(tensor(&[8, 2], json!({"split": 1, "buffer": "w.{local}"})));
+    let f = expect(
+        &inner,
+        FindingKind::Storage,
+        &["\"w.x\"", "split along axis 1", "only axis 0"],
+    );
+    assert_eq!(f.axis, Some(1));
     let name = one(tensor(&[8], json!({"split": 0, "buffer": "w"})));
     expect(
         &name,
@@ -776,6 +799,133 @@ fn a_copy_of_views_that_lacks_what_another_has_is_named() {
     assert_eq!(f.kind, FindingKind::CopyIncomplete);
     assert_eq!((f.rank, f.bytes), (Some(Rank(12)), 32));
     assert!(f.message.contains("copy 6"), "{f:?}");
+}
+
+/// A granule that does not fit its axis is one finding, and hides no other.
+#[test]
+fn granules_that_do_not_fit_are_findings_beside_others() {
+    let named = |name: &str, more: Value| {
+        let mut t = tensor(&[30, 6], more);
+        t["name"] = json!(name);
+        t
+    };
+    let found = check(&spec(&file(json!([
+        named("a", json!({"granule": [4, 0]})),
+        named("b", json!({"granule": [7, 1]})),
+        named("c", json!({"cuts": [{"dim": 0, "axes": ["tp"]}]})),
+    ]))));
+    let of = |f: &Finding| (f.kind, f.tensor.clone(), f.axis);
+    let found: Vec<_> = found.findings.iter().map(of).collect();
+    let expected = [
+        (FindingKind::Granule, "a".to_string(), Some(0)),
+        (FindingKind::Granule, "a".into(), Some(1)),
+        (FindingKind::Granule, "b".into(), Some(0)),
+        (FindingKind::Cut, "c".into(), Some(0)),
+    ];
+    assert_eq!(found, expected);
+}
+
+/// Every axis and rank that a finding can name, it does.
+#[test]
+fn findings_between_layouts_name_the_lowest_rank_and_the_axis() {
+    let side = |first: u32, tensors: Value| {
+        let mut f = file(tensors);
+        f["ranks"]["first"] = json!(first);
+        f
+    };
+    let named = |name: &str, more: Value| {
+        let mut t = tensor(&[8, 4], more);
+        t["name"] = json!(name);
+        t
+    };
+    // Of the second stage only: ranks 4 on.
+    let late = json!({"stage": {"axis": "pp", "at": 1}});
+    let only = |name: &str| named(name, late.clone());
+    let both = || named("both", json!({}));
+    let source = layout(&side(0, json!([both(), only("kept")])));
+    let mut wanting = side(
+        100,
+        json!([
+            named("both", json!({"cuts": [{"dim": 1, "axes": ["pp"]}]})),
+            only("wanted")
+        ]),
+    );
+    wanting["copies"] = json!({"mesh": "m", "axes": ["pp"]});
+    let report = check_pair(&source, &layout(&wanting));
+    let found = |kind: FindingKind| report.findings.iter().find(|f| f.kind == kind).unwrap();
+    let missing = found(FindingKind::MissingOnSource);
+    assert_eq!(
+        (missing.tensor.as_str(), missing.rank),
+        ("wanted", Some(Rank(104)))
+    );
+    let unused = found(FindingKind::MissingOnDestination);
+    assert_eq!(
+        (unused.tensor.as_str(), unused.rank),
+        ("kept", Some(Rank(4)))
+    );
+    let partial = found(FindingKind::CopyIncomplete);
+    assert_eq!((partial.axis, partial.rank), (Some(1), Some(Rank(100))));
+}
+
+#[test]
+fn what_is_written_twice_names_the_axis() {
+    let w = Tensor::new("w", &[8, 4], Dtype::BF16).unwrap();
+    let source = {
+        let mut b = ExplicitBuilder::new(Rank(0), 0);
+        let t = b.tensor(w.clone());
+        let buffer = b.buffer("w", 64, Memory::Host);
+        b.contiguous(t, &[(0, 8), (0, 4)], buffer, 0).unwrap();
+        b.build().unwrap()
+    };
+    let axis = |views: &[(&[(u64, u64)], u64, &[i64])]| {
+        let mut b = ExplicitBuilder::new(Rank(1), 0);
+        let t = b.tensor(w.clone());
+        let buffer = b.buffer("w", 200, Memory::Host);
+        for (ranges, offset, strides) in views {
+            b.strided(t, ranges, buffer, *offset, strides, Dtype::BF16);
+        }
+        let report = check_pair(&source, &b.build().unwrap());
+        let twice = |f: &&Finding| f.kind == FindingKind::WrittenTwice;
+        report.findings.iter().find(twice).unwrap().axis
+    };
+    assert_eq!(axis(&[(&[(0, 8), (0, 4)], 0, &[8, 0])]), Some(1));
+    assert_eq!(axis(&[(&[(0, 8), (0, 4)], 0, &[6, 2])]), Some(0));
+    let upper = (&[(0, 5), (0, 4)][..], 0, &[8, 2][..]);
+    assert_eq!(axis(&[upper, (&[(4, 8), (0, 4)], 100, &[8, 2])]), Some(0));
+}
+
+/// Errors of one tensor hide nothing about the others.
+#[test]
+fn the_pair_is_looked_at_less_the_tensors_with_errors() {
+    let named = |name: &str, size: u64, cut: Value| {
+        let mut t = tensor(&[size], cut);
+        t["name"] = json!(name);
+        t
+    };
+    let cut = || json!({"cuts": [{"dim": 0, "axes": ["tp"]}]});
+    let source = spec(&file(json!([
+        named("uneven", 30, cut()),
+        named("only_source", 8, json!({})),
+        named("long", 8, json!({})),
+    ])));
+    let mut wanting = file(json!([
+        named("uneven", 30, json!({})),
+        named("only_destination", 8, json!({})),
+        named("long", 9, json!({})),
+    ]));
+    wanting["ranks"]["first"] = json!(8);
+    let found = Inspection::of(&source, Some(&spec(&wanting))).unwrap();
+    assert_eq!(found.source.errors, 1);
+    assert_eq!(found.unpaired, ["uneven"]);
+    let pair = found.pair.unwrap();
+    let kinds: Vec<FindingKind> = pair.findings.iter().map(|f| f.kind).collect();
+    let expected = [
+        FindingKind::Shape,
+        FindingKind::MissingOnSource,
+        FindingKind::MissingOnDestination,
+    ];
+    assert_eq!(kinds, expected);
+    assert_eq!(found.errors, 4);
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! The layout file: examples, round trips, and what bad files are told.
 
+mod layout_support;
+
+use layout_support::{Dice, explicit, random_layout};
 use weightsync::layout::check::{FindingKind, check_pair};
 use weightsync::layout::{LAYOUT_SCHEMA, Layout};
 use weightsync::{Error, Rank, Status};
@@ -325,6 +328,40 @@ fn another_version_is_a_version_mismatch_whatever_else_it_holds() {
 }
 
 #[test]
+fn faults_of_all_entries_are_told() {
+    let entry = |name: &str, axis: &str| {
+        format!(
+            r#"{{"name": "{name}", "shape": [8], "dtype": "f32",
+                "cuts": [{{"dim": 0, "axes": ["{axis}"]}}]}}"#
+        )
+    };
+    let file = |tensors: &[String]| {
+        format!(
+            r#"{{"weightsync_layout": 1, "ranks": {{"first": 0, "count": 2}},
+                "meshes": {{"m": [["tp", 2]]}}, "tensors": [{}]}}"#,
+            tensors.join(",")
+        )
+    };
+    let some = [entry("a", "tpp"), entry("b", "tp"), entry("c", "pt")];
+    let e = Layout::from_json(file(&some).as_bytes()).unwrap_err();
+    for told in [
+        "at tensors[0].cuts[0]",
+        "\"tpp\"",
+        "; at tensors[2].cuts[0]",
+        "\"pt\"",
+    ] {
+        assert!(e.message.contains(told), "{told:?} is not in: {e}");
+    }
+    assert!(!e.message.contains("tensors[1]"), "{e}");
+    let many: Vec<String> = (0..30).map(|i| entry(&format!("t{i}"), "no")).collect();
+    let e = Layout::from_json(file(&many).as_bytes()).unwrap_err();
+    assert!(
+        e.message.contains("tensors[19]") && e.message.ends_with("; and 10 more"),
+        "{e}"
+    );
+}
+
+#[test]
 fn the_examples_fit_each_other() {
     let (trainer, inference) = (example("trainer_tp2_pp2_dp2"), example("inference_2x_tp4"));
     let report = check_pair(&trainer, &inference);
@@ -341,8 +378,48 @@ fn the_examples_fit_each_other() {
     assert_eq!(about["parts"][0]["meshes"]["dense"], "pp 2 x dp 2 x tp 2");
 }
 
+/// A file with something of everything that a schema can get wrong.
+const VARIED: &str = r#"{"weightsync_layout": 1, "frozen": ["e.*"], "draft": ["d"],
+    "parts": [
+        {"ranks": {"first": 0, "count": 2}, "meshes": {"m": [["tp", 2]]}, "tensors": [
+            {"name": "e.w", "shape": [4, 6], "dtype": "bf16", "split": 0, "buffer": "e.{local}"},
+            {"name": "d", "shape": [8], "dtype": "f32",
+                "cuts": [{"dim": 0, "axes": ["tp"], "kind": {"blocks": 2}}]},
+            {"name": "at", "shape": [9], "dtype": "f32",
+                "cuts": [{"dim": 0, "axes": ["tp"], "kind": {"at": [0, 2, 9]}}]},
+            {"name": "q", "shape": [8, 2], "dtype": "f32",
+                "cuts": [{"dim": 0, "axes": ["tp"], "kind": "floor"}]},
+            {"name": "k", "shape": [4, 2], "dtype": "f32", "spacer": true,
+                "cuts": [{"dim": 0, "axes": ["tp"], "kind": "floor"}]}],
+         "fused": [{"buffer": "qk", "members": ["q", "k"], "groups": 4}]},
+        {"ranks": [4, 2], "tensors": [{"name": "d"}]}]}"#;
+
+/// Ways to get it wrong: what to replace by what.
+const FAULTS: [(&str, &str); 14] = [
+    (r#""frozen": ["e.*"]"#, r#""frozen": "e.*""#),
+    (r#""draft": ["d"]"#, r#""draft": [1]"#),
+    (r#"[4, 2], "tensors""#, r#"[4, 4], "tensors""#),
+    (
+        r#"{"ranks": [4, 2], "tensors": [{"name": "d"}]}"#,
+        r#"{"tensors": [{"name": "d"}]}"#,
+    ),
+    (
+        r#"{"ranks": [4, 2], "#,
+        r#"{"ranks": [4, 2], "rules": [], "#,
+    ),
+    (r#""split": 0"#, r#""split": 1"#),
+    (r#""split": 0"#, r#""split": [0]"#),
+    (r#"{"blocks": 2}"#, r#"{"blocks": -2}"#),
+    (r#"{"at": [0, 2, 9]}"#, r#"{"at": 2}"#),
+    (r#"{"at": [0, 2, 9]}"#, r#""at""#),
+    (r#""kind": "floor""#, r#""kind": {"floor": 2}"#),
+    (r#""groups": 4"#, r#""groups": [4]"#),
+    (r#""spacer": true"#, r#""spacer": "yes""#),
+    (r#""members": ["q", "k"]"#, r#""members": []"#),
+];
+
 /// Runs Python's jsonschema over files; false, said aloud, where it is absent.
-fn validate(files: &[(&str, String)]) -> Option<Vec<String>> {
+fn validate(files: &[(String, String)]) -> Option<Vec<String>> {
     let dir = std::env::temp_dir().join(format!("weightsync-schema-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
     std::fs::write(dir.join("schema.json"), LAYOUT_SCHEMA).unwrap();
@@ -385,17 +462,27 @@ fn the_schema_accepts_what_is_read_and_refuses_what_is_not() {
         "inference_2x_tp4",
         "explicit_two_ranks",
     ];
-    let mut files: Vec<(&str, String)> = Vec::new();
+    let mut files: Vec<(String, String)> = Vec::new();
     for name in names {
-        files.push((name, example_text(name)));
+        files.push((name.into(), example_text(name)));
     }
+    for seed in 0..60 {
+        let layout = random_layout(&mut Dice(seed));
+        let layout = if seed % 4 == 0 {
+            explicit(&layout)
+        } else {
+            layout
+        };
+        files.push((format!("random{seed}"), layout.to_json()));
+    }
+    files.push(("varied".into(), VARIED.into()));
     for (name, of) in [("w0", 0), ("w1", 1), ("w2", 2)] {
         let layout = example(names[of]);
         let some = layout
             .restrict(|n| n.contains("k_proj") || n.contains("bias"))
             .unwrap();
         files.push((
-            name,
+            name.into(),
             if of == 1 {
                 some.to_json()
             } else {
@@ -414,10 +501,14 @@ fn the_schema_accepts_what_is_read_and_refuses_what_is_not() {
         ("b5", "\"pad\": true", "\"pads\": true"),
         ("b6", "{\"axis\": \"pp\", \"at\": 0}", "{\"axis\": \"pp\"}"),
     ] {
-        files.push((name, trainer.replacen(from, to, 1)));
+        files.push((name.into(), trainer.replacen(from, to, 1)));
+    }
+    for (i, (from, to)) in FAULTS.iter().enumerate() {
+        assert!(VARIED.contains(from), "{from}");
+        files.push((format!("bad{i}"), VARIED.replacen(from, to, 1)));
     }
     if let Some(valid) = validate(&files) {
-        let want: Vec<&str> = files[..good].iter().map(|f| f.0).collect();
+        let want: Vec<&str> = files[..good].iter().map(|f| f.0.as_str()).collect();
         assert_eq!(valid, want);
     }
     for (name, text) in &files {

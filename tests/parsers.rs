@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use std::sync::{Arc, OnceLock};
 use weightsync::layout::{Layout, frame};
 use weightsync::plan::decision::PlanOptions;
-use weightsync::plan::{Plan, Selector};
+use weightsync::plan::{PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, Plan, Selector};
 use weightsync::{Rank, Status};
 
 const TRAINER: &str = include_str!("layouts/trainer_tp2_pp2_dp2.json");
@@ -40,6 +40,32 @@ fn a_plan_is_equal_after_a_trip_through_bytes() {
     for rank in plan().ranks() {
         assert_eq!(again.program(rank).unwrap(), plan().program(rank).unwrap());
     }
+}
+
+/// Damage reaches the parser only behind a frame that it takes for its own.
+#[test]
+fn a_payload_in_a_frame_of_its_own_is_accepted() {
+    let bytes = plan().to_bytes().unwrap();
+    let again = frame::seal(
+        PLAN_BLOB_MAGIC,
+        PLAN_BLOB_VERSION,
+        &bytes[frame::HEADER_BYTES..],
+    );
+    assert_eq!(again, bytes);
+    assert_eq!(
+        Plan::from_bytes(&again).unwrap().fingerprint(),
+        plan().fingerprint()
+    );
+}
+
+#[test]
+fn bytes_behind_the_payload_of_a_plan_are_refused() {
+    let bytes = plan().to_bytes().unwrap();
+    let longer = [&bytes[frame::HEADER_BYTES..], b"junk"].concat();
+    let e =
+        Plan::from_bytes(&frame::seal(PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, &longer)).unwrap_err();
+    assert_eq!(e.status, Status::Corrupt);
+    assert!(e.message.contains("4 bytes"), "{e}");
 }
 
 #[test]
@@ -114,7 +140,7 @@ proptest! {
         if let Some(cut) = cut {
             payload.truncate(cut.index(payload.len()));
         }
-        if let Ok(p) = Plan::from_bytes(&frame::seal(*b"wsyncpln", 1, &payload)) {
+        if let Ok(p) = Plan::from_bytes(&frame::seal(PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, &payload)) {
             for rank in [0, 1, 8, 15] {
                 let _ = p.program(Rank(rank));
             }

@@ -1,14 +1,17 @@
 //! Random layouts against a reference that moves one element at a time.
 
+mod layout_support;
 #[path = "naive/layouts.rs"]
 mod layouts;
 mod naive;
 #[path = "naive/ways.rs"]
 mod ways;
 
+use layout_support::{Dice, random_pair};
 use naive::World;
 use proptest::prelude::*;
 use std::sync::Arc;
+use weightsync::layout::Layout;
 use weightsync::plan::Plan;
 use weightsync::plan::decision::{PlanOptions, SourceRule, Strategy as Way};
 use weightsync::plan::program::Side;
@@ -33,8 +36,11 @@ fn deliver(
     destination: &layouts::Side,
     options: &PlanOptions,
 ) {
-    let (s, d) = (source.layout(tensors), destination.layout(tensors));
-    let plan = match Plan::create(Arc::new(s), Arc::new(d), options) {
+    run_plan(source.layout(tensors), destination.layout(tensors), options);
+}
+
+fn run_plan(source: Layout, destination: Layout, options: &PlanOptions) {
+    let plan = match Plan::create(Arc::new(source), Arc::new(destination), options) {
         Ok(plan) => plan,
         // Sizes that the mapping refuses.
         Err(e) if e.status == weightsync::Status::Unsupported => return,
@@ -83,6 +89,30 @@ proptest! {
             ..way
         };
         deliver(&tensors, &source, &destination, &options);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The same with everything that a layout can say: several meshes and parts,
+    /// parts of cuts, granules, casts, split, grouped and fused buffers, padding,
+    /// up to 8 axes or none, ranks described either way.
+    #[test]
+    fn whatever_a_layout_says_arrives_once(
+        seed: u64,
+        rotate: bool,
+        buckets in 1u32..6,
+        direct in prop_oneof![Just(1u64), Just(8), Just(1 << 20)],
+        in_clusters in prop::option::of((ways::topology(), any::<bool>())),
+    ) {
+        let (source, destination) = random_pair(&mut Dice(seed));
+        let mut options = options(rotate, buckets, direct);
+        if let Some((topology, is_fanout)) = in_clusters {
+            options.topology = Some(topology);
+            options.strategy = if is_fanout { Way::Fanout } else { Way::Relay };
+        }
+        run_plan(source, destination, &options);
     }
 }
 

@@ -285,3 +285,48 @@ fn what_is_selected_adds_up() {
         .unwrap_err();
     assert!(e.message.contains("2..2 of a selector is empty"), "{e}");
 }
+
+/// Selectors of equal meaning make one plan, however they are written.
+#[test]
+fn the_way_a_selector_is_written_does_not_matter() {
+    let whole = plan();
+    let fingerprint = |s: Selector| whole.select(&s).unwrap().fingerprint();
+    let by_name = |include: &[&str], exclude: &[&str]| {
+        let globs = |all: &[&str]| all.iter().map(|g| g.to_string()).collect();
+        fingerprint(Selector {
+            include: globs(include),
+            exclude: globs(exclude),
+            ..Selector::default()
+        })
+    };
+    let one = by_name(&["*mlp*", "*attn*"], &["*gate*", "*up*"]);
+    assert_eq!(
+        one,
+        by_name(&["*attn*", "*mlp*", "*mlp*"], &["*up*", "*gate*", "*up*"])
+    );
+    assert_ne!(one, by_name(&["*mlp*", "*attn*"], &["*gate*"]));
+    let by_layer = |layers: &[(u32, u32)]| {
+        fingerprint(Selector {
+            layers: layers.to_vec(),
+            ..Selector::default()
+        })
+    };
+    let one = by_layer(&[(0, 2)]);
+    for same in [&[(0, 1), (1, 2)][..], &[(1, 2), (0, 1)], &[(0, 2), (0, 1)]] {
+        assert_eq!(by_layer(same), one, "{same:?}");
+    }
+    let by_expert = |experts: &[(u32, u32)]| {
+        fingerprint(Selector {
+            experts: experts.to_vec(),
+            ..Selector::default()
+        })
+    };
+    assert_eq!(by_expert(&[(0, 2)]), by_expert(&[(1, 2), (0, 1), (0, 2)]));
+    let by_copy = |copies: &[u32]| {
+        fingerprint(Selector {
+            copies: copies.to_vec(),
+            ..Selector::default()
+        })
+    };
+    assert_eq!(by_copy(&[0, 2]), by_copy(&[2, 0, 2]));
+}

@@ -105,6 +105,27 @@ fn rings_stay_inside_their_budget() {
     assert!(e.message.contains("10000"), "{e}");
 }
 
+#[test]
+fn later_plans_find_room_for_their_rings() {
+    let budget = 1 << 20;
+    let options = ShmOptions {
+        ring_bytes_max: budget,
+        ..ShmOptions::default()
+    };
+    let world = World::stream(24 << 20, 1 << 10, 0, 1);
+    for (ranks, most) in [(2, budget), (3, budget / 2)] {
+        let all = transports(ranks, options.clone());
+        let mut memory = world.memory(0, 1);
+        let binding = world.bind(0, &mut memory, MemoryRange::EMPTY, all[0].abort_cell());
+        all[0].connect(&binding, soon()).unwrap();
+        let used = all[0].ring_bytes();
+        assert!(
+            used <= most && used > most / 2,
+            "{used} of {budget}, {ranks} ranks"
+        );
+    }
+}
+
 /// Two ranks in this process, connected.
 struct Pair {
     transports: Vec<Arc<ShmTransport>>,

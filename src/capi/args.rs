@@ -2,9 +2,10 @@
 
 use super::types::{wsync_bytes, wsync_rank_list, wsync_text};
 use crate::error::{Error, Result, Status};
-use crate::limits::NAME_BYTES_MAX;
+use crate::limits::{DIM_COUNT_MAX, NAME_BYTES_MAX};
 use crate::rank::Rank;
 use std::ffi::{c_char, c_void};
+use std::fmt::Display;
 use std::mem::MaybeUninit;
 
 /// Structs beyond this size are taken for garbage in `struct_size`.
@@ -343,6 +344,27 @@ pub(super) unsafe fn ranks(
     // SAFETY: passed on; any bit pattern is a `u32`.
     let ranks = unsafe { slice(list.ranks, list.count, what, count_max)? };
     Ok(ranks.iter().map(|&r| Rank(r)).collect())
+}
+
+/// The first `count` of eight numbers, one per axis of `what`; the others must
+/// be 0.
+pub(super) fn axes<'a, T: Copy + Default + PartialEq + Display>(
+    all: &'a [T; DIM_COUNT_MAX],
+    count: u32,
+    field: &str,
+    what: &str,
+) -> Result<&'a [T]> {
+    let Some((used, rest)) = all.split_at_checked(count as usize) else {
+        return Err(Error::limit(format!(
+            "{what} has {count} axes; at most {DIM_COUNT_MAX} are allowed"
+        )));
+    };
+    match rest.iter().find(|n| **n != T::default()) {
+        None => Ok(used),
+        Some(n) => Err(Error::invalid(format!(
+            "{what} has {count} axes, and {field} has a {n} beyond them"
+        ))),
+    }
 }
 
 /// Refuses a number that is none of an enum of the header.

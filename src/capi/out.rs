@@ -204,7 +204,9 @@ impl ErrorRecord {
             rank: error.rank.map_or(WSYNC_RANK_NONE, |r| r.0),
             message: [0; 496],
         };
-        fill_text(&mut record.message, &error.message);
+        // Names may have line breaks; the message has one line.
+        let line = error.message.replace(char::is_control, " ");
+        fill_text(&mut record.message, &line);
         out.write(&record);
     }
 }

@@ -547,7 +547,7 @@ pub unsafe extern "C" fn wsync_plan_step_count(plan: *const wsync_plan) -> u32 {
 
 /// Writes what `rank` does; all zero if it takes no part.
 ///
-/// Errors: none but a wrong argument.
+/// Errors: NOT_FOUND if the rank is in neither layout of this plan.
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_plan_program_info(
@@ -610,7 +610,8 @@ pub unsafe extern "C" fn wsync_plan_buffer_at(
 /// `tensor`, or WSYNC_STEP_NONE if it gets none. Once
 /// wsync_request_steps_done exceeds that step, the tensor is in place.
 ///
-/// Errors: NOT_FOUND if the plan does not move such a tensor.
+/// Errors: NOT_FOUND if the plan does not move such a tensor, or the rank is in
+/// neither layout.
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_plan_tensor_last_step(
@@ -637,7 +638,7 @@ pub unsafe extern "C" fn wsync_plan_tensor_last_step(
 /// NUL-terminated. With a `capacity` of 0 only `out_needed` is written: the
 /// number of bytes, the NUL included.
 ///
-/// Errors: BUFFER_TOO_SMALL.
+/// Errors: NOT_FOUND if the rank is in neither layout; BUFFER_TOO_SMALL.
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_plan_rank_ops(
@@ -839,6 +840,7 @@ impl PlanObject {
     }
 
     fn buffers(&self, rank: Rank) -> Result<SideBuffers> {
+        self.plan.check_rank(rank)?;
         self.buffers.get(rank, || {
             let program = self.plan.program(rank)?;
             let named = |used: &BufferUse| Some((Some(used.side), self.plan.buffer(rank, used)?));
@@ -850,6 +852,7 @@ impl PlanObject {
 }
 
 fn program_info(plan: &Plan, rank: Rank) -> Result<wsync_program_info> {
+    plan.check_rank(rank)?;
     let program = plan.program(rank)?;
     let direct = program.messages.iter().filter(|m| m.is_direct).count();
     Ok(wsync_program_info {

@@ -7,10 +7,12 @@ use super::handle::{self, Handle, exclusive, shared};
 use super::out::Out;
 use super::plan::wsync_plan;
 use super::transport::wsync_transport;
-use super::types::{wsync_error, wsync_side, wsync_status, wsync_text};
+use super::types::{wsync_dtype, wsync_error, wsync_side, wsync_status, wsync_text};
 use crate::device::MemoryRange;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exec::{BufferBinding, PlanSlot, Session, SessionOptions};
+use crate::layout::array::Array;
+use crate::layout::dtype::Dtype;
 use crate::limits::VIEW_COUNT_MAX;
 use crate::plan::program::Side;
 use std::ffi::{c_char, c_void};
@@ -62,13 +64,21 @@ plain_struct!(wsync_session_options, 16, "wsync_session_options");
 
 /// A buffer and its memory.
 ///
+/// dtype, shape and strides say how the caller sees the memory. A plan that
+/// sees it otherwise is then refused: one whose views have another element
+/// type, or elements that are none of the array's, or, unless the array is
+/// row-major, axes in another order. Unsigned integers stand for the bits of
+/// elements as wide as they are, and bytes for any. What is left 0 is not told,
+/// and not compared.
+///
 /// Since: 0.1
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct wsync_binding {
     /// The buffer's name in the layout of its side.
     pub name: wsync_text,
-    /// Where it begins. Stays the caller's, and valid until it is unbound.
+    /// Where it begins: the lowest byte, also of an array that runs backwards.
+    /// Stays the caller's, and valid until it is unbound.
     pub ptr: *mut c_void,
     /// Its size, which is at least that of the plan's buffer.
     pub bytes: u64,
@@ -80,6 +90,15 @@ pub struct wsync_binding {
     pub device: u32,
     /// 0.
     pub reserved: u32,
+    /// The type of the elements; {0, 0, 0} if that is not told.
+    pub dtype: wsync_dtype,
+    /// Axes of the array, at most WSYNC_DIM_COUNT_MAX; 0 if they are not told.
+    pub dim_count: u32,
+    /// Elements along each axis; 0 beyond dim_count.
+    pub shape: [u64; 8],
+    /// Bytes between neighbours along each axis, which may be negative; all 0
+    /// means without gaps, the last axis innermost.
+    pub strides: [i64; 8],
 }
 
 plain_element!(wsync_binding, 48, "wsync_binding");
@@ -148,7 +167,8 @@ pub unsafe extern "C" fn wsync_session_bind(
 /// Binds `binding_count` buffers in one call, all of them or none. `stride` is
 /// sizeof(wsync_binding).
 ///
-/// Errors: those of wsync_session_bind, naming the buffer.
+/// Errors: those of wsync_session_bind, naming the buffer; INVALID_ARGUMENT for
+/// shape and strides that leave the memory.
 /// Thread safety: one call at a time per session. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_session_bind_many(
@@ -201,7 +221,8 @@ pub unsafe extern "C" fn wsync_session_unbind(
 /// other memory afterwards. Other ranks need not load it at the same time.
 ///
 /// Errors: BUFFER_MISMATCH names every buffer that is not bound, or one that is
-/// too small or in other memory than planned; INVALID_ARGUMENT if the plan
+/// too small, in other memory than planned, or an array of another form;
+/// INVALID_ARGUMENT if the plan
 /// needs a rank that the transport lacks; OUT_OF_MEMORY, LIMIT_EXCEEDED; the
 /// reason, if the transport was aborted.
 /// Thread safety: one call at a time per session. Since: 0.1
@@ -317,6 +338,32 @@ unsafe fn binding_of<'a>(given: &wsync_binding) -> Result<BufferBinding<'a>> {
         name,
         range: range(given.ptr, given.bytes),
         memory: memory(given.memory, given.device)?,
+        array: array_of(given, name)?,
+    })
+}
+
+/// What is told of the array that the memory is.
+fn array_of(given: &wsync_binding, name: &str) -> Result<Option<Array>> {
+    let what = format!("buffer \"{name}\"");
+    let shape = args::axes(&given.shape, given.dim_count, "shape", &what)?;
+    let strides = args::axes(&given.strides, given.dim_count, "strides", &what)?;
+    if given.dtype == wsync_dtype::NONE {
+        return match given.dim_count {
+            0 => Ok(None),
+            n => Err(Error::invalid(format!(
+                "{what} has {n} axes and no dtype; tell it with shape and strides"
+            ))),
+        };
+    }
+    let made = Dtype::try_from(given.dtype).and_then(|dtype| {
+        match strides.iter().all(|&stride| stride == 0) {
+            true => Array::packed(dtype, shape),
+            false => Array::new(dtype, shape, strides),
+        }
+    });
+    made.map(Some).map_err(|e| Error {
+        message: format!("{what}: {}", e.message),
+        ..e
     })
 }
 

@@ -297,9 +297,10 @@ pub unsafe extern "C" fn wsync_transport_abort(
 
 /// The polite end: leaves together with all other ranks. Waits until every
 /// rank has called this, at most `deadline_ns` nanoseconds. No request can be
-/// prepared any more.
+/// prepared any more. After MEET_TIMEOUT it may be called again, to wait on.
 ///
-/// Errors: MEET_TIMEOUT names a rank that did not come; INVALID_STATE if the
+/// Errors: MEET_TIMEOUT names a rank that did not come; BUSY while a request
+/// is under way; INVALID_STATE if the
 /// ranks have not met; the reason, if the transport was aborted.
 /// Thread safety: one call at a time per transport; abort may be called
 /// meanwhile. Since: 0.1

@@ -3,7 +3,7 @@
 //! Numbers here are the ABI: they are never changed, reused or renumbered;
 //! a retired one stays as a comment. `tests/abi.rs` pins all of them.
 
-use crate::error::Status;
+use crate::error::{Error, Result, Status};
 use crate::layout::dtype::Dtype;
 use std::ffi::{c_char, c_void};
 
@@ -309,6 +309,23 @@ pub struct wsync_dtype {
     pub bits: u8,
     /// Lanes of one element, at least 1.
     pub lanes: u16,
+}
+
+impl wsync_dtype {
+    /// Not told.
+    pub(super) const NONE: wsync_dtype = wsync_dtype {
+        code: 0,
+        bits: 0,
+        lanes: 0,
+    };
+}
+
+impl TryFrom<wsync_dtype> for Dtype {
+    type Error = Error;
+
+    fn try_from(d: wsync_dtype) -> Result<Dtype> {
+        Dtype::new(d.code, d.bits, d.lanes)
+    }
 }
 
 impl From<Dtype> for wsync_dtype {

@@ -5,13 +5,11 @@ use super::buffers::memory;
 use super::count_u32;
 use super::types::{wsync_dtype, wsync_text};
 use crate::error::{Error, Result};
-use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Span, Tensor, TensorIndex};
 use crate::layout::view::{NamedBuffer, RankViews, Strides, View};
 use crate::layout::{Layout, LayoutSpec};
 use crate::limits::{TENSOR_COUNT_MAX, VIEW_COUNT_MAX};
 use crate::rank::Rank;
-use std::fmt::Display;
 
 /// A canonical tensor of a layout that is given view by view.
 ///
@@ -212,12 +210,13 @@ pub(super) unsafe fn views_layout(views: *const wsync_rank_views) -> Result<Layo
 unsafe fn tensor_of(item: &wsync_tensor) -> Result<Tensor> {
     // SAFETY: passed on.
     let name = unsafe { args::text(&item.name, "a tensor name")? };
-    let shape = numbers(&item.shape, item.dim_count, "shape", name)?;
-    let granule = numbers(&item.granule, item.dim_count, "granule", name)?;
+    let what = format!("tensor \"{name}\"");
+    let shape = args::axes(&item.shape, item.dim_count, "shape", &what)?;
+    let granule = args::axes(&item.granule, item.dim_count, "granule", &what)?;
     let made = Tensor {
         name: name.to_string(),
         shape: shape.into(),
-        dtype: dtype_of(item.dtype)?,
+        dtype: item.dtype.try_into()?,
         granule: granule.iter().map(|&g| g.max(1)).collect(),
     };
     made.validate()?;
@@ -261,8 +260,9 @@ fn view_of(item: &wsync_view, tensors: &[Tensor]) -> Result<View> {
     };
     args::reserved(<wsync_view as args::Plain>::NAME, item.reserved)?;
     let axes = count_u32(tensor.shape.len());
-    let lo = numbers(&item.lo, axes, "lo", &tensor.name)?;
-    let hi = numbers(&item.hi, axes, "hi", &tensor.name)?;
+    let what = format!("tensor \"{}\"", tensor.name);
+    let lo = args::axes(&item.lo, axes, "lo", &what)?;
+    let hi = args::axes(&item.hi, axes, "hi", &what)?;
     let bounds = IndexBox(
         lo.iter()
             .zip(hi)
@@ -270,14 +270,10 @@ fn view_of(item: &wsync_view, tensors: &[Tensor]) -> Result<View> {
             .collect(),
     );
     let dtype = match item.dtype {
-        wsync_dtype {
-            code: 0,
-            bits: 0,
-            lanes: 0,
-        } => tensor.dtype,
-        given => dtype_of(given)?,
+        wsync_dtype::NONE => tensor.dtype,
+        given => given.try_into()?,
     };
-    let strides: Strides = numbers(&item.strides, axes, "strides", &tensor.name)?.into();
+    let strides: Strides = args::axes(&item.strides, axes, "strides", &what)?.into();
     let strides = match strides.iter().all(|&s| s == 0) {
         false => strides,
         true => bounds.contiguous_strides(dtype.bytes()).ok_or_else(|| {
@@ -296,29 +292,4 @@ fn view_of(item: &wsync_view, tensors: &[Tensor]) -> Result<View> {
         dtype,
         conversion: None,
     })
-}
-
-/// The first `axes` of eight numbers; the others must be 0.
-fn numbers<'a, T: Copy + Default + PartialEq + Display>(
-    all: &'a [T; 8],
-    axes: u32,
-    field: &str,
-    tensor: &str,
-) -> Result<&'a [T]> {
-    let Some((used, rest)) = all.split_at_checked(axes as usize) else {
-        return Err(Error::limit(format!(
-            "tensor \"{tensor}\" has {axes} axes; at most {} are allowed",
-            all.len()
-        )));
-    };
-    match rest.iter().find(|n| **n != T::default()) {
-        None => Ok(used),
-        Some(n) => Err(Error::invalid(format!(
-            "tensor \"{tensor}\" has {axes} axes, and {field} has a {n} beyond them"
-        ))),
-    }
-}
-
-fn dtype_of(dtype: wsync_dtype) -> Result<Dtype> {
-    Dtype::new(dtype.code, dtype.bits, dtype.lanes)
 }

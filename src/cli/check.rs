@@ -1,6 +1,7 @@
 //! `weightsync check`: everything that is wrong, not the first thing only.
 //!
-//! Each layout is looked at on its own; if both are well-formed, the pair is.
+//! Each layout is looked at on its own, and the pair as far as both are
+//! well-formed.
 
 use super::table::{Table, grouped, print, print_json, read_file};
 use clap::Args;
@@ -70,6 +71,12 @@ fn text(args: &CheckArgs, found: &Inspection) -> String {
             report.errors,
             report.omitted,
         );
+    }
+    if !found.unpaired.is_empty() {
+        out.push_str(&format!(
+            "left out of what follows: {}, which have errors or share a buffer with one that has\n",
+            found.unpaired.join(", ")
+        ));
     }
     if let Some(pair) = &found.pair {
         let title = "source to destination";

@@ -3,7 +3,7 @@
 
 use super::account::Account;
 use super::check::of_file;
-use super::plan::ops_text;
+use super::plan::show_ops;
 use super::table::{Table, print, print_json, read_file};
 use clap::Args;
 use indicatif::ProgressBar;
@@ -33,7 +33,8 @@ pub struct ExplainArgs {
     /// `model.norm.weight[5]@12`
     #[arg(long, value_name = "TENSOR[I,J]@RANK", conflicts_with_all = ["html", "ops"])]
     element: Option<Element>,
-    /// Print the operations of one rank instead, one JSON object a line
+    /// Print the operations of one rank instead, one JSON object a line; an
+    /// array with --json
     #[arg(long, value_name = "RANK")]
     ops: Option<u32>,
     /// Print JSON
@@ -76,7 +77,7 @@ pub fn run(args: &ExplainArgs) -> Result<()> {
     let bytes = read_file(&args.plan)?;
     let plan = Plan::from_bytes(&bytes).map_err(|e| of_file(&args.plan, e))?;
     if let Some(rank) = args.ops {
-        return print(ops_text(&plan, Rank(rank))?);
+        return show_ops(&plan, Rank(rank), args.json);
     }
     if let Some(e) = &args.element {
         return element(&plan, e, args.json);

@@ -29,7 +29,7 @@ pub struct PlanArgs {
     #[arg(short, long, value_name = "PLAN")]
     output: Option<PathBuf>,
     /// Print the operations of one rank instead of the report, one JSON object
-    /// a line
+    /// a line; an array with --json
     #[arg(long, value_name = "RANK")]
     ops: Option<u32>,
     #[command(flatten)]
@@ -182,7 +182,7 @@ pub fn read_topology(path: &Path) -> Result<TopologySpec> {
 
 fn show(plan: &Plan, ops: Option<u32>, json: bool) -> Result<()> {
     if let Some(rank) = ops {
-        return print(ops_text(plan, Rank(rank))?);
+        return show_ops(plan, Rank(rank), json);
     }
     let account = Account::of(plan)?;
     match json {
@@ -191,22 +191,13 @@ fn show(plan: &Plan, ops: Option<u32>, json: bool) -> Result<()> {
     }
 }
 
-/// The operations of one rank, one JSON object a line.
-pub fn ops_text(plan: &Plan, rank: Rank) -> Result<String> {
-    lines(&ops_of(plan, rank)?)
-}
-
-fn ops_of(plan: &Plan, rank: Rank) -> Result<Vec<Op>> {
-    let ranks = plan.ranks();
-    if ranks.binary_search(&rank).is_err() {
-        return Err(Error::invalid(format!(
-            "rank {rank} is in neither layout; they have {} ranks, {} to {}",
-            ranks.len(),
-            ranks.first().copied().unwrap_or_default(),
-            ranks.last().copied().unwrap_or_default()
-        )));
+/// Prints the operations of one rank: as an array, or one object a line.
+pub fn show_ops(plan: &Plan, rank: Rank, json: bool) -> Result<()> {
+    let ops = plan.ops(rank)?;
+    match json {
+        true => print_json(&ops),
+        false => print(lines(&ops)?),
     }
-    plan.ops(rank)
 }
 
 fn lines(ops: &[Op]) -> Result<String> {

@@ -145,6 +145,7 @@ impl Shard {
                     address: b.bytes.address(),
                 },
                 memory: b.memory,
+                array: None,
             })
             .collect();
         session.bind_all(&bindings)

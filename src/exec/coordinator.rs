@@ -4,6 +4,8 @@
 //! no lock. It needs no plan either, everything it counts comes with the
 //! messages. It runs on the control thread of the lowest rank.
 
+mod departure;
+
 use super::Outcome;
 use super::agreement::{self, Group, Phase, Progress, Seat, Stage};
 use super::comparison::{self, Comparison};
@@ -16,6 +18,7 @@ use super::watchdog;
 use crate::error::{Error, Status};
 use crate::rank::Rank;
 use crate::transport::control::is_below;
+use departure::Departure;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -40,7 +43,7 @@ pub(super) struct Coordinator {
     pool: Vec<Group>,
     rounds: HashMap<u128, Round>,
     is_aborted: bool,
-    leaving: usize,
+    departure: Departure,
     scratch: Vec<u8>,
 }
 
@@ -52,7 +55,7 @@ impl Coordinator {
             pool: Vec::new(),
             rounds: HashMap::new(),
             is_aborted: false,
-            leaving: 0,
+            departure: Departure::default(),
             scratch: Vec::new(),
         }
     }
@@ -86,9 +89,8 @@ impl Coordinator {
             } => self.done(rank, key, outcome, sums, now, out),
             Message::Pairs { rank, key, list } => self.pairs(Rank(rank), key, list, out),
             Message::Suspect { rank, is_silent } => self.land.set_suspect(Rank(rank), is_silent),
-            Message::Leave { rank: _ } => {
-                self.leaving += 1;
-                if self.leaving == self.land.ranks.len() {
+            Message::Leave { rank } => {
+                if self.departure.leave(&self.land.ranks, Rank(rank)) {
                     out.down(&Message::Left);
                 }
             }
@@ -97,6 +99,7 @@ impl Coordinator {
             | Message::Compare { .. }
             | Message::Refuse { .. }
             | Message::Outcome { .. }
+            | Message::Awaited { .. }
             | Message::Left
             | Message::Ping { .. }
             | Message::Pong
@@ -114,7 +117,11 @@ impl Coordinator {
             out.abort = Some(error);
         }
         self.settle_closing(now, out);
-        self.groups.iter().filter_map(next_tick).min()
+        if let Some(Rank(rank)) = self.departure.news(&self.land.ranks, now) {
+            out.down(&Message::Awaited { rank });
+        }
+        let groups = self.groups.iter().filter_map(next_tick);
+        groups.chain(self.departure.next_tick()).min()
     }
 
     /// How often neighbours should ping each other now; `None` while nothing

@@ -185,7 +185,8 @@ impl Endpoint {
     }
 
     /// Leaves together with all other ranks: waits until every rank has called
-    /// this, at most `deadline_ns`. No request can be prepared any more.
+    /// this, at most `deadline_ns`; after a `MeetTimeout` it may be called again,
+    /// to wait on. No request can be prepared any more.
     pub fn finalize(&self, deadline_ns: u64) -> Result<()> {
         self.shared()?
             .leave(instant_in(Instant::now(), deadline_ns))

@@ -208,6 +208,7 @@ impl Member {
                     self.settled(&message);
                 }
             }
+            Message::Awaited { rank } => self.shared.set_awaited(Rank(rank)),
             Message::Left => self.shared.set_farewell(Farewell::Left),
             Message::Agree(_)
             | Message::Withdraw { .. }
@@ -313,6 +314,7 @@ impl Handler for Member {
             | Message::Compare { .. }
             | Message::Refuse { .. }
             | Message::Outcome { .. }
+            | Message::Awaited { .. }
             | Message::Left => {
                 net.down(frame);
                 self.apply(net, frame);

@@ -6,7 +6,7 @@
 //!   WITHDRAW I would not          REFUSE   they do not     PONG   so do I
 //!   BEAT     I have come so far   OUTCOME  how it ended
 //!   DONE     I have ended         LEFT     all have left   any way at all
-//!   SUSPECT  a child is silent                             ABORT
+//!   SUSPECT  a child is silent    AWAITED  who has not left ABORT
 //!   LEAVE    I am leaving         COMPARE  what do you send?
 //!   PAIRS    what I send and get
 //! ```
@@ -211,6 +211,10 @@ pub enum Message<'a> {
         /// Published digests, if the request was verified.
         once: &'a [u8],
     },
+    /// Some have left, and this is the lowest rank that has not.
+    Awaited {
+        rank: u32,
+    },
     Left,
     Ping {
         interval_ns: u64,
@@ -239,6 +243,7 @@ mod kind {
     pub const OUTCOME: u8 = 18;
     pub const LEFT: u8 = 19;
     pub const COMPARE: u8 = 20;
+    pub const AWAITED: u8 = 21;
     pub const PING: u8 = 32;
     pub const PONG: u8 = 33;
     pub const ABORT: u8 = 48;
@@ -328,6 +333,7 @@ impl<'a> Message<'a> {
                 .bytes(mismatches)
                 .bytes(once)
                 .end(),
+            Message::Awaited { rank } => w.u8(kind::AWAITED).u32(*rank).end(),
             Message::Left => w.u8(kind::LEFT).end(),
             Message::Ping {
                 interval_ns,
@@ -561,6 +567,7 @@ impl<'a> Reader<'a> {
                 mismatches: self.items(8)?,
                 once: self.items(8)?,
             },
+            kind::AWAITED => Message::Awaited { rank: self.u32()? },
             kind::LEFT => Message::Left,
             kind::PING => Message::Ping {
                 interval_ns: self.u64()?,
@@ -682,6 +689,7 @@ mod tests {
                 mismatches: &[1, 0, 0, 0, 2, 0, 0, 0],
                 once: &[9; 8],
             },
+            Message::Awaited { rank: 5 },
             Message::Left,
             Message::Ping {
                 interval_ns: 1000,

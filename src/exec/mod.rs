@@ -31,6 +31,7 @@ mod flight;
 mod landscape;
 mod member;
 pub mod message;
+mod needs;
 mod outbox;
 pub mod outcome;
 pub mod rank_set;

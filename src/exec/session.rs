@@ -12,10 +12,12 @@ use super::devices::{Devices, stage_host_sends};
 use super::endpoint::Endpoint;
 use super::flight::Flight;
 use super::message::{Card, NO_COPY};
+use super::needs::{Bound, Need, Needs};
 use super::shared::Shared;
 use super::{LOAD_DEADLINE_DEFAULT_NS, PlanView, instant_in, or_default};
 use crate::device::{Binding, Device, MemoryRange};
 use crate::error::{Error, Result, Status};
+use crate::layout::array::Array;
 use crate::layout::view::Memory;
 use crate::limits::{NAME_BYTES_MAX, PLAN_COUNT_MAX};
 use crate::plan::program::{Direction, Program, Side};
@@ -63,24 +65,23 @@ struct SessionState {
     latest: Weak<Flight>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Bound {
-    range: MemoryRange,
-    memory: Memory,
-}
-
 /// A name and the memory it stands for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct BufferBinding<'a> {
     pub side: Side,
     pub name: &'a str,
     pub range: MemoryRange,
     pub memory: Memory,
+    /// How the owner sees the memory, from its lowest byte on. Plans that see
+    /// it otherwise refuse it; without it they take the bytes as they lie.
+    pub array: Option<Array>,
 }
 
 impl BufferBinding<'_> {
     fn check(&self) -> Result<()> {
-        let BufferBinding { name, range, .. } = *self;
+        let BufferBinding {
+            name, range, array, ..
+        } = self;
         if name.is_empty() || name.len() > NAME_BYTES_MAX {
             return Err(Error::limit(format!(
                 "a buffer name has {} bytes; 1 to {NAME_BYTES_MAX} are allowed",
@@ -99,17 +100,15 @@ impl BufferBinding<'_> {
                 range.bytes
             )));
         }
+        let reach = array.as_ref().and_then(Array::bytes).unwrap_or(0);
+        if reach > u128::from(range.bytes) {
+            return Err(Error::invalid(format!(
+                "buffer \"{name}\" has {} bytes; its shape and strides reach {reach}",
+                range.bytes
+            )));
+        }
         Ok(())
     }
-}
-
-/// A buffer that a program needs.
-#[derive(Debug)]
-struct Need {
-    side: Side,
-    name: String,
-    bytes: u64,
-    memory: Memory,
 }
 
 /// Which work a step asks for.
@@ -144,7 +143,7 @@ pub(crate) struct Slot {
     /// Set if work of an ended request may still be in a queue: then staging
     /// is never given back.
     pub is_undrained: AtomicBool,
-    needs: Vec<Need>,
+    needs: Needs,
     binding: Mutex<Bindings>,
     pub device: Arc<dyn Device>,
     staging: MemoryRange,
@@ -212,6 +211,7 @@ impl Session {
             name,
             range,
             memory,
+            array: None,
         }])
     }
 
@@ -235,7 +235,7 @@ impl Session {
         if state.bound[side_index(side)].remove(name).is_none() {
             return Err(Error::new(
                 Status::NotFound,
-                format!("no {} buffer is bound as \"{name}\"", side_name(side)),
+                format!("no {side} buffer is bound as \"{name}\""),
             ));
         }
         for slot in state.slots.values() {
@@ -358,7 +358,7 @@ impl SessionInner {
         let state = self.lock();
         let mut bindings = slot.lock_bindings();
         if bindings.is_stale {
-            check_needs(&state, &slot.needs)?;
+            slot.needs.check(&*slot.plan, |n| state.find(n))?;
             refresh(&state, slot, &mut bindings)?;
         }
         Ok(bindings.current.clone())
@@ -381,20 +381,19 @@ impl SessionState {
     /// Puts a checked binding in place; loaded plans take it with their next
     /// `prepare`.
     fn bind(&mut self, binding: &BufferBinding<'_>) {
-        let BufferBinding {
-            side,
-            name,
-            range,
-            memory,
-        } = *binding;
-        let fresh = Bound { range, memory };
+        let BufferBinding { side, name, .. } = *binding;
+        let fresh = Bound {
+            range: binding.range,
+            memory: binding.memory,
+            array: binding.array.clone(),
+        };
         let bound = &mut self.bound[side_index(side)];
         match bound.get_mut(name) {
             Some(b) => *b = fresh,
             None => drop(bound.insert(name.to_string(), fresh)),
         }
         for slot in self.slots.values() {
-            if slot.needs.iter().any(|n| n.side == side && n.name == name) {
+            if slot.needs.contain(side, name) {
                 slot.lock_bindings().is_stale = true;
             }
         }
@@ -419,9 +418,9 @@ impl Slot {
         let mut program = plan.program(shared.rank)?;
         let participants = plan.participants();
         let card = make_card(shared, &*plan, &program, &participants)?;
-        let needs = make_needs(&*plan, &program)?;
+        let needs = Needs::of(&*plan, &program)?;
         let state = session.lock();
-        check_needs(&state, &needs)?;
+        needs.check(&*plan, |n| state.find(n))?;
         let memory = needs.iter().map(|n| state.range(n)).collect();
         let kinds: Vec<Memory> = needs.iter().map(|n| state.memory(n)).collect();
         drop(state);
@@ -562,81 +561,6 @@ fn make_card(
     })
 }
 
-fn make_needs(plan: &dyn PlanView, program: &Program) -> Result<Vec<Need>> {
-    program
-        .buffers
-        .iter()
-        .map(|b| {
-            let named = plan.buffer(program.rank, b).ok_or_else(|| {
-                Error::internal(format!("the plan does not know its own buffer {b:?}"))
-            })?;
-            Ok(Need {
-                side: b.side,
-                name: named.name,
-                bytes: named.bytes,
-                memory: named.memory,
-            })
-        })
-        .collect()
-}
-
-/// Checks that every needed buffer is bound and large enough; names all that
-/// are missing at once.
-fn check_needs(state: &SessionState, needs: &[Need]) -> Result<()> {
-    let missing: Vec<String> = needs
-        .iter()
-        .filter(|n| state.find(n).is_none())
-        .map(|n| format!("\"{}\" ({}, {} bytes)", n.name, side_name(n.side), n.bytes))
-        .collect();
-    if !missing.is_empty() {
-        return Err(Error::new(
-            Status::BufferMismatch,
-            format!(
-                "{} buffers are not bound: {}",
-                missing.len(),
-                missing.join(", ")
-            ),
-        ));
-    }
-    for need in needs {
-        let Some(bound) = state.find(need) else {
-            continue;
-        };
-        if bound.range.bytes < need.bytes {
-            return Err(Error::new(
-                Status::BufferMismatch,
-                format!(
-                    "buffer \"{}\" ({}) is bound with {} bytes; the plan needs {}",
-                    need.name,
-                    side_name(need.side),
-                    bound.range.bytes,
-                    need.bytes
-                ),
-            ));
-        }
-        if is_host(bound.memory) != is_host(need.memory) {
-            return Err(Error::new(
-                Status::BufferMismatch,
-                format!(
-                    "buffer \"{}\" ({}) is bound as {:?}; the layout says {:?}",
-                    need.name,
-                    side_name(need.side),
-                    bound.memory,
-                    need.memory
-                ),
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn is_host(memory: Memory) -> bool {
-    match memory {
-        Memory::Host | Memory::PinnedHost => true,
-        Memory::Device(_) => false,
-    }
-}
-
 fn check_quiet(state: &SessionState, what: &str) -> Result<()> {
     let latest = state.latest.upgrade();
     if latest.is_some_and(|f| f.lock().state.is_active()) {
@@ -659,12 +583,5 @@ fn side_index(side: Side) -> usize {
     match side {
         Side::Source => 0,
         Side::Destination => 1,
-    }
-}
-
-fn side_name(side: Side) -> &'static str {
-    match side {
-        Side::Source => "source",
-        Side::Destination => "destination",
     }
 }

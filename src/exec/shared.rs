@@ -49,7 +49,8 @@ pub(crate) struct Orders {
 pub(crate) enum Farewell {
     #[default]
     Staying,
-    Leaving,
+    /// Waits for others: for this one, as far as is known.
+    Leaving(Option<Rank>),
     Left,
 }
 
@@ -186,7 +187,7 @@ impl Shared {
         let farewell = self.farewell.lock().unwrap_or_else(PoisonError::into_inner);
         match *farewell {
             Farewell::Staying => Ok(()),
-            Farewell::Leaving | Farewell::Left => Err(Error::new(
+            Farewell::Leaving(_) | Farewell::Left => Err(Error::new(
                 Status::InvalidState,
                 "the transport has been finalized",
             )),
@@ -211,20 +212,27 @@ impl Shared {
         self.farewell_changed.notify_all();
     }
 
+    /// Says whom the others wait for.
+    pub fn set_awaited(&self, rank: Rank) {
+        let mut farewell = self.farewell.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Farewell::Leaving(awaited) = &mut *farewell {
+            *awaited = Some(rank);
+        }
+    }
+
+    /// Leaves, and waits for all others to leave. Whoever did not wait long
+    /// enough may wait on by calling again.
     pub fn leave(&self, deadline: Option<Instant>) -> Result<()> {
         if let Some(reason) = self.abort_reason() {
             return Err(reason);
         }
-        self.take_seat()?;
-        {
-            let mut farewell = self.farewell.lock().unwrap_or_else(PoisonError::into_inner);
-            if *farewell == Farewell::Staying {
-                *farewell = Farewell::Leaving;
-            }
-        }
-        self.orders().leave = true;
-        self.waker.wake();
         let mut farewell = self.farewell.lock().unwrap_or_else(PoisonError::into_inner);
+        if *farewell == Farewell::Staying {
+            self.take_seat()?;
+            *farewell = Farewell::Leaving(None);
+            self.orders().leave = true;
+            self.waker.wake();
+        }
         while *farewell != Farewell::Left {
             if let Some(reason) = self.abort_reason() {
                 return Err(reason);
@@ -240,10 +248,7 @@ impl Shared {
                 None => Duration::from_secs(3600),
             };
             if left.is_zero() {
-                return Err(Error::new(
-                    Status::MeetTimeout,
-                    "not every rank left within the deadline",
-                ));
+                return Err(stayed(&farewell));
             }
             farewell = self
                 .farewell_changed
@@ -253,4 +258,14 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Why leaving takes too long.
+fn stayed(farewell: &Farewell) -> Error {
+    let Farewell::Leaving(Some(rank)) = farewell else {
+        let text = "not every rank left within the deadline";
+        return Error::new(Status::MeetTimeout, text);
+    };
+    let text = format!("rank {rank} did not leave within the deadline");
+    Error::new(Status::MeetTimeout, text).by(*rank)
 }

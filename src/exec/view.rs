@@ -1,10 +1,11 @@
 //! What execution needs to know of a plan.
 
 use crate::error::Result;
+use crate::layout::Layout;
 use crate::layout::tensor::Tensor;
 use crate::layout::view::NamedBuffer;
 use crate::plan::Plan;
-use crate::plan::program::{BufferUse, Program};
+use crate::plan::program::{BufferUse, Program, Side};
 use crate::rank::Rank;
 
 /// A plan, as a session sees it. Immutable; every rank's answers agree.
@@ -31,6 +32,9 @@ pub trait PlanView: Send + Sync + std::fmt::Debug {
 
     /// Name, size and memory kind of a buffer that `rank`'s program touches.
     fn buffer(&self, rank: Rank, buffer: &BufferUse) -> Option<NamedBuffer>;
+
+    /// The layout of one side, with the views of every rank.
+    fn layout(&self, side: Side) -> &Layout;
 
     /// The canonical tensors, by index.
     fn tensors(&self) -> &[Tensor];
@@ -70,6 +74,10 @@ impl PlanView for Plan {
 
     fn buffer(&self, rank: Rank, buffer: &BufferUse) -> Option<NamedBuffer> {
         Plan::buffer(self, rank, buffer)
+    }
+
+    fn layout(&self, side: Side) -> &Layout {
+        Plan::layout(self, side)
     }
 
     fn tensors(&self) -> &[Tensor] {

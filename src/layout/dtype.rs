@@ -107,6 +107,11 @@ impl Dtype {
         self.bits as u64 * self.lanes as u64 / 8
     }
 
+    /// True for unsigned integers of one lane.
+    pub const fn is_unsigned(self) -> bool {
+        self.code == Dtype::U8.code && self.lanes == 1
+    }
+
     /// True for the floats that we convert into each other: f32, f16, bf16.
     pub fn is_castable(self) -> bool {
         [Dtype::F32, Dtype::F16, Dtype::BF16].contains(&self)

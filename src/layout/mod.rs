@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod array;
 mod canonical;
 pub mod check;
 pub mod cut;
@@ -197,6 +198,11 @@ impl Layout {
     /// Every rank of the layout, ascending.
     pub fn ranks(&self) -> Vec<Rank> {
         self.index.ranks().collect()
+    }
+
+    /// The lowest rank of the layout.
+    pub fn lowest_rank(&self) -> Option<Rank> {
+        self.index.ranks().next()
     }
 
     /// Number of ranks.

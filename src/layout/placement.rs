@@ -160,12 +160,11 @@ pub struct Seat {
 }
 
 impl Cut {
-    /// Product of the mesh axes the cut uses.
+    /// Product of the mesh axes the cut uses; `u64::MAX` where it is more, as
+    /// an ill-formed cut that names an axis again and again may have it.
     pub fn width(&self, mesh: &Mesh) -> u64 {
-        self.axes
-            .iter()
-            .map(|&a| u64::from(mesh.axes[a as usize].size))
-            .product()
+        let sizes = self.axes.iter().map(|&a| mesh.axes[a as usize].size);
+        sizes.fold(1, |width, size| width.saturating_mul(size.into()))
     }
 
     /// Number of parts.

@@ -12,6 +12,7 @@ use super::placement::{Buffer, Part, Placement};
 use super::tensor::{Tensor, TensorIndex};
 use super::{Layout, LayoutSpec};
 use crate::error::Result;
+use std::collections::BTreeSet;
 
 impl Layout {
     /// The layout of the tensors whose name, or one of whose aliases, `keep`
@@ -24,35 +25,7 @@ impl Layout {
                 is_kept[t.index()] |= keep(alias);
             }
         }
-        let mut parts: Vec<Part> = spec.parts.iter().map(|p| narrow(p, &is_kept)).collect();
-        let mut explicit = spec.explicit.clone();
-        for r in &mut explicit {
-            r.views.retain(|v| is_kept[v.tensor.index()]);
-        }
-        let mut stays = is_kept.clone();
-        for p in parts.iter().flat_map(|p| &p.spacers) {
-            stays[p.tensor.index()] = true;
-        }
-        let (tensors, numbers) = compact(&spec.tensors, &stays);
-        for p in &mut parts {
-            for x in p.placements.iter_mut().chain(&mut p.spacers) {
-                x.tensor = numbers[x.tensor.index()];
-            }
-        }
-        for v in explicit.iter_mut().flat_map(|r| &mut r.views) {
-            v.tensor = numbers[v.tensor.index()];
-        }
-        let aliases = spec.aliases.iter().filter(|(_, name)| {
-            let t = self.find_tensor(name);
-            t.is_none_or(|t| is_kept[t.index()])
-        });
-        Layout::new(LayoutSpec {
-            tensors,
-            aliases: aliases.cloned().collect(),
-            parts,
-            explicit,
-            marks: spec.marks.clone(),
-        })
+        Layout::new(spec.keep(&is_kept))
     }
 
     /// True if some rank holds, or needs, a piece of this tensor. Others are
@@ -61,6 +34,47 @@ impl Layout {
         let in_part = |p: &Part| !p.placements_of(tensor).is_empty();
         let views = || self.explicit().iter().flat_map(|r| &r.views);
         self.parts().iter().any(in_part) || views().any(|v| v.tensor == tensor)
+    }
+}
+
+impl LayoutSpec {
+    /// The same less the tensors that `is_kept`, one for each, does not keep.
+    /// Their members of fused buffers that stay are spacers.
+    pub(super) fn keep(&self, is_kept: &[bool]) -> LayoutSpec {
+        let mut parts: Vec<Part> = self.parts.iter().map(|p| narrow(p, is_kept)).collect();
+        let mut explicit = self.explicit.clone();
+        for r in &mut explicit {
+            r.views.retain(|v| is_kept[v.tensor.index()]);
+        }
+        let mut stays = is_kept.to_vec();
+        for p in parts.iter().flat_map(|p| &p.spacers) {
+            stays[p.tensor.index()] = true;
+        }
+        let (tensors, numbers) = compact(&self.tensors, &stays);
+        for p in &mut parts {
+            for x in p.placements.iter_mut().chain(&mut p.spacers) {
+                x.tensor = numbers[x.tensor.index()];
+            }
+        }
+        for v in explicit.iter_mut().flat_map(|r| &mut r.views) {
+            v.tensor = numbers[v.tensor.index()];
+        }
+        let is_left_out: BTreeSet<&str> = self
+            .tensors
+            .iter()
+            .zip(is_kept)
+            .filter(|(_, is_kept)| !**is_kept)
+            .map(|(t, _)| t.name.as_str())
+            .collect();
+        let aliases = self.aliases.iter();
+        let aliases = aliases.filter(|(_, name)| !is_left_out.contains(name.as_str()));
+        LayoutSpec {
+            tensors,
+            aliases: aliases.cloned().collect(),
+            parts,
+            explicit,
+            marks: self.marks.clone(),
+        }
     }
 }
 

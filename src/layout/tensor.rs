@@ -169,6 +169,31 @@ impl Tensor {
 
     /// Checks name, axes, extents, granules and size.
     pub fn validate(&self) -> Result<()> {
+        self.validate_size()?;
+        match self.granule_faults().next() {
+            None => Ok(()),
+            Some((_, text)) => Err(Error::layout(format!("tensor \"{}\": {text}", self.name))),
+        }
+    }
+
+    /// The axes whose granule does not fit, and why.
+    pub(super) fn granule_faults(&self) -> impl Iterator<Item = (usize, String)> + '_ {
+        let axes = self.shape.iter().zip(&self.granule).enumerate();
+        axes.filter_map(|(axis, (&n, &g))| match g {
+            0 => Some((
+                axis,
+                format!("the granule of axis {axis} is 0; 1 means no limit"),
+            )),
+            _ if n % g != 0 => Some((
+                axis,
+                format!("axis {axis} has {n} indices, not a multiple of its granule {g}"),
+            )),
+            _ => None,
+        })
+    }
+
+    /// Checks all but whether granules fit.
+    pub(super) fn validate_size(&self) -> Result<()> {
         let name = &self.name;
         if name.is_empty() || name.len() > NAME_BYTES_MAX {
             return Err(Error::limit(format!(
@@ -188,18 +213,6 @@ impl Tensor {
                 self.shape.len(),
                 self.granule.len()
             )));
-        }
-        for (axis, (&n, &g)) in self.shape.iter().zip(&self.granule).enumerate() {
-            if g == 0 {
-                return Err(Error::layout(format!(
-                    "tensor \"{name}\": the granule of axis {axis} is 0; 1 means no limit"
-                )));
-            }
-            if n % g != 0 {
-                return Err(Error::layout(format!(
-                    "tensor \"{name}\": axis {axis} has {n} indices, not a multiple of its granule {g}"
-                )));
-            }
         }
         // An extent of 0 counts as 1, so that no product of some extents overflows.
         let bytes = self

@@ -6,10 +6,13 @@
 //! is left. Both ends split the *needed* box by the same rule, so sender and
 //! receiver see the same cells.
 
-use super::tables::{ExplicitBox, PlanTensor, placement};
+use super::boxes::ExplicitBoxes;
+use super::tables::{PlanTensor, placement};
+use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::layout::mesh::MeshSlice;
 use crate::layout::tensor::{IndexBox, Span};
+use crate::limits::CELL_COUNT_MAX;
 use crate::rank::Rank;
 use smallvec::SmallVec;
 
@@ -53,33 +56,48 @@ impl Splitter<'_> {
         &self.destination.tensors()[self.tensor.destination.index()].shape
     }
 
-    /// The cells of a needed box `bounds`, or of the part of it inside
-    /// `within`, sorted by start.
-    pub fn cells(&self, bounds: &IndexBox, within: Option<&IndexBox>) -> Vec<IndexBox> {
+    /// The cells of a needed box `bounds`, or of the part of it inside the held
+    /// box `within`, sorted by start.
+    pub fn cells(&self, bounds: &IndexBox, within: Option<&IndexBox>) -> Result<Vec<IndexBox>> {
         let range = match within {
             Some(w) => bounds.intersect(w),
             None => bounds.clone(),
         };
         if range.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         if self.tensor.explicit_holders.is_empty() {
             return self.grid(&range, None);
         }
         // Explicit boxes split from the needed box down, whoever asks.
-        let mut out = Vec::new();
-        let holders: Vec<&ExplicitBox> = self.tensor.explicit_holders.iter().collect();
-        for cell in self.grid(bounds, None) {
-            split_by(&cell, &range, &holders, &mut out);
+        let mut slabs = Slabs::new(&self.tensor.explicit_holders, &range);
+        for mut cell in self.grid(bounds, None)? {
+            if cell.overlaps(&range) {
+                slabs.split(&mut cell);
+                self.check_count(slabs.out.len() as u64)?;
+            }
         }
-        out.retain(|c| range.contains(c));
+        let mut out = slabs.out;
         out.sort();
-        out
+        Ok(out)
+    }
+
+    /// Refuses cuts that leave too many cells to plan for.
+    fn check_count(&self, count: u64) -> Result<()> {
+        if count <= CELL_COUNT_MAX {
+            return Ok(());
+        }
+        let tensor = &self.destination.tensors()[self.tensor.destination.index()];
+        Err(Error::limit(format!(
+            "tensor \"{}\": the cuts of both sides divide one box into {count} cells or more; at most \
+             {CELL_COUNT_MAX} are allowed; cut it into fewer blocks",
+            tensor.name
+        )))
     }
 
     /// The product grid of all symbolic source bounds inside `range` and, if
     /// given, of the bounds of needing placement `needer`.
-    pub fn grid(&self, range: &IndexBox, needer: Option<usize>) -> Vec<IndexBox> {
+    pub fn grid(&self, range: &IndexBox, needer: Option<usize>) -> Result<Vec<IndexBox>> {
         let mut axes: SmallVec<[SmallVec<[u64; 16]>; 4]> = SmallVec::new();
         for (dim, span) in range.spans().iter().enumerate() {
             let mut bounds: SmallVec<[u64; 16]> = SmallVec::new();
@@ -99,11 +117,11 @@ impl Splitter<'_> {
             bounds.dedup();
             axes.push(bounds);
         }
-        product(&axes)
+        self.product(&axes)
     }
 
     /// The needed boxes of placement `needer` that overlap `held`.
-    pub fn needed_boxes(&self, needer: usize, held: &IndexBox) -> Vec<IndexBox> {
+    pub fn needed_boxes(&self, needer: usize, held: &IndexBox) -> Result<Vec<IndexBox>> {
         let (part, p) = placement(self.destination, self.tensor.needers[needer]);
         let rule = part.rule(p);
         let mesh = part.mesh(rule);
@@ -121,7 +139,7 @@ impl Splitter<'_> {
             bounds.dedup();
             axes.push(bounds);
         }
-        product(&axes)
+        self.product(&axes)
     }
 
     /// Who holds a cell.
@@ -138,7 +156,8 @@ impl Splitter<'_> {
                 stage_axis: rule.stage_axis,
             });
         }
-        for e in &self.tensor.explicit_holders {
+        let explicit = &self.tensor.explicit_holders;
+        for e in explicit.near(cell).into_iter().map(|i| &explicit[i]) {
             if e.bounds.contains(cell) {
                 set.listed.extend(&e.ranks);
             }
@@ -161,60 +180,117 @@ impl Splitter<'_> {
             stage_axis: rule.stage_axis,
         }
     }
+
+    /// Every box of a grid given by the bounds of each axis, sorted by start.
+    fn product(&self, axes: &[SmallVec<[u64; 16]>]) -> Result<Vec<IndexBox>> {
+        let counts = axes.iter().map(|b| b.len() as u64 - 1);
+        let count = counts.fold(1, u64::saturating_mul);
+        self.check_count(count)?;
+        let mut out = Vec::with_capacity(count as usize);
+        let mut at: SmallVec<[usize; 8]> = axes.iter().map(|_| 0).collect();
+        for _ in 0..count {
+            out.push(IndexBox(
+                axes.iter()
+                    .zip(&at)
+                    .map(|(b, &i)| Span::new(b[i], b[i + 1]))
+                    .collect(),
+            ));
+            for d in (0..axes.len()).rev() {
+                at[d] += 1;
+                if at[d] + 1 < axes[d].len() {
+                    break;
+                }
+                at[d] = 0;
+            }
+        }
+        Ok(out)
+    }
 }
 
-/// Every box of a grid given by the bounds of each axis, sorted by start.
-fn product(axes: &[SmallVec<[u64; 16]>]) -> Vec<IndexBox> {
-    let count: usize = axes.iter().map(|b| b.len() - 1).product();
-    let mut out = Vec::with_capacity(count);
-    let mut at: SmallVec<[usize; 8]> = axes.iter().map(|_| 0).collect();
-    for _ in 0..count {
-        out.push(IndexBox(
-            axes.iter()
-                .zip(&at)
-                .map(|(b, &i)| Span::new(b[i], b[i + 1]))
+/// Cuts boxes into slabs, axis by axis, wherever an explicit box starts or
+/// ends. Within one slab only the boxes that span it matter for the axes that
+/// are left, so that cuts of different places do not cross each other:
+///
+/// ```text
+///   ┌─────┬─────┐      first the axis with the most starts,
+///   │  a  │     │      then the others within each slab
+///   ├──┬──┤  c  │
+///   │  │  │     │
+///   └──┴──┴─────┘
+/// ```
+///
+/// What is cut where does not depend on `range`: whoever asks for a part sees
+/// the cells of the whole.
+struct Slabs<'a> {
+    boxes: &'a ExplicitBoxes,
+    /// The axes in the order in which they are cut.
+    axes: SmallVec<[usize; 8]>,
+    /// A union of cells; the others are left out.
+    range: &'a IndexBox,
+    out: Vec<IndexBox>,
+}
+
+impl<'a> Slabs<'a> {
+    fn new(boxes: &'a ExplicitBoxes, range: &'a IndexBox) -> Slabs<'a> {
+        let first = boxes.axis();
+        let rest = (0..range.0.len()).filter(|&a| a != first);
+        Slabs {
+            boxes,
+            axes: (0..range.0.len().min(1))
+                .map(|_| first)
+                .chain(rest)
                 .collect(),
-        ));
-        for d in (0..axes.len()).rev() {
-            at[d] += 1;
-            if at[d] + 1 < axes[d].len() {
-                break;
-            }
-            at[d] = 0;
+            range,
+            out: Vec::new(),
         }
     }
-    out
-}
 
-/// Splits `cell` until every box either contains a piece or misses it; pieces
-/// outside of `range` are left out.
-fn split_by(cell: &IndexBox, range: &IndexBox, boxes: &[&ExplicitBox], out: &mut Vec<IndexBox>) {
-    if !cell.overlaps(range) {
-        return;
+    /// Adds the cells of `cell` inside the range.
+    fn split(&mut self, cell: &mut IndexBox) {
+        // Along the first axis only what is near the range matters; along the
+        // others every box that spans the same slab does.
+        let mut near = cell.clone();
+        if let Some(&axis) = self.axes.first() {
+            near.0[axis] = near.0[axis].intersect(self.range.0[axis]);
+        }
+        let boxes: &'a ExplicitBoxes = self.boxes;
+        let found = boxes.near(&near);
+        let found: Vec<&IndexBox> = found.iter().map(|&i| &boxes[i].bounds).collect();
+        self.cut(cell, 0, &found);
     }
-    let near: Vec<&ExplicitBox> = boxes
-        .iter()
-        .copied()
-        .filter(|e| e.bounds.overlaps(cell))
-        .collect();
-    let Some(e) = near.iter().find(|e| !e.bounds.contains(cell)) else {
-        out.push(cell.clone());
-        return;
-    };
-    for (d, span) in cell.spans().iter().enumerate() {
-        let b = e.bounds.0[d];
-        let at = if span.lo < b.lo && b.lo < span.hi {
-            b.lo
-        } else if span.lo < b.hi && b.hi < span.hi {
-            b.hi
-        } else {
-            continue;
+
+    fn cut(&mut self, cell: &mut IndexBox, level: usize, boxes: &[&'a IndexBox]) {
+        let axis = match self.axes.get(level) {
+            _ if self.out.len() as u64 > CELL_COUNT_MAX => return,
+            Some(&axis) if boxes.iter().any(|b| !b.contains(cell)) => axis,
+            _ => {
+                if self.range.contains(cell) {
+                    self.out.push(cell.clone());
+                }
+                return;
+            }
         };
-        let (mut low, mut high) = (cell.clone(), cell.clone());
-        low.0[d].hi = at;
-        high.0[d].lo = at;
-        split_by(&low, range, &near, out);
-        split_by(&high, range, &near, out);
-        return;
+        let whole = cell.0[axis];
+        let range = whole.intersect(self.range.0[axis]);
+        let mut sorted = boxes.to_vec();
+        sorted.sort_by_key(|b| b.0[axis].lo);
+        let ends = sorted.iter().flat_map(|b| [b.0[axis].lo, b.0[axis].hi]);
+        let inside = ends.filter(|&x| range.lo < x && x < range.hi);
+        let mut bounds: Vec<u64> = inside.chain([range.lo, range.hi]).collect();
+        bounds.sort_unstable();
+        bounds.dedup();
+        let mut next = sorted.into_iter().peekable();
+        let mut active: Vec<&'a IndexBox> = Vec::new();
+        for slab in bounds.windows(2).map(|w| Span::new(w[0], w[1])) {
+            active.retain(|b| b.0[axis].hi > slab.lo);
+            while let Some(b) = next.next_if(|b| b.0[axis].lo <= slab.lo) {
+                if b.0[axis].hi > slab.lo {
+                    active.push(b);
+                }
+            }
+            cell.0[axis] = slab;
+            self.cut(cell, level + 1, &active);
+        }
+        cell.0[axis] = whole;
     }
 }

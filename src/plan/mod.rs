@@ -29,6 +29,7 @@ pub mod traffic;
 pub mod two_stage;
 pub mod verify;
 
+mod boxes;
 mod bucket;
 mod cells;
 mod derive;
@@ -42,6 +43,7 @@ mod tables;
 mod wire;
 
 use crate::error::{Error, Result, Status};
+use crate::layout::check::check_pair;
 use crate::layout::tensor::Tensor;
 use crate::layout::view::NamedBuffer;
 use crate::layout::{Layout, LayoutSpec, Place};
@@ -59,7 +61,7 @@ use tables::{PlacementRef, Tables, placement};
 use topology::{Topology, TopologySpec};
 use two_stage::TwoStage;
 use wildmatch::WildMatch;
-pub use wire::PlanDiff;
+pub use wire::{PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, PlanDiff};
 
 /// Version of the rules by which programs are derived; part of every
 /// fingerprint, so ranks with other rules never exchange a byte.
@@ -139,9 +141,10 @@ impl Ground {
 impl Plan {
     /// Plans the way from `source` to `destination`.
     ///
-    /// Fails, naming tensors, ranks and numbers, if a destination byte has no
-    /// holder, shapes or dtypes do not fit, or the staging budget is too small
-    /// for the smallest piece.
+    /// Fails, naming tensors, ranks and numbers, if anything hinders that
+    /// [`check_pair`] finds (a destination byte without a holder or written
+    /// twice, shapes, dtypes, granules or copies that do not fit), or the staging
+    /// budget is too small for the smallest piece.
     pub fn create(
         source: Arc<Layout>,
         destination: Arc<Layout>,
@@ -150,6 +153,8 @@ impl Plan {
         options.validate()?;
         let mut plan = Plan::unsealed(source, destination, options, options.bucket_count.max(1))?;
         plan.refuse_unused(&options.unused_allowed)?;
+        plan.refuse_misfits()?;
+        plan.refuse_crumbs()?;
         plan.choose_buckets(options.bucket_count != 0)?;
         plan.seal()?;
         Ok(plan)
@@ -179,8 +184,9 @@ impl Plan {
         Plan::assemble(source, destination, decision, ground, Vec::new())
     }
 
-    /// The plan of a decision that was made before: nothing is chosen, and no
-    /// rank is looked at until its program is asked for.
+    /// The plan of a decision that was made before, for layouts that
+    /// [`check_pair`] found to fit: nothing is chosen, and no rank is looked at
+    /// until its program is asked for.
     pub fn with_decision(
         source: Arc<Layout>,
         destination: Arc<Layout>,
@@ -343,6 +349,21 @@ impl Plan {
         )))
     }
 
+    /// What hinders between the layouts is an error, all of it counted. Unused
+    /// source tensors are judged by what the caller allows.
+    fn refuse_misfits(&self) -> Result<()> {
+        check_pair(&self.source, &self.destination).refuse_misfits()
+    }
+
+    /// Cuts that leave far too many cells are refused by what the lowest
+    /// destination rank needs, before every other rank is asked.
+    fn refuse_crumbs(&self) -> Result<()> {
+        match self.destination.lowest_rank() {
+            Some(rank) => derive::needs(self.inputs(), rank).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
     /// All ranks, or, of very many, the first, a middle and the last one of
     /// each kind; says whether these are all.
     pub(crate) fn sample_ranks(&self) -> (Vec<Rank>, bool) {
@@ -486,6 +507,24 @@ impl Plan {
         all
     }
 
+    /// Refuses a rank that is in neither layout, with those that are.
+    pub fn check_rank(&self, rank: Rank) -> Result<()> {
+        if self.source.place(rank).is_some() || self.destination.place(rank).is_some() {
+            return Ok(());
+        }
+        let ranks = self.ranks();
+        let of = |end: Option<&Rank>| end.copied().unwrap_or_default();
+        Err(Error::new(
+            Status::NotFound,
+            format!(
+                "rank {rank} is in neither layout; they have {} ranks, {} to {}",
+                ranks.len(),
+                of(ranks.first()),
+                of(ranks.last())
+            ),
+        ))
+    }
+
     /// Ranks that hold or need a tensor of this plan, ascending.
     pub fn participants(&self) -> &[Rank] {
         &self.participation().all
@@ -566,7 +605,7 @@ impl Plan {
         &self,
         layout: &Layout,
         refs: impl Fn(&tables::PlanTensor) -> &[PlacementRef],
-        boxes: impl Fn(&tables::PlanTensor) -> &[tables::ExplicitBox],
+        boxes: impl Fn(&tables::PlanTensor) -> &[boxes::ExplicitBox],
     ) -> BTreeSet<Rank> {
         // Per part, the stages in use: (mesh, axis, stage), or all of it.
         let mut stages: Vec<BTreeSet<Option<(u16, u8, u32)>>> =
@@ -607,6 +646,7 @@ impl Plan {
                 format!("tensor \"{name}\" is not in the plan"),
             ));
         };
+        self.check_rank(rank)?;
         let program = self.program(rank)?;
         let mut last = None;
         for m in &program.messages {

@@ -68,6 +68,7 @@ impl Plan {
     /// `NOT_FOUND` if the plan does not move the tensor or the rank does not
     /// need the element, `INVALID_ARGUMENT` if the index is outside the shape.
     pub fn origin(&self, rank: Rank, tensor: &str, index: &[u64]) -> Result<Origin> {
+        self.check_rank(rank)?;
         let wanted = self.element(tensor, index)?;
         let mut hops = Vec::new();
         let mut program = self.program(rank)?;

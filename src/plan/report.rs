@@ -102,6 +102,7 @@ impl Plan {
 
     /// The operations of one rank, one by one.
     pub fn ops(&self, rank: Rank) -> Result<Vec<Op>> {
+        self.check_rank(rank)?;
         let p = self.program(rank)?;
         let name = |t: crate::layout::tensor::TensorIndex| self.tensors()[t.index()].name.clone();
         let show =

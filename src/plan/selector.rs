@@ -85,22 +85,32 @@ impl Selector {
         }
         let by_name = Selector {
             copies: Vec::new(),
-            ..self.clone()
+            ..self.canonical()
         };
         Ok((by_name, layout))
     }
 
-    fn clip(&self, layout: &Layout) -> Result<Layout> {
-        let mut ranges: Vec<Span> = Vec::new();
-        let mut given = self.experts.clone();
-        given.sort_unstable();
-        for (lo, hi) in given {
-            let (lo, hi) = (u64::from(lo), u64::from(hi));
-            match ranges.last_mut() {
-                Some(last) if lo <= last.hi => last.hi = last.hi.max(hi),
-                _ => ranges.push(Span::new(lo, hi)),
-            }
+    /// The same selection written in one way: selectors of equal meaning make
+    /// equal plans.
+    fn canonical(&self) -> Selector {
+        let sorted = |globs: &[String]| {
+            let mut globs = globs.to_vec();
+            globs.sort();
+            globs.dedup();
+            globs
+        };
+        Selector {
+            include: sorted(&self.include),
+            exclude: sorted(&self.exclude),
+            layers: merged(&self.layers),
+            experts: merged(&self.experts),
+            ..self.clone()
         }
+    }
+
+    fn clip(&self, layout: &Layout) -> Result<Layout> {
+        let span = |(lo, hi): (u32, u32)| Span::new(lo.into(), hi.into());
+        let ranges: Vec<Span> = merged(&self.experts).into_iter().map(span).collect();
         let is_axis = |name: &str| matches!(expert_of(name), Expert::Axis);
         if let Some(t) = layout.tensors().iter().find(|t| is_axis(&t.name)) {
             let count = t.shape.first().copied().unwrap_or(0);
@@ -148,6 +158,20 @@ impl std::fmt::Display for Selector {
         );
         f.write_str(&given.join(", "))
     }
+}
+
+/// Ranges in ascending order, those that touch or overlap joined.
+fn merged(ranges: &[(u32, u32)]) -> Vec<(u32, u32)> {
+    let mut given = ranges.to_vec();
+    given.sort_unstable();
+    let mut out: Vec<(u32, u32)> = Vec::with_capacity(given.len());
+    for (lo, hi) in given {
+        match out.last_mut() {
+            Some(last) if lo <= last.1 => last.1 = last.1.max(hi),
+            _ => out.push((lo, hi)),
+        }
+    }
+    out
 }
 
 /// How a name tells of experts.

@@ -5,6 +5,7 @@
 //! model) form a *class*: everything but the stage, the name and the buffer is
 //! computed once per class. A model of a thousand tensors has some twenty.
 
+use super::boxes::{ExplicitBox, ExplicitBoxes};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::layout::dtype::Dtype;
@@ -21,16 +22,6 @@ pub struct PlacementRef {
     pub placement: u32,
 }
 
-/// Ranks that hold (or need) exactly this box, described view by view, and
-/// store it alike.
-#[derive(Clone, Debug)]
-pub struct ExplicitBox {
-    pub bounds: IndexBox,
-    pub dtype: Dtype,
-    /// Ascending; the second number is the index of the view of that rank.
-    pub ranks: Vec<(Rank, u32)>,
-}
-
 /// One tensor that moves.
 #[derive(Clone, Debug)]
 pub struct PlanTensor {
@@ -44,8 +35,8 @@ pub struct PlanTensor {
     pub holders: Vec<PlacementRef>,
     pub needers: Vec<PlacementRef>,
     /// Explicit boxes on both sides, sorted by box.
-    pub explicit_holders: Vec<ExplicitBox>,
-    pub explicit_needers: Vec<ExplicitBox>,
+    pub explicit_holders: ExplicitBoxes,
+    pub explicit_needers: ExplicitBoxes,
 }
 
 /// The tensors of a plan, sorted by name, with the classes they form.
@@ -73,7 +64,8 @@ impl Tables {
             if !keep(&tensor.name) || (needers.is_empty() && explicit_needers.is_empty()) {
                 continue;
             }
-            let Some(s) = source.find_tensor(&tensor.name) else {
+            let found = source.find_counterpart(destination, TensorIndex(i as u32));
+            let Some(s) = found else {
                 return Err(Error::layout(format!(
                     "tensor \"{}\" is needed by the destination and unknown to the source",
                     tensor.name
@@ -180,7 +172,7 @@ fn placement_refs(layout: &Layout, tensor: TensorIndex) -> Vec<PlacementRef> {
 
 /// Distinct explicit boxes of every tensor of a layout. Messages depend on
 /// strides, so ranks that store a box otherwise have a box of their own.
-fn explicit_boxes(layout: &Layout) -> Vec<Vec<ExplicitBox>> {
+fn explicit_boxes(layout: &Layout) -> Vec<ExplicitBoxes> {
     /// By box, dtype, how many of them a rank has, and strides: who, and in
     /// which view.
     type Holders = BTreeMap<(IndexBox, Dtype, u32, Strides), Vec<(Rank, u32)>>;
@@ -205,13 +197,14 @@ fn explicit_boxes(layout: &Layout) -> Vec<Vec<ExplicitBox>> {
     by_tensor
         .into_iter()
         .map(|m| {
-            m.into_iter()
+            let boxes = m
+                .into_iter()
                 .map(|((bounds, dtype, _, _), ranks)| ExplicitBox {
                     bounds,
                     dtype,
                     ranks,
-                })
-                .collect()
+                });
+            ExplicitBoxes::new(boxes.collect())
         })
         .collect()
 }

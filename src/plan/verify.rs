@@ -1,7 +1,8 @@
 //! The proof that a plan is right, by other means than it was made with.
 //!
 //! Derives every program and checks from the outside: what a rank receives and
-//! copies tiles each box it needs, nothing twice, nothing missing; what one end
+//! copies tiles each box it needs, nothing twice, nothing missing, and no byte of
+//! its memory is written twice, whatever the boxes say; what one end
 //! sends is what the other end expects, message by message; and what is
 //! forwarded has come in an earlier step.
 
@@ -10,7 +11,7 @@ use super::program::{BufferSlot, Direction, Piece, Program, Region, Side};
 use crate::error::{Error, Result};
 use crate::layout::tensor::{IndexBox, TensorIndex};
 use crate::rank::Rank;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What both ends must agree on about one piece.
 type PieceKey = (u32, u64, TensorIndex, IndexBox, u64);
@@ -26,6 +27,7 @@ impl Plan {
             balance = balance.wrapping_add(p.pair_balance);
             self.verify_coverage(rank, &p)?;
             verify_forwards(&p)?;
+            verify_memory(&p)?;
             for m in &p.messages {
                 let (pair, end) = match m.direction {
                     Direction::Send => ((rank, m.peer), 0),
@@ -68,7 +70,8 @@ impl Plan {
     pub fn verify_rank(&self, rank: Rank) -> Result<()> {
         let p = self.program(rank)?;
         self.verify_coverage(rank, &p)?;
-        verify_forwards(&p)
+        verify_forwards(&p)?;
+        verify_memory(&p)
     }
 
     fn verify_coverage(&self, rank: Rank, p: &Program) -> Result<()> {
@@ -125,6 +128,59 @@ impl Plan {
             }
         }
         Ok(())
+    }
+}
+
+/// No byte of a rank's memory is written twice: not by two pieces, nor by two
+/// elements of one.
+fn verify_memory(p: &Program) -> Result<()> {
+    let received = p
+        .messages
+        .iter()
+        .filter(|m| m.direction == Direction::Receive)
+        .flat_map(|m| p.pieces_of(m))
+        .map(|x| (&x.region, x.tensor));
+    let copied = p.locals.iter().map(|l| (&l.destination, l.tensor));
+    let mut runs: Vec<(BufferSlot, u64, u64, TensorIndex)> = Vec::new();
+    for (region, tensor) in received.chain(copied) {
+        if region.slot != BufferSlot::RELAY {
+            each_run(p, region, |lo, hi| match runs.last_mut() {
+                Some(last) if (last.0, last.2, last.3) == (region.slot, lo, tensor) => last.2 = hi,
+                _ => runs.push((region.slot, lo, hi, tensor)),
+            });
+        }
+    }
+    runs.sort_unstable();
+    let twice = runs
+        .windows(2)
+        .find(|w| w[0].0 == w[1].0 && w[1].1 < w[0].2);
+    match twice {
+        None => Ok(()),
+        Some(w) => Err(Error::internal(format!(
+            "rank {} would write byte {} of its buffer {} twice, with tensors \"{}\" and \"{}\"",
+            p.rank,
+            w[1].1,
+            w[1].0.0,
+            p.tensors[w[0].3.index()].name,
+            p.tensors[w[1].3.index()].name
+        ))),
+    }
+}
+
+/// Calls `f` with the bytes `[lo, hi)` of every run of a region.
+fn each_run(p: &Program, region: &Region, mut f: impl FnMut(u64, u64)) {
+    let loops = p.loops_of(region);
+    let bytes = region.run * region.dtype.bytes();
+    let mut at = vec![0u64; loops.len()];
+    loop {
+        let steps = at.iter().zip(loops).map(|(&i, l)| i as i64 * l.stride);
+        let lo = region.offset.wrapping_add_signed(steps.sum());
+        f(lo, lo + bytes);
+        let Some(d) = (0..loops.len()).rev().find(|&d| at[d] + 1 < loops[d].count) else {
+            return;
+        };
+        at[d] += 1;
+        at[d + 1..].fill(0);
     }
 }
 
@@ -194,13 +250,23 @@ fn messages(list: &[PieceKey]) -> Vec<(u32, u64, BTreeMap<TensorIndex, u64>)> {
     out
 }
 
+/// True if two boxes overlap, found by a sweep along the axis on which they
+/// start at the most places.
 fn any_overlap(boxes: &[&IndexBox]) -> bool {
+    let axes = boxes.first().map_or(0, |b| b.0.len());
+    let starts = |axis: usize| {
+        let all: BTreeSet<u64> = boxes.iter().map(|b| b.0[axis].lo).collect();
+        all.len()
+    };
+    let Some(axis) = (0..axes).max_by_key(|&a| starts(a)) else {
+        return boxes.len() > 1;
+    };
     let mut sorted = boxes.to_vec();
-    sorted.sort();
+    sorted.sort_by_key(|b| b.0[axis].lo);
     sorted.iter().enumerate().any(|(i, a)| {
         sorted[i + 1..]
             .iter()
-            .take_while(|b| a.0.first().is_none_or(|s| b.0[0].lo < s.hi))
+            .take_while(|b| b.0[axis].lo < a.0[axis].hi)
             .any(|b| a.overlaps(b))
     })
 }

@@ -12,16 +12,18 @@ use crate::limits::BUCKET_COUNT_MAX;
 use serde::Serialize;
 use std::sync::Arc;
 
-const MAGIC: [u8; 8] = *b"wsyncpln";
-const VERSION: u32 = 1;
+/// The first bytes of a plan.
+pub const PLAN_BLOB_MAGIC: [u8; 8] = *b"wsyncpln";
+/// Version of the bytes of a plan.
+pub const PLAN_BLOB_VERSION: u32 = 1;
 const WHAT: &str = "a weightsync plan";
 
 impl Plan {
     /// The plan as bytes, equal wherever the plan is equal.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         Ok(frame::seal(
-            MAGIC,
-            VERSION,
+            PLAN_BLOB_MAGIC,
+            PLAN_BLOB_VERSION,
             &self.body(self.topology_spec.as_ref())?,
         ))
     }
@@ -31,9 +33,15 @@ impl Plan {
     /// Truncated, damaged and foreign bytes are `CORRUPT`, those of another
     /// format or planner `VERSION_MISMATCH`.
     pub fn from_bytes(bytes: &[u8]) -> Result<Plan> {
-        let payload = frame::open(MAGIC, VERSION, WHAT, bytes)?;
-        let body: OwnedBody = postcard::from_bytes(payload)
+        let payload = frame::open(PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, WHAT, bytes)?;
+        let (body, rest): (OwnedBody, _) = postcard::take_from_bytes(payload)
             .map_err(|e| Error::corrupt(format!("{WHAT} cannot be read: {e}")))?;
+        if !rest.is_empty() {
+            return Err(Error::corrupt(format!(
+                "{WHAT} is followed by {} bytes that are no part of it",
+                rest.len()
+            )));
+        }
         if body.planner_version != PLANNER_VERSION {
             return Err(Error::new(
                 Status::VersionMismatch,
@@ -54,6 +62,7 @@ impl Plan {
         let destination = Arc::new(Layout::new(body.destination)?);
         let ground = Ground::new(body.topology, &source, &destination)?;
         let mut plan = Plan::assemble(source, destination, body.decision, ground, body.selectors)?;
+        plan.refuse_misfits()?;
         plan.seal()?;
         Ok(plan)
     }

@@ -176,6 +176,77 @@ OFFSET(wsync_plan_options, spread, 76);
 OFFSET(wsync_plan_options, source_relay, 80);
 OFFSET(wsync_plan_options, reserved, 84);
 
+SIZE(wsync_simulate_options, 32);
+OFFSET(wsync_simulate_options, struct_size, 0);
+OFFSET(wsync_simulate_options, seed, 8);
+OFFSET(wsync_simulate_options, straggler_count, 16);
+OFFSET(wsync_simulate_options, straggler_percent, 20);
+OFFSET(wsync_simulate_options, failure_count, 24);
+OFFSET(wsync_simulate_options, reserved, 28);
+
+SIZE(wsync_host_group, 32);
+OFFSET(wsync_host_group, count, 0);
+OFFSET(wsync_host_group, gpus, 4);
+OFFSET(wsync_host_group, nics, 8);
+OFFSET(wsync_host_group, domain_hosts, 12);
+OFFSET(wsync_host_group, nic_bytes_per_s, 16);
+OFFSET(wsync_host_group, nvlink_bytes_per_s, 24);
+
+SIZE(wsync_placement_run, 24);
+OFFSET(wsync_placement_run, ranks, 0);
+OFFSET(wsync_placement_run, gpu, 16);
+OFFSET(wsync_placement_run, ranks_per_gpu, 20);
+
+SIZE(wsync_speed_factor, 32);
+OFFSET(wsync_speed_factor, ranks, 0);
+OFFSET(wsync_speed_factor, nic_percent, 16);
+OFFSET(wsync_speed_factor, nvlink_percent, 20);
+OFFSET(wsync_speed_factor, is_drained, 24);
+OFFSET(wsync_speed_factor, reserved, 28);
+
+SIZE(wsync_fabric_cut, 40);
+OFFSET(wsync_fabric_cut, name, 0);
+OFFSET(wsync_fabric_cut, hosts, 16);
+OFFSET(wsync_fabric_cut, is_by_rail, 20);
+OFFSET(wsync_fabric_cut, out_bytes_per_s, 24);
+OFFSET(wsync_fabric_cut, in_bytes_per_s, 32);
+
+SIZE(wsync_topology_options, 120);
+OFFSET(wsync_topology_options, struct_size, 0);
+OFFSET(wsync_topology_options, hosts, 8);
+OFFSET(wsync_topology_options, host_count, 16);
+OFFSET(wsync_topology_options, host_stride, 24);
+OFFSET(wsync_topology_options, placement, 32);
+OFFSET(wsync_topology_options, placement_count, 40);
+OFFSET(wsync_topology_options, placement_stride, 48);
+OFFSET(wsync_topology_options, speeds, 56);
+OFFSET(wsync_topology_options, speed_count, 64);
+OFFSET(wsync_topology_options, speed_stride, 72);
+OFFSET(wsync_topology_options, cuts, 80);
+OFFSET(wsync_topology_options, cut_count, 88);
+OFFSET(wsync_topology_options, cut_stride, 96);
+OFFSET(wsync_topology_options, latency_ns, 104);
+OFFSET(wsync_topology_options, pack_bytes_per_s, 112);
+
+SIZE(wsync_rank_place, 80);
+OFFSET(wsync_rank_place, struct_size, 0);
+OFFSET(wsync_rank_place, rank, 8);
+OFFSET(wsync_rank_place, reserved, 12);
+OFFSET(wsync_rank_place, host, 16);
+OFFSET(wsync_rank_place, device, 32);
+OFFSET(wsync_rank_place, domain, 48);
+OFFSET(wsync_rank_place, nics, 64);
+OFFSET(wsync_rank_place, nic_count, 72);
+
+SIZE(wsync_site, 40);
+OFFSET(wsync_site, struct_size, 0);
+OFFSET(wsync_site, gpu, 8);
+OFFSET(wsync_site, host, 12);
+OFFSET(wsync_site, domain, 16);
+OFFSET(wsync_site, rail, 20);
+OFFSET(wsync_site, nic_bytes_per_s, 24);
+OFFSET(wsync_site, nvlink_bytes_per_s, 32);
+
 SIZE(wsync_selector, 96);
 OFFSET(wsync_selector, struct_size, 0);
 OFFSET(wsync_selector, include, 8);
@@ -235,7 +306,7 @@ SIZE(wsync_session_options, 16);
 OFFSET(wsync_session_options, struct_size, 0);
 OFFSET(wsync_session_options, load_deadline_ns, 8);
 
-SIZE(wsync_binding, 48);
+SIZE(wsync_binding, 184);
 OFFSET(wsync_binding, name, 0);
 OFFSET(wsync_binding, ptr, 16);
 OFFSET(wsync_binding, bytes, 24);
@@ -243,6 +314,10 @@ OFFSET(wsync_binding, side, 32);
 OFFSET(wsync_binding, memory, 36);
 OFFSET(wsync_binding, device, 40);
 OFFSET(wsync_binding, reserved, 44);
+OFFSET(wsync_binding, dtype, 48);
+OFFSET(wsync_binding, dim_count, 52);
+OFFSET(wsync_binding, shape, 56);
+OFFSET(wsync_binding, strides, 120);
 
 SIZE(wsync_request_options, 40);
 OFFSET(wsync_request_options, struct_size, 0);
@@ -370,6 +445,7 @@ VALUE(WSYNC_STRATEGY_DIRECT, 1);
 VALUE(WSYNC_STRATEGY_TWO_STAGE, 2);
 VALUE(WSYNC_STRATEGY_RELAY, 3);
 VALUE(WSYNC_STRATEGY_FANOUT, 4);
+VALUE(WSYNC_STRATEGY_AUTO, 5);
 
 SIZE(wsync_source_rule, 4);
 VALUE(WSYNC_SOURCE_RULE_DEFAULT, 0);
@@ -407,6 +483,10 @@ VALUE(WSYNC_NO_DEADLINE, UINT64_MAX);
 VALUE(WSYNC_DIM_COUNT_MAX, 8);
 VALUE(WSYNC_NAME_BYTES_MAX, 1024);
 VALUE(WSYNC_GREETING_BYTES_MAX, 512);
+VALUE(WSYNC_NCCL_ID_BYTES, 128);
+VALUE(WSYNC_SELECT_ANY, 0);
+VALUE(WSYNC_SELECT_ONLY, 1);
+VALUE(WSYNC_SELECT_WITHOUT, 2);
 
 /* Every initialiser names all fields, sets the size, and leaves the rest 0. */
 static int is_zero(const void *from, size_t first, size_t size) {
@@ -426,12 +506,16 @@ static int is_zero(const void *from, size_t first, size_t size) {
 
 int main(void) {
   const wsync_rank_views views = WSYNC_RANK_VIEWS_INIT;
+  const wsync_topology_options topology = WSYNC_TOPOLOGY_OPTIONS_INIT;
   CHECK_INIT(wsync_error, WSYNC_ERROR_INIT);
   CHECK_INIT(wsync_env_info, WSYNC_ENV_INFO_INIT);
   CHECK_INIT(wsync_buffer_info, WSYNC_BUFFER_INFO_INIT);
   CHECK_INIT(wsync_mapping_options, WSYNC_MAPPING_OPTIONS_INIT);
   CHECK_INIT(wsync_two_stage_options, WSYNC_TWO_STAGE_OPTIONS_INIT);
   CHECK_INIT(wsync_plan_options, WSYNC_PLAN_OPTIONS_INIT);
+  CHECK_INIT(wsync_simulate_options, WSYNC_SIMULATE_OPTIONS_INIT);
+  CHECK_INIT(wsync_rank_place, WSYNC_RANK_PLACE_INIT);
+  CHECK_INIT(wsync_site, WSYNC_SITE_INIT);
   CHECK_INIT(wsync_selector, WSYNC_SELECTOR_INIT);
   CHECK_INIT(wsync_program_info, WSYNC_PROGRAM_INFO_INIT);
   CHECK_INIT(wsync_transport_options, WSYNC_TRANSPORT_OPTIONS_INIT);
@@ -443,5 +527,10 @@ int main(void) {
   if (views.buffer_stride != sizeof(wsync_buffer)) return 5;
   if (views.view_stride != sizeof(wsync_view)) return 6;
   if (views.alias_stride != sizeof(wsync_alias)) return 7;
+  if (topology.struct_size != sizeof(topology)) return 8;
+  if (topology.host_stride != sizeof(wsync_host_group)) return 9;
+  if (topology.placement_stride != sizeof(wsync_placement_run)) return 10;
+  if (topology.speed_stride != sizeof(wsync_speed_factor)) return 11;
+  if (topology.cut_stride != sizeof(wsync_fabric_cut)) return 12;
   return 0;
 }

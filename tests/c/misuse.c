@@ -200,6 +200,11 @@ static void names_and_texts(void) {
   EXPECT(WSYNC_ERR_NOT_FOUND, err,
          wsync_plan_tensor_last_step(plan, 0, "nobody", &step, &err));
   CHECK(strstr(err.message, "nobody") != NULL);
+  EXPECT(WSYNC_ERR_NOT_FOUND, err,
+         wsync_plan_tensor_last_step(plan, 0, "two\nlines", &step, &err));
+  CHECK(strstr(err.message, "two lines") != NULL && strchr(err.message, '\n') == NULL);
+  EXPECT(WSYNC_ERR_NOT_FOUND, err, wsync_plan_tensor_last_step(plan, 99, "w", &step, &err));
+  CHECK(strstr(err.message, "rank 99 is in neither layout") != NULL);
   CHECK(step == 7);
   EXPECT(WSYNC_ERR_LAYOUT_INVALID, err,
          wsync_layout_create_from_json(broken, strlen(broken), &layout, &err));
@@ -279,6 +284,23 @@ static void calls_in_the_wrong_state(void) {
     EXPECT(WSYNC_ERR_BUFFER_MISMATCH, err, wsync_session_load(session, plan, &slot, &err));
     EXPECT(WSYNC_ERR_INVALID_ARGUMENT, err,
            wsync_session_bind_many(session, bindings, 2, 5, &err));
+    OK(err, wsync_session_bind_many(session, bindings, 1, sizeof bindings[0], &err));
+
+    /* An array whose columns are rows in the plan; then its plain bytes. */
+    bindings[0].dtype.code = WSYNC_DTYPE_CODE_FLOAT;
+    bindings[0].dtype.bits = 32;
+    bindings[0].dtype.lanes = 1;
+    bindings[0].dim_count = 2;
+    bindings[0].shape[0] = bindings[0].shape[1] = 4;
+    bindings[0].strides[0] = 4;
+    bindings[0].strides[1] = 16;
+    OK(err, wsync_session_bind_many(session, bindings, 1, sizeof bindings[0], &err));
+    EXPECT(WSYNC_ERR_BUFFER_MISMATCH, err, wsync_session_load(session, plan, &slot, &err));
+    CHECK(strstr(err.message, "\"w\"") != NULL);
+    CHECK(strstr(err.message, "[4, 16]") != NULL && strstr(err.message, "[16, 4]") != NULL);
+    bindings[0].dim_count = 0;
+    memset(bindings[0].shape, 0, sizeof bindings[0].shape);
+    memset(bindings[0].strides, 0, sizeof bindings[0].strides);
     OK(err, wsync_session_bind_many(session, bindings, 1, sizeof bindings[0], &err));
   }
 

@@ -18,14 +18,14 @@ type Entries = BTreeMap<&'static str, (State, Contract)>;
 /// An entry for every function of the header, with arguments from `w`.
 pub fn entries(w: &World<'_>) -> Entries {
     let mut e = Entries::new();
-    globals(&mut e);
+    globals(&mut e, w);
     layouts(&mut e, w);
     topologies(&mut e, w);
     mappings(&mut e);
     plans(&mut e, w);
     transports(&mut e, w);
     sessions(&mut e, w);
-    requests(&mut e);
+    requests(&mut e, w);
     e
 }
 
@@ -54,7 +54,7 @@ fn out_buffer_info() -> Arg {
     OutStruct(size_of::<wsync_buffer_info>())
 }
 
-fn globals(e: &mut Entries) {
+fn globals(e: &mut Entries, w: &World<'_>) {
     for name in [
         "wsync_version",
         "wsync_version_string",
@@ -71,7 +71,8 @@ fn globals(e: &mut Entries) {
     add(e, "wsync_header_check", Alone, ok(args));
     let args = vec![Number(0), Number(0), Enum(0), Err];
     add(e, "wsync_set_log", Alone, ok(args));
-    let args = vec![Number(0), OutStruct(size_of::<wsync_env_info>()), Err];
+    let last = w.lib.call_words("wsync_env_count", &[]) as usize - 1;
+    let args = vec![Index(last), OutStruct(size_of::<wsync_env_info>()), Err];
     add(e, "wsync_env_at", Alone, ok(args));
 }
 
@@ -124,7 +125,7 @@ fn layouts(e: &mut Entries, w: &World<'_>) {
     ] {
         add(e, name, Alone, Getter(Layout, 0));
     }
-    let args = vec![Handle(Layout), Number(0), Number(0), out_buffer_info(), Err];
+    let args = vec![Handle(Layout), Rank, Index(0), out_buffer_info(), Err];
     add(e, "wsync_layout_buffer_at", Alone, ok(args));
     add(e, "wsync_layout_destroy", Alone, Destroy(Layout));
 }
@@ -171,7 +172,7 @@ fn topologies(e: &mut Entries, w: &World<'_>) {
     let args = vec![Handle(Topology), Buffer(1), Err];
     add(e, "wsync_topology_to_json", Alone, ok(args));
     let site = OutStruct(size_of::<wsync_site>());
-    let args = vec![Handle(Topology), Number(0), site, Err];
+    let args = vec![Handle(Topology), Rank, site, Err];
     add(e, "wsync_topology_site", Alone, ok(args));
     add(e, "wsync_topology_destroy", Alone, Destroy(Topology));
 }
@@ -232,7 +233,7 @@ fn mappings(e: &mut Entries) {
     }
     // A mapping of two stages regroups nothing.
     let none = Good::Answers(WSYNC_ERR_NOT_FOUND);
-    let args = vec![Handle(Mapping), Number(0), Buffer(4), Err];
+    let args = vec![Handle(Mapping), Index(0), Buffer(4), Err];
     add(e, "wsync_mapping_regroup_at", Alone, Status(none, args));
     let args = vec![Handle(Mapping), Buffer(1), Err];
     add(e, "wsync_mapping_report", Alone, ok(args));
@@ -343,16 +344,16 @@ fn plans(e: &mut Entries, w: &World<'_>) {
         ok(vec![Handle(Plan), Buffer(4), Err]),
     );
     let info = OutStruct(size_of::<wsync_program_info>());
-    let args = vec![Handle(Plan), Number(0), info, Err];
+    let args = vec![Handle(Plan), Rank, info, Err];
     add(e, "wsync_plan_program_info", Alone, ok(args));
-    let args = vec![Handle(Plan), Number(0), Number(1), out_buffer_info(), Err];
+    let args = vec![Handle(Plan), Rank, Index(1), out_buffer_info(), Err];
     add(e, "wsync_plan_buffer_at", Alone, ok(args));
-    let args = vec![Handle(Plan), Number(0), Name("w"), Out(4), Err];
+    let args = vec![Handle(Plan), Rank, Name("w"), Out(4), Err];
     add(e, "wsync_plan_tensor_last_step", Alone, ok(args));
-    let args = vec![Handle(Plan), Number(0), Buffer(1), Err];
+    let args = vec![Handle(Plan), Rank, Buffer(1), Err];
     add(e, "wsync_plan_rank_ops", Alone, ok(args));
     let index = Items(vec![0; 2 * 8], 8);
-    let args = vec![Handle(Plan), Number(0), Name("w"), index, Buffer(1), Err];
+    let args = vec![Handle(Plan), Rank, Name("w"), index, Buffer(1), Err];
     add(e, "wsync_plan_origin", Alone, ok(args));
     let args = vec![Handle(Plan), Handle(Plan), Buffer(1), Err];
     add(e, "wsync_plan_diff", Alone, ok(args));
@@ -489,15 +490,7 @@ fn sessions(e: &mut Entries, w: &World<'_>) {
         Err,
     ];
     add(e, "wsync_session_bind", Loaded, ok(args));
-    let binding = wsync_binding {
-        name: text("w"),
-        ptr: std::ptr::with_exposed_provenance_mut(memory),
-        bytes: 64,
-        side: 1,
-        memory: 0,
-        device: 0,
-        reserved: 0,
-    };
+    let binding = w.binding(wsync_side::WSYNC_SIDE_SOURCE);
     let bindings = Strided(bytes_of(binding), size_of::<wsync_binding>());
     let args = vec![Handle(Session), bindings, Err];
     add(e, "wsync_session_bind_many", Loaded, ok(args));
@@ -505,7 +498,7 @@ fn sessions(e: &mut Entries, w: &World<'_>) {
     add(e, "wsync_session_unbind", Loaded, once(args));
     let args = vec![Handle(Session), Handle(Plan), Out(4), Err];
     add(e, "wsync_session_load", Loaded, ok(args));
-    let args = vec![Handle(Session), Number(w.slot as usize), Err];
+    let args = vec![Handle(Session), Index(w.slot as usize), Err];
     add(e, "wsync_session_unload", Loaded, once(args));
     let args = vec![Handle(Session), Number(0), Err];
     add(e, "wsync_session_finalize", Loaded, ok(args));
@@ -530,8 +523,13 @@ fn request_options_arg() -> Arg {
     OptionalStruct(bytes_of(request_options()), bad)
 }
 
-fn requests(e: &mut Entries) {
-    let args = vec![Handle(Session), Number(0), OutHandle(Request), Err];
+fn requests(e: &mut Entries, w: &World<'_>) {
+    let args = vec![
+        Handle(Session),
+        Index(w.slot as usize),
+        OutHandle(Request),
+        Err,
+    ];
     add(e, "wsync_request_create", Loaded, ok(args));
     let args = vec![Handle(Request), request_options_arg(), Err];
     add(e, "wsync_request_prepare", Loaded, once(args));

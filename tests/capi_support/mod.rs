@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_void};
 use weightsync::capi::mapping::*;
 use weightsync::capi::request::*;
+use weightsync::capi::session::wsync_binding;
 use weightsync::capi::topology::*;
 use weightsync::capi::transport::*;
 use weightsync::capi::types::*;
@@ -181,6 +182,32 @@ impl World<'_> {
         lib.ok("wsync_plan_create", &words);
         self.plan_bytes = self.bytes("wsync_plan_serialize", self.plan);
         self.layout_bytes = self.bytes("wsync_layout_serialize", self.layout);
+    }
+
+    /// The memory of tensor "w" on one side, and how it is seen.
+    pub fn binding(&self, side: wsync_side) -> wsync_binding {
+        let first = match side {
+            wsync_side::WSYNC_SIDE_SOURCE => &self.memory[0],
+            wsync_side::WSYNC_SIDE_DESTINATION => &self.memory[16],
+        };
+        let at = std::ptr::from_ref(first).expose_provenance();
+        wsync_binding {
+            name: text("w"),
+            ptr: std::ptr::with_exposed_provenance_mut(at),
+            bytes: 64,
+            side: side as u32,
+            memory: 0,
+            device: 0,
+            reserved: 0,
+            dtype: wsync_dtype {
+                code: 2,
+                bits: 32,
+                lanes: 1,
+            },
+            dim_count: 2,
+            shape: [4, 4, 0, 0, 0, 0, 0, 0],
+            strides: [0; 8],
+        }
     }
 
     fn bytes(&self, function: &str, handle: usize) -> Vec<u8> {
@@ -478,6 +505,10 @@ pub enum Arg {
     Memory(usize),
     /// A number, any value of which is allowed.
     Number(usize),
+    /// A rank: any other than 0 is unknown.
+    Rank,
+    /// A number of something that exists.
+    Index(usize),
     /// One of an enum of the header.
     Enum(u32),
     /// The error record.
@@ -500,6 +531,8 @@ impl Arg {
             | Arg::Name(_)
             | Arg::Memory(_)
             | Arg::Number(_)
+            | Arg::Rank
+            | Arg::Index(_)
             | Arg::Enum(_)
             | Arg::Err => 1,
         }
@@ -646,7 +679,8 @@ impl<'a> Call<'a> {
                 self.words[at + 1] = bytes.len() / item;
                 self.words[at + 2] = *item;
             }
-            Arg::Memory(n) | Arg::Number(n) => self.words[at] = *n,
+            Arg::Memory(n) | Arg::Number(n) | Arg::Index(n) => self.words[at] = *n,
+            Arg::Rank => {}
             Arg::Enum(n) => self.words[at] = *n as usize,
             Arg::Err => self.point(at, Region::holding(&bytes_of(error_record()))),
         }

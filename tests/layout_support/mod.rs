@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use weightsync::Rank;
-use weightsync::layout::check::check;
+use weightsync::layout::check::{Finding, FindingKind, check, check_pair};
 use weightsync::layout::cut::{Cut, CutKind};
 use weightsync::layout::dtype::Dtype;
 use weightsync::layout::mesh::{Mesh, RankList};
@@ -363,7 +363,7 @@ fn random_rule(d: &mut Dice, number: u16, mesh: &Mesh, t: &Tensor, stage: Option
         dtype: d.chance(30).then_some(Dtype::F32),
         order: order.into_iter().collect(),
         padded: d.roll(0, 255) as u8,
-        split: (dims > 0 && d.chance(15)).then(|| d.roll(0, dims as u64 - 1) as u8),
+        split: (dims > 0 && d.chance(15)).then_some(0),
         grouped: None,
         conversion: None,
     }
@@ -464,9 +464,13 @@ fn random_buffer(d: &mut Dice, part: &mut Part, i: usize, tensors: &[Tensor]) ->
         Some(_) => format!("{base}.{{global}}"),
         None => base,
     };
-    part.rules.push(rule);
     let from = part.placements.len() as u32;
     for k in 0..count {
+        let own = match k > 0 && shared_dims == 1 && rule.grouped.is_none() {
+            true => cut_further(d, &rule, &mesh, &tensors[i + k]),
+            false => rule.clone(),
+        };
+        part.rules.push(own);
         part.placements.push(Placement {
             tensor: TensorIndex((i + k) as u32),
             rule: part.rules.len() as u32 - 1,
@@ -482,6 +486,23 @@ fn random_buffer(d: &mut Dice, part: &mut Part, i: usize, tensors: &[Tensor]) ->
         members: (from..from + count as u32).collect(),
     });
     count
+}
+
+/// The rule of a member that shares its first axis in memory with others, and
+/// may be cut along one of the rest by a mesh axis of its own.
+fn cut_further(d: &mut Dice, rule: &Rule, mesh: &Mesh, t: &Tensor) -> Rule {
+    let mut rule = rule.clone();
+    let shared = rule.order.first().copied().unwrap_or(0);
+    let is_free =
+        |a: &u8| rule.stage_axis != Some(*a) && rule.cuts.iter().all(|c| !c.axes.contains(a));
+    let axes: Vec<u8> = (0..mesh.axes.len() as u8).filter(is_free).collect();
+    let dims: Vec<u8> = (1..t.shape.len() as u8).filter(|&x| x != shared).collect();
+    if !axes.is_empty() && !dims.is_empty() && d.chance(50) {
+        let (axis, dim) = (*d.pick(&axes), *d.pick(&dims));
+        let size = t.shape[dim as usize];
+        rule.cuts.extend(random_cuts(d, mesh, dim, size, &[axis]));
+    }
+    rule
 }
 
 /// Sizes of groups of axis 0 that no cut of it splits.
@@ -509,9 +530,14 @@ fn random_tensors(d: &mut Dice) -> Vec<Tensor> {
         .map(|i| {
             if d.chance(40) {
                 lead = d.roll(1, 12);
-                dims = d.roll(0, 3);
+                dims = if d.chance(8) {
+                    d.roll(4, 8)
+                } else {
+                    d.roll(0, 3)
+                };
             }
-            let extent = |k: u64, d: &mut Dice| if k == 0 { lead } else { d.roll(1, 5) };
+            let most = if dims > 3 { 2 } else { 5 };
+            let extent = |k: u64, d: &mut Dice| if k == 0 { lead } else { d.roll(1, most) };
             let shape: Vec<u64> = (0..dims).map(|k| extent(k, d)).collect();
             let name = if has_layers {
                 format!("t.{i}.w")
@@ -525,14 +551,19 @@ fn random_tensors(d: &mut Dice) -> Vec<Tensor> {
 
 pub fn random_layout(d: &mut Dice) -> Layout {
     let tensors = random_tensors(d);
+    random_layout_of(d, 0, &tensors)
+}
+
+/// One or two parts from rank `first` on that each hold all of the tensors.
+fn random_layout_of(d: &mut Dice, first: u32, tensors: &[Tensor]) -> Layout {
     let mut spec = LayoutSpec::default();
-    let mut first = 0;
+    let mut first = first;
     for _ in 0..d.roll(1, 2) {
         let count = *d.pick(&[1, 2, 4, 6, 8, 12]);
-        spec.parts.push(random_part(d, first, count, &tensors));
+        spec.parts.push(random_part(d, first, count, tensors));
         first += count;
     }
-    spec.tensors = tensors;
+    spec.tensors = tensors.to_vec();
     let report = check(&spec);
     assert!(report.is_ok(), "{:#?}\n{spec:#?}", report.findings);
     Layout::new(spec).unwrap()
@@ -642,4 +673,101 @@ pub fn explicit(layout: &Layout) -> Layout {
         .map(|&r| explicit_rank(layout, r))
         .collect();
     Layout::merge(&ranks.iter().collect::<Vec<_>>()).unwrap()
+}
+
+/// A source and a destination of the same tensors: with granules that no cut of
+/// either splits, padding that is zeroed or left, some parts view by view, and
+/// ranks that may be on both sides.
+pub fn random_pair(d: &mut Dice) -> (Layout, Layout) {
+    let mut tensors = random_tensors(d);
+    let apart = if d.chance(70) { 40 } else { 0 };
+    let mut source = random_layout_of(d, 0, &tensors).spec().clone();
+    let mut destination = random_layout_of(d, apart, &tensors).spec().clone();
+    // All ranks of a source store a tensor alike.
+    let stored = *d.pick(&[None, Some(Dtype::F32), Some(Dtype::F16)]);
+    for rule in source.parts.iter_mut().flat_map(|p| &mut p.rules) {
+        rule.dtype = stored;
+    }
+    for part in &mut destination.parts {
+        part.padding = *d.pick(&[Padding::Leave, Padding::Zero]);
+    }
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    for t in 0..tensors.len() {
+        random_granule(d, t, &mut source, &mut destination);
+    }
+    let mut sides = [source, destination].map(|spec| Layout::new(spec).unwrap());
+    let is_partial = |f: &Finding| f.kind == FindingKind::CopyIncomplete;
+    if check_pair(&sides[0], &sides[1])
+        .findings
+        .iter()
+        .any(is_partial)
+    {
+        let mut spec = sides[1].spec().clone();
+        spec.parts.iter_mut().for_each(|p| p.copies = None);
+        sides[1] = Layout::new(spec).unwrap();
+    }
+    let [source, destination] = sides.map(|side| match d.chance(30) {
+        true => partly_explicit(d, &side),
+        false => side,
+    });
+    (source, destination)
+}
+
+/// Gives a tensor a granule along one axis, if no cut splits it.
+fn random_granule(d: &mut Dice, t: usize, source: &mut LayoutSpec, destination: &mut LayoutSpec) {
+    let shape = source.tensors[t].shape.clone();
+    if shape.is_empty() || d.chance(50) {
+        return;
+    }
+    let axis = d.roll(0, shape.len() as u64 - 1) as usize;
+    let divisors: Vec<u64> = (2..=shape[axis])
+        .filter(|g| shape[axis].is_multiple_of(*g))
+        .collect();
+    if divisors.is_empty() {
+        return;
+    }
+    // One buffer, or one group, per index: a view of each would split it.
+    let is_in_pieces = |spec: &LayoutSpec| {
+        spec.parts.iter().any(|part| {
+            let placed = part.placements.iter().filter(|p| p.tensor.index() == t);
+            let mut rules = placed.map(|p| part.rule(p));
+            rules.any(|r| r.split.is_some() || r.grouped.is_some())
+        })
+    };
+    if axis == 0 && (is_in_pieces(source) || is_in_pieces(destination)) {
+        return;
+    }
+    let granule = *d.pick(&divisors);
+    let mut with = [source.clone(), destination.clone()];
+    with.iter_mut()
+        .for_each(|s| s.tensors[t].granule[axis] = granule);
+    if with.iter().all(|s| check(s).is_ok()) {
+        // One side may say what both keep to.
+        let side = d.roll(0, 2);
+        for (i, spec) in [source, destination].into_iter().enumerate() {
+            if side != i as u64 {
+                spec.tensors[t].granule[axis] = granule;
+            }
+        }
+    }
+}
+
+/// The same layout with the ranks of its last part, or all, view by view.
+fn partly_explicit(d: &mut Dice, layout: &Layout) -> Layout {
+    let mut symbolic = layout.spec().clone();
+    let first = if d.chance(50) {
+        0
+    } else {
+        symbolic.parts.len() - 1
+    };
+    let explicit: Vec<Layout> = symbolic
+        .parts
+        .split_off(first)
+        .iter()
+        .flat_map(|p| (0..p.ranks.count()).map(|i| p.ranks.rank(i)))
+        .map(|rank| explicit_rank(layout, rank))
+        .collect();
+    let symbolic = Layout::new(symbolic).unwrap();
+    let parts = [&symbolic].into_iter().filter(|l| l.rank_count() > 0);
+    Layout::merge(&parts.chain(&explicit).collect::<Vec<_>>()).unwrap()
 }

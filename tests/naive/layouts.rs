@@ -158,6 +158,14 @@ impl Side {
         for (i, t) in tensors.iter().enumerate() {
             self.place(i, t, &mesh, &mut part);
         }
+        // A copy has all of what it has at all.
+        let is_cut = part
+            .rules
+            .iter()
+            .any(|r| r.cuts.iter().any(|c| c.axes.contains(&0)));
+        if is_cut {
+            part.copies = None;
+        }
         let mut used: Vec<Tensor> = tensors.to_vec();
         used.sort_by(|a, b| a.name.cmp(&b.name));
         let layout = Layout::new(LayoutSpec {

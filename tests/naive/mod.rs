@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use weightsync::Rank;
 use weightsync::layout::Layout;
+use weightsync::layout::dtype::Dtype;
 use weightsync::layout::tensor::{IndexBox, Tensor};
 use weightsync::plan::Plan;
 use weightsync::plan::program::{BufferSlot, Direction, Program, Region, Side};
@@ -25,6 +26,41 @@ pub fn value(name: &str, flat: u64, bytes: usize) -> Vec<u8> {
             (x >> 56) as u8 | 1
         })
         .collect()
+}
+
+/// What element `flat` of a tensor holds in a dtype: any bytes, or a number that
+/// f32, bf16 and f16 all represent.
+pub fn element(name: &str, flat: u64, dtype: Dtype) -> Vec<u8> {
+    if ![Dtype::F32, Dtype::BF16, Dtype::F16].contains(&dtype) {
+        return value(name, flat, dtype.bytes() as usize);
+    }
+    let hash = value(name, flat, 3);
+    let whole = f32::from(128 + hash[0] / 2);
+    let scale = (f32::from(hash[1] / 32) - 4.0).exp2();
+    let sign = if hash[2] < 128 { 1.0 } else { -1.0 };
+    encode(sign * whole * scale, dtype)
+}
+
+fn encode(x: f32, dtype: Dtype) -> Vec<u8> {
+    match dtype {
+        Dtype::F16 => half::f16::from_f32(x).to_le_bytes().to_vec(),
+        Dtype::BF16 => half::bf16::from_f32(x).to_le_bytes().to_vec(),
+        _ => x.to_le_bytes().to_vec(),
+    }
+}
+
+/// One element in another dtype.
+fn cast(bytes: &[u8], from: Dtype, to: Dtype) -> Vec<u8> {
+    if from == to {
+        return bytes.to_vec();
+    }
+    let x = match (from, bytes) {
+        (Dtype::F16, &[a, b]) => half::f16::from_le_bytes([a, b]).to_f32(),
+        (Dtype::BF16, &[a, b]) => half::bf16::from_le_bytes([a, b]).to_f32(),
+        (Dtype::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+        _ => panic!("{from} does not convert to {to}"),
+    };
+    encode(x, to)
 }
 
 /// Every index of a box in row-major order.
@@ -54,17 +90,18 @@ pub fn memory(layout: &Layout, side: Side, world: &mut World) {
         }
     }
     if side == Side::Source {
-        each_element(layout, |rank, buffer, at, tensor, flat, n| {
-            let v = value(&tensor.name, flat, n);
+        each_element(layout, |rank, buffer, at, tensor, flat, dtype| {
+            let v = element(&tensor.name, flat, dtype);
+            let n = v.len();
             world.get_mut(&(rank, side, buffer.to_string())).unwrap()[at..at + n]
                 .copy_from_slice(&v);
         });
     }
 }
 
-/// Calls `f(rank, buffer, byte, tensor, flat index, bytes)` for every element
+/// Calls `f(rank, buffer, byte, tensor, flat index, dtype)` for every element
 /// of every view.
-pub fn each_element(layout: &Layout, mut f: impl FnMut(Rank, &str, usize, &Tensor, u64, usize)) {
+pub fn each_element(layout: &Layout, mut f: impl FnMut(Rank, &str, usize, &Tensor, u64, Dtype)) {
     for rank in layout.ranks() {
         for v in layout.views(rank) {
             let name = layout.buffer(rank, v.buffer).unwrap().name;
@@ -77,14 +114,7 @@ pub fn each_element(layout: &Layout, mut f: impl FnMut(Rank, &str, usize, &Tenso
                         .map(|((x, s), st)| (x - s.lo) as i64 * st)
                         .sum::<i64>();
                 let flat = flat_index(tensor, &i);
-                f(
-                    rank,
-                    &name,
-                    at as usize,
-                    tensor,
-                    flat,
-                    v.dtype.bytes() as usize,
-                );
+                f(rank, &name, at as usize, tensor, flat, v.dtype);
             }
         }
     }
@@ -136,6 +166,7 @@ pub fn run(plan: &Plan, world: &mut World) {
                 put(
                     p,
                     &l.destination,
+                    l.source.dtype,
                     &from,
                     world.get_mut(&name(rank, p, &l.destination)).unwrap(),
                 );
@@ -149,9 +180,11 @@ pub fn run(plan: &Plan, world: &mut World) {
                 for x in p.pieces_of(m) {
                     let memory = &world[&name(rank, p, &x.region)];
                     let n = x.wire.bytes() as usize;
+                    let stored = x.region.dtype;
                     for (k, o) in offsets(p, &x.region).into_iter().enumerate() {
                         let to = x.at as usize + k * n;
-                        bytes[to..to + n].copy_from_slice(&memory[o..o + n]);
+                        let own = &memory[o..o + stored.bytes() as usize];
+                        bytes[to..to + n].copy_from_slice(&cast(own, stored, x.wire));
                     }
                 }
                 wires.entry((rank, m.peer)).or_default().push(bytes);
@@ -174,6 +207,7 @@ pub fn run(plan: &Plan, world: &mut World) {
                     put(
                         p,
                         &x.region,
+                        x.wire,
                         part,
                         world.get_mut(&name(rank, p, &x.region)).unwrap(),
                     );
@@ -188,8 +222,11 @@ fn relay(rank: Rank) -> (Rank, Side, String) {
     (rank, Side::Destination, "(relay)".to_string())
 }
 
-fn put(p: &Program, r: &Region, from: &[u8], memory: &mut [u8]) {
+/// Writes elements that come as `wire` where a region has them.
+fn put(p: &Program, r: &Region, wire: Dtype, from: &[u8], memory: &mut [u8]) {
     let n = r.dtype.bytes() as usize;
+    let elements = from.chunks(wire.bytes() as usize);
+    let from: Vec<u8> = elements.flat_map(|e| cast(e, wire, r.dtype)).collect();
     for (k, o) in offsets(p, r).into_iter().enumerate() {
         let is_first = r.slot == BufferSlot::RELAY || memory[o..o + n] == vec![0xEE; n];
         assert!(is_first, "byte {o} is written twice");
@@ -200,9 +237,10 @@ fn put(p: &Program, r: &Region, from: &[u8], memory: &mut [u8]) {
 /// Every element of every destination view holds its value.
 pub fn check(layout: &Layout, world: &World) -> Result<(), String> {
     let mut wrong = None;
-    each_element(layout, |rank, buffer, at, tensor, flat, n| {
-        let got = &world[&(rank, Side::Destination, buffer.to_string())][at..at + n];
-        if got != value(&tensor.name, flat, n) && wrong.is_none() {
+    each_element(layout, |rank, buffer, at, tensor, flat, dtype| {
+        let want = element(&tensor.name, flat, dtype);
+        let got = &world[&(rank, Side::Destination, buffer.to_string())][at..at + want.len()];
+        if got != want && wrong.is_none() {
             wrong = Some(format!(
                 "rank {rank} buffer {buffer} byte {at}: tensor {} element {flat} is {got:?}",
                 tensor.name

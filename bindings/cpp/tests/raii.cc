@@ -295,6 +295,11 @@ void destroys_in_any_order() {
   float to[4] = {};
   session.bind(ws::Side::source, "w", from, sizeof from);
   session.bind(ws::Side::destination, "w", to, sizeof to);
+  session.bind(ws::Side::destination, "w", to, sizeof to, ws::Array{ws::dtype::i32, {4}});
+  CHECK(status_of([&] { session.load(plan); }) == ws::Status::buffer_mismatch);
+  session.bind(ws::Side::destination, "w", to, sizeof to, ws::Array{ws::dtype::f32, {4}, {-4}});
+  CHECK(status_of([&] { session.load(plan); }) == ws::Status::buffer_mismatch);
+  session.bind(ws::Side::destination, "w", to, sizeof to, ws::Array{ws::dtype::f32, {4}});
   ws::Request request = ws::Request::create(session, session.load(plan));
   transport.reset();
   plan.reset();

@@ -273,6 +273,86 @@ def test_views_describe_what_is_bound() -> None:
     on_threads(run)
     assert (served[::-1] == halves).all() and served[0, 5] == 23
 
+MATRIX = """{"weightsync_layout": 1, "ranks": {"first": 0, "count": 1},
+    "tensors": [{"name": "w", "shape": [4, 6], "dtype": "f32"}]}"""
+
+
+def deliver_matrix(destination: Any) -> Any:
+    """Delivers a matrix of 4 rows of 6 into an array; gives back what was sent."""
+    source = np.arange(1, 25, dtype="f4").reshape(4, 6)
+    whole = ws.Layout.from_json(MATRIX)
+    with ws.Transport.loopback(0, 1) as transport:
+        transport.meet([transport.greeting()])
+        with ws.Session(transport) as session:
+            session.bind({"w": source}, side="source")
+            session.bind({"w": destination}, side="destination")
+            request = session.request(session.load(ws.Plan(whole, whole)))
+            request.submit(1, verify=True)
+            assert request.wait()
+            session.finalize()
+    return source
+
+
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [
+        (lambda: np.zeros((4, 12), "f4")[:, ::2], r"\[48, 8\].*\[24, 4\]"),
+        (lambda: np.zeros((6, 4), "f4").T, r"\[4, 16\].*\[24, 4\]"),
+        (lambda: np.zeros((4, 6), "f4")[::-1], r"\[-24, 4\].*\[24, 4\]"),
+        (lambda: np.zeros((6, 4), "f4"), r"\[6, 4\].*\[4, 6\]"),
+        (lambda: np.zeros((4, 6), "f8"), "f64.*f32"),
+        (lambda: np.zeros((2, 12), "i4"), "i32.*f32"),
+        (lambda: np.zeros(48, ml_dtypes.bfloat16), "bf16.*f32"),
+        (lambda: np.zeros((4, 48), "u1")[:, :24], "u8.*f32"),
+    ],
+)
+def test_arrays_of_another_form_are_refused(form: Callable[[], Any], told: str) -> None:
+    array = form()
+    memory = array if array.base is None else array.base
+    with pytest.raises(ws.PlanMismatch, match='"w" .destination. .*' + told) as caught:
+        deliver_matrix(array)
+    assert caught.value.status is ws.Status.BUFFER_MISMATCH
+    assert not memory.any()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda: np.zeros((4, 6), "f4"),
+        lambda: np.zeros((4, 1, 6), "f4"),
+        lambda: np.zeros(24, "f4"),
+        lambda: np.zeros((2, 2, 6), "f4"),
+        lambda: np.zeros((5, 6), "f4"),
+        lambda: np.zeros(96, "u1"),
+        lambda: np.zeros((4, 24), "u1"),
+        lambda: bytearray(96),
+    ],
+)
+def test_the_same_bytes_in_another_shape_are_taken(form: Callable[[], Any]) -> None:
+    array = form()
+    sent = deliver_matrix(array)
+    assert (np.frombuffer(array, "f4")[:24] == sent.ravel()).all()
+
+
+def test_an_array_bound_anew_is_held_against_the_plan() -> None:
+    """Addresses may change freely, strides not; the request is never prepared."""
+    whole = ws.Layout.from_json(MATRIX)
+    store = np.zeros((4, 12), "f4")
+    with ws.Transport.loopback(0, 1) as transport:
+        transport.meet([transport.greeting()])
+        with ws.Session(transport) as session:
+            for side in ("source", "destination"):
+                session.bind({"w": np.ones((4, 6), "f4")}, side=side)
+            request = session.request(session.load(ws.Plan(whole, whole)))
+            session.bind({"w": store[:, ::2]}, side="destination")
+            with pytest.raises(ws.PlanMismatch, match=r"\[48, 8\]"):
+                request.submit(1)
+            assert request.state is ws.State.IDLE and not store.any()
+            session.bind({"w": store[:2].reshape(4, 6)}, side="destination")
+            request.submit(2, verify=True)
+            assert request.wait()
+    assert (store[:2] == 1).all() and not store[2:].any()
+
 
 def test_forgetting_to_close_warns_and_aborts() -> None:
     transports, greetings = loopbacks()

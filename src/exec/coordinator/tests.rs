@@ -24,6 +24,7 @@ enum Word {
     Compare(u64),
     Refuse(u64, Status, u32, u64),
     Outcome(u64, [Outcome; 2], Outcome, u64),
+    Awaited(u32),
     Left,
 }
 
@@ -134,6 +135,7 @@ impl Court {
                     }
                     Word::Outcome(key.sequence, each, all, mismatch_count)
                 }
+                Message::Awaited { rank } => Word::Awaited(rank),
                 Message::Left => Word::Left,
                 other => panic!("{other:?}"),
             });
@@ -436,11 +438,27 @@ fn a_rank_that_left_is_not_waited_for() {
 }
 
 #[test]
-fn leaving_takes_all() {
+fn leaving_takes_all_and_tells_who_is_awaited() {
     let mut court = Court::new();
-    for rank in 0..6 {
-        assert_eq!(court.words(), []);
+    for (rank, awaited) in [(0, 1), (4, 1), (1, 2), (2, 3), (5, 3)] {
         court.say(&Message::Leave { rank });
+        court.later(60);
+        assert_eq!(court.words(), [Word::Awaited(awaited)]);
+        court.later(60);
+        assert_eq!(court.words(), []);
     }
+    court.say(&Message::Leave { rank: 3 });
     assert_eq!(court.words(), [Word::Left]);
+}
+
+#[test]
+fn leaving_one_by_one_costs_few_messages() {
+    let mut court = Court::new();
+    for rank in 0..5 {
+        court.say(&Message::Leave { rank });
+        court.later(1);
+    }
+    assert_eq!(court.words(), [Word::Awaited(1)]);
+    court.later(60);
+    assert_eq!(court.words(), [Word::Awaited(5)]);
 }

@@ -11,7 +11,7 @@
 //! differ, by a draft model for instance.
 
 use super::cover::{Uncovered, uncovered};
-use super::{Finding, FindingKind, Findings, Side};
+use super::{Finding, FindingKind, Findings, Side, first_difference};
 use crate::layout::Layout;
 use crate::layout::placement::{CopyAxes, Part, Rule};
 use crate::layout::tensor::{IndexBox, Tensor};
@@ -25,6 +25,8 @@ struct Partial {
     lowest: Rank,
     has: usize,
     of: usize,
+    /// The tensor axis that is cut so.
+    axis: Option<u8>,
     /// The mesh axes that split it over copies.
     axes: Vec<String>,
 }
@@ -53,6 +55,7 @@ fn check_part(part: &Part, tensors: &[Tensor], out: &mut Findings) {
             lowest,
             has,
             of,
+            axis,
             axes,
         } = found;
         let axes = axes.join("\" and \"");
@@ -60,7 +63,7 @@ fn check_part(part: &Part, tensors: &[Tensor], out: &mut Findings) {
             kind: FindingKind::CopyIncomplete,
             side: Some(Side::Destination),
             tensor: tensor.name.clone(),
-            axis: None,
+            axis: *axis,
             rank: Some(*lowest),
             bytes: 0,
             message: format!(
@@ -99,6 +102,9 @@ fn partial(part: &Part, copies: &CopyAxes, rule: u32) -> Option<Partial> {
     }
     let all: BTreeSet<&Key> = held.iter().flatten().collect();
     let copy = held.iter().position(|keys| keys.len() < all.len())?;
+    let numbers: BTreeSet<u8> = split_by(rule, copies).collect();
+    let mut cuts = rule.cuts.iter();
+    let split = cuts.find(|c| c.axes.iter().any(|a| numbers.contains(a)));
     let mut axes: Vec<String> = split_by(rule, copies)
         .map(|a| mesh.axes[a as usize].name.clone())
         .collect();
@@ -112,6 +118,7 @@ fn partial(part: &Part, copies: &CopyAxes, rule: u32) -> Option<Partial> {
         lowest: part.ranks.rank(lowest[copy]),
         has: held[copy].len(),
         of: all.len(),
+        axis: split.or(rule.cuts.first()).map(|c| c.dim),
         axes,
     })
 }
@@ -163,12 +170,14 @@ fn incomplete(
     bytes: u64,
     first: Option<IndexBox>,
 ) -> Finding {
+    let whole = IndexBox::whole(&tensor.shape);
+    let axis = first.as_ref().and_then(|b| first_difference(b, &whole));
     let such = first.map_or(String::new(), |b| format!(", such as in {b}"));
     Finding {
         kind: FindingKind::CopyIncomplete,
         side: Some(Side::Destination),
         tensor: tensor.name.clone(),
-        axis: None,
+        axis,
         rank: Some(rank),
         bytes,
         message: format!(

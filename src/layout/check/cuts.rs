@@ -171,7 +171,9 @@ fn axis_problems(rule: &Rule, mesh: &Mesh, shape: &[u64]) -> Vec<Problem> {
                 .iter()
                 .map(|&a| (a, format!("cuts axis {}", cut.dim))),
         );
-        if let Some(text) = parts_problem(cut, mesh) {
+        if repeated(&cut.axes).is_none()
+            && let Some(text) = parts_problem(cut, mesh)
+        {
             say(text);
         }
     }
@@ -247,6 +249,15 @@ fn storage_problems(rule: &Rule, tensor: &Tensor) -> Vec<Problem> {
             say(
                 None,
                 format!("it is split along axis {d}, but has {axes} axes"),
+            );
+        }
+        Some(d) if d != 0 => {
+            say(
+                Some(d),
+                format!(
+                    "it is split along axis {d} into one buffer per index, which only axis 0 can \
+                     be; store it in one buffer, or make that axis the first"
+                ),
             );
         }
         Some(d) if tensor.shape[d as usize] > u64::from(u32::MAX) => {

@@ -11,7 +11,7 @@
 //! Both are exact. Where there are too many runs the verdict is that it could
 //! not be proven, which counts as an error.
 
-use super::{Finding, FindingKind, Findings, Problem};
+use super::{Finding, FindingKind, Findings, Problem, first_difference};
 use crate::layout::LayoutSpec;
 use crate::layout::tensor::Tensor;
 use crate::layout::view::{RankViews, View};
@@ -37,8 +37,17 @@ pub(super) fn check_explicit(spec: &LayoutSpec, out: &mut Findings) {
             .iter()
             .map(|v| check_view(r, v, &spec.tensors[v.tensor.index()], out))
             .collect();
-        if is_sound.iter().all(|&s| s) {
-            check_apart(r, &spec.tensors, &mut looks, out);
+        // A view that cannot be trusted hides nothing about the others.
+        match is_sound.iter().all(|&s| s) {
+            true => check_apart(r, &spec.tensors, &mut looks, out),
+            false => {
+                let mut sound = r.clone();
+                let mut is_sound = is_sound.iter();
+                sound
+                    .views
+                    .retain(|_| *is_sound.next().expect("one for each view"));
+                check_apart(&sound, &spec.tensors, &mut looks, out);
+            }
         }
     }
 }
@@ -163,7 +172,9 @@ fn overlap(r: &RankViews, a: &View, b: &View, tensors: &[Tensor], met: Met) -> F
         kind: FindingKind::Overlap,
         side: None,
         tensor: s.name.clone(),
-        axis: None,
+        axis: (a.tensor == b.tensor)
+            .then(|| first_difference(&a.bounds, &b.bounds))
+            .flatten(),
         rank: Some(r.rank),
         bytes: met.bytes,
         message: format!(
@@ -225,7 +236,7 @@ pub(super) fn written_twice(
             v.bounds,
             v.strides.as_slice()
         );
-        out.push(twice(r, v, tensors, bytes, text));
+        out.push(twice(r, v, tensors, bytes, crowded_axis(v), text));
     }
     // Boxes of one tensor: equal ones, or those in another buffer, are a
     // second place that is meant; others are a slip.
@@ -233,7 +244,7 @@ pub(super) fn written_twice(
         let Some(pairs) = overlapping_boxes(group, looks) else {
             let text = "its boxes are too many to tell whether they overlap; use fewer, or boxes \
                         that cut along one axis";
-            out.push(twice(r, &group[0], tensors, 0, text.into()));
+            out.push(twice(r, &group[0], tensors, 0, None, text.into()));
             continue;
         };
         for (a, b) in pairs {
@@ -248,15 +259,43 @@ pub(super) fn written_twice(
                  them disjoint, or put the second place into a buffer of its own",
                 a.bounds, b.bounds, r.buffers[a.buffer as usize].name
             );
-            out.push(twice(r, a, tensors, bytes, text));
+            let axis = first_difference(&a.bounds, &b.bounds);
+            out.push(twice(r, a, tensors, bytes, axis, text));
         }
     }
 }
 
-fn twice(r: &RankViews, v: &View, tensors: &[Tensor], bytes: u64, text: String) -> Finding {
+/// The first axis, from the innermost in memory out, whose steps are shorter
+/// than what they step over.
+fn crowded_axis(v: &View) -> Option<u8> {
+    let spans = v.bounds.spans().iter().zip(&v.strides);
+    let mut axes: SmallVec<[(u64, u64, u8); 4]> = (0..)
+        .zip(spans)
+        .map(|(axis, (s, stride))| (stride.unsigned_abs(), s.len(), axis))
+        .filter(|&(_, n, _)| n > 1)
+        .collect();
+    axes.sort_unstable();
+    let mut reach = v.dtype.bytes();
+    for (step, n, axis) in axes {
+        if step < reach {
+            return Some(axis);
+        }
+        reach = reach.saturating_add(step.saturating_mul(n - 1));
+    }
+    None
+}
+
+fn twice(
+    r: &RankViews,
+    v: &View,
+    tensors: &[Tensor],
+    bytes: u64,
+    axis: Option<u8>,
+    text: String,
+) -> Finding {
     let name = &tensors[v.tensor.index()].name;
     let mut finding =
-        Problem::new(FindingKind::WrittenTwice, None, text).of(name, None, Some(r.rank));
+        Problem::new(FindingKind::WrittenTwice, axis, text).of(name, None, Some(r.rank));
     finding.side = Some(super::Side::Destination);
     finding.bytes = bytes;
     finding.message = format!("rank {}, {}", r.rank, finding.message);

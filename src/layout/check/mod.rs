@@ -22,6 +22,7 @@ pub use pair::{Coverage, PairReport, check_pair};
 
 use super::LayoutSpec;
 use super::canonical::canonical;
+use super::tensor::{IndexBox, Tensor};
 use crate::error::Error;
 use crate::rank::Rank;
 use serde::Serialize;
@@ -57,7 +58,7 @@ pub enum FindingKind {
     Mesh,
     /// A cut that does not divide, cover or fit its axis.
     Cut,
-    /// A cut, or a box, splits a granule.
+    /// A cut, or a box, splits a granule; or an axis is no multiple of its own.
     Granule,
     /// A pipeline stage that the mesh does not have.
     Stage,
@@ -120,6 +121,20 @@ pub struct Finding {
     pub message: String,
 }
 
+impl Finding {
+    /// The error that names this as the first of `count` findings.
+    fn as_error(&self, count: u64) -> Error {
+        let message = match count.saturating_sub(1) {
+            0 => self.message.clone(),
+            more => format!("{}; and {more} more", self.message),
+        };
+        Error {
+            rank: self.rank,
+            ..Error::layout(message)
+        }
+    }
+}
+
 /// Everything that is wrong with one layout.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
@@ -145,14 +160,7 @@ impl Report {
         let Some(first) = self.first_error() else {
             return Ok(());
         };
-        let message = match self.errors.saturating_sub(1) {
-            0 => first.message.clone(),
-            more => format!("{}; and {more} more", first.message),
-        };
-        Err(Error {
-            rank: first.rank,
-            ..Error::layout(message)
-        })
+        Err(first.as_error(self.errors))
     }
 }
 
@@ -161,33 +169,49 @@ impl Report {
 /// A description whose tables do not fit together (numbers out of range, a
 /// rank described twice) yields one finding that says so.
 pub fn check(spec: &LayoutSpec) -> Report {
-    match canonical(spec.clone()) {
-        Ok((spec, _)) => check_canonical(&spec),
-        Err(e) => {
-            let mut out = Findings::default();
-            out.push(Finding {
-                kind: FindingKind::Structure,
-                side: None,
-                tensor: String::new(),
-                axis: None,
-                rank: e.rank,
-                bytes: 0,
-                message: e.message,
-            });
-            out.into_report()
-        }
+    let mut out = Findings::default();
+    let mut spec = spec.clone();
+    for t in &mut spec.tensors {
+        check_granules(t, &mut out);
+    }
+    match canonical(spec) {
+        Ok((spec, _)) => look_at(&spec, &mut out),
+        Err(e) => out.push(Finding {
+            kind: FindingKind::Structure,
+            side: None,
+            tensor: String::new(),
+            axis: None,
+            rank: e.rank,
+            bytes: 0,
+            message: e.message,
+        }),
+    }
+    out.into_report()
+}
+
+/// Says which granules do not fit their axes; what follows is looked at as if
+/// there were none.
+fn check_granules(t: &mut Tensor, out: &mut Findings) {
+    let faults: Vec<(usize, String)> = t.granule_faults().collect();
+    for (axis, text) in faults {
+        t.granule[axis] = 1;
+        out.push(Problem::new(FindingKind::Granule, axis as u8, text).of(&t.name, None, None));
     }
 }
 
 /// The same for a description that is in canonical order.
 pub(super) fn check_canonical(spec: &LayoutSpec) -> Report {
     let mut out = Findings::default();
-    for part in &spec.parts {
-        let classes = cuts::check_part(part, &spec.tensors, &mut out);
-        storage::check_part(part, &spec.tensors, &classes, &mut out);
-    }
-    memory::check_explicit(spec, &mut out);
+    look_at(spec, &mut out);
     out.into_report()
+}
+
+fn look_at(spec: &LayoutSpec, out: &mut Findings) {
+    for part in &spec.parts {
+        let classes = cuts::check_part(part, &spec.tensors, out);
+        storage::check_part(part, &spec.tensors, &classes, out);
+    }
+    memory::check_explicit(spec, out);
 }
 
 /// Collects findings and counts those beyond the cap of their kind.
@@ -223,6 +247,14 @@ impl Findings {
             errors: self.errors,
         }
     }
+}
+
+/// The first axis on which two boxes of a tensor differ.
+fn first_difference(a: &IndexBox, b: &IndexBox) -> Option<u8> {
+    let spans = a.spans().iter().zip(b.spans());
+    (0..)
+        .zip(spans)
+        .find_map(|(axis, (s, t))| (s != t).then_some(axis))
 }
 
 /// A finding about a tensor that is not yet tied to one: many tensors may

@@ -5,7 +5,8 @@ use super::copies::check_copies;
 use super::cover::{STEPS_MAX, Uncovered, uncovered};
 use super::cuts::granule_problem;
 use super::memory::{Boxes, LOOKS_MAX, written_twice};
-use super::{Finding, FindingKind, Findings, Problem, Side};
+use super::{Finding, FindingKind, Findings, Problem, Side, first_difference};
+use crate::error::Result;
 use crate::layout::Layout;
 use crate::layout::dtype::Dtype;
 use crate::layout::placement::{Part, Placement};
@@ -36,6 +37,18 @@ impl PairReport {
     /// True if nothing hinders planning.
     pub fn is_ok(&self) -> bool {
         self.errors == 0
+    }
+
+    /// The first thing that hinders a plan, and how many more do. Source
+    /// tensors that nobody wants are left to the caller, who knows whether that
+    /// is meant.
+    pub(crate) fn refuse_misfits(&self) -> Result<()> {
+        let hinders =
+            |f: &&Finding| f.kind.is_error() && f.kind != FindingKind::MissingOnDestination;
+        match self.findings.iter().find(hinders) {
+            None => Ok(()),
+            Some(first) => Err(first.as_error(self.errors - self.source_only.len() as u64)),
+        }
     }
 }
 
@@ -188,7 +201,7 @@ impl Pair<'_> {
             side: Some(Side::Source),
             tensor: t.name.clone(),
             axis: None,
-            rank: None,
+            rank: lowest_rank(&self.needed.0[d], t),
             bytes,
             message: format!(
                 "tensor \"{}\": the destination needs {bytes} bytes of it and the source {why}; \
@@ -219,7 +232,7 @@ impl Pair<'_> {
             side: Some(Side::Destination),
             tensor: t.name.clone(),
             axis: None,
-            rank: None,
+            rank: lowest_rank(&self.held.0[s], t),
             bytes,
             message: format!(
                 "tensor \"{}\": the source holds {bytes} bytes of it and {why}",
@@ -403,12 +416,12 @@ impl Pair<'_> {
         for (bounds, elements, first, rank) in gaps {
             let bytes = elements * b.dtype.bytes();
             let on = rank.map_or(String::new(), |r| format!("rank {r} of "));
-            let axis = (0..bounds.0.len()).find(|&i| bounds.0[i] != first.0[i]);
+            let axis = first_difference(&bounds, &first);
             self.out.push(Finding {
                 kind: FindingKind::NeverHeld,
                 side: Some(Side::Source),
                 tensor: b.name.clone(),
-                axis: axis.map(|a| a as u8),
+                axis,
                 rank,
                 bytes,
                 message: format!(
@@ -426,12 +439,15 @@ impl Pair<'_> {
             return;
         };
         let bytes = elements * t.dtype.bytes();
+        let axis = first
+            .as_ref()
+            .and_then(|b| first_difference(b, &IndexBox::whole(&t.shape)));
         let such = first.map_or(String::new(), |b| format!(", such as {b}"));
         self.out.push(Finding {
             kind: FindingKind::SourceHole,
             side: Some(Side::Source),
             tensor: t.name.clone(),
-            axis: None,
+            axis,
             rank: None,
             bytes,
             message: format!(
@@ -457,6 +473,16 @@ fn bytes_of(u: &Use<'_>, t: &Tensor) -> u64 {
     let whole = IndexBox::whole(&t.shape);
     let missing = u.missing.as_ref().map_or(0, |m| m.elements);
     (whole.elements() - missing) * t.dtype.bytes()
+}
+
+/// The lowest rank that has any of a tensor.
+fn lowest_rank(u: &Use<'_>, t: &Tensor) -> Option<Rank> {
+    let whole = IndexBox::whole(&t.shape);
+    let placed = u.placed.and_then(|(part, p)| match whole.is_empty() {
+        true => part.ranks.lowest(),
+        false => first_holder(part, p, t, &whole),
+    });
+    placed.into_iter().chain(u.boxes.values().copied()).min()
 }
 
 /// The lowest rank that would hold the first element of a box.

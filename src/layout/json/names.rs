@@ -1,7 +1,7 @@
 //! The tensors that a file declares, by name.
 
 use super::doc::{Pairs, PartDoc, TensorDoc};
-use super::fault::{Read, Within, fault};
+use super::fault::{Read, Within, all, fault};
 use super::layers::{check_layer_name, layers_of, spell};
 use crate::error::Error;
 use crate::layout::canonical::check_same;
@@ -87,9 +87,8 @@ pub(super) fn declare_only(t: &TensorDoc, names: &mut Names) -> Read<()> {
 }
 
 pub(super) fn declare_part(p: &PartDoc, names: &mut Names) -> Read<()> {
-    for (i, t) in p.tensors.iter().enumerate() {
-        declare(t, &p.stages, names).within(|| format!("tensors[{i}]"))?;
-    }
+    let entries = p.tensors.iter().enumerate();
+    all(entries.map(|(i, t)| declare(t, &p.stages, names).within(|| format!("tensors[{i}]"))))?;
     Ok(())
 }
 
@@ -123,7 +122,8 @@ fn declare(t: &TensorDoc, tables: &Pairs<Vec<u32>>, names: &mut Names) -> Read<(
     };
     for layer in layers.iter() {
         tensor.name = spell(&t.name, layer);
-        tensor.validate()?;
+        // Whether granules fit is for the check to say, of all tensors.
+        tensor.validate_size()?;
         names.declare(tensor.clone())?;
     }
     Ok(())

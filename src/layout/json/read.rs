@@ -5,7 +5,7 @@ use super::doc::{
     Choice, CopiesDoc, CutDoc, FileDoc, KindDoc, PaddingDoc, Pairs, PartDoc, TensorDoc,
 };
 use super::explicit::read_explicit;
-use super::fault::{Read, Within, fault};
+use super::fault::{Read, Within, all, fault};
 use super::fused::{Candidate, assemble, expand_fused};
 use super::groups::group_members;
 use super::layers::{Stages, check_layer_name, layers_of, list, spell, spell_buffer};
@@ -16,7 +16,7 @@ use crate::layout::cut::{Cut, CutKind};
 use crate::layout::marks::Marks;
 use crate::layout::mesh::{Mesh, MeshAxis, RankList};
 use crate::layout::placement::{CopyAxes, Padding, Part, Rule};
-use crate::layout::view::{Memory, RankViews};
+use crate::layout::view::Memory;
 use crate::limits::DIM_COUNT_MAX;
 use crate::rank::Rank;
 use smallvec::SmallVec;
@@ -67,22 +67,18 @@ pub(super) fn read(file: FileDoc) -> Read<LayoutSpec> {
     };
 
     let mut names = Names::new(aliases.0);
-    for (i, t) in declared.iter().enumerate() {
-        declare_only(t, &mut names).within(|| format!("tensors[{i}]"))?;
-    }
-    for (i, p) in parts.iter().enumerate() {
-        declare_part(p, &mut names).within(|| path(i))?;
-    }
-    let parts = parts
-        .iter()
-        .enumerate()
-        .map(|(i, p)| read_part(p, &mut names).within(|| path(i)))
-        .collect::<Read<Vec<Part>>>()?;
-    let explicit = explicit
-        .into_iter()
-        .enumerate()
-        .map(|(i, r)| read_explicit(r, &names).within(|| format!("explicit[{i}]")))
-        .collect::<Read<Vec<RankViews>>>()?;
+    all((0..)
+        .zip(&declared)
+        .map(|(i, t): (usize, _)| declare_only(t, &mut names).within(|| format!("tensors[{i}]"))))?;
+    all((0..)
+        .zip(&parts)
+        .map(|(i, p)| declare_part(p, &mut names).within(|| path(i))))?;
+    let parts = all((0..)
+        .zip(&parts)
+        .map(|(i, p)| read_part(p, &mut names).within(|| path(i))))?;
+    let explicit = all((0..)
+        .zip(explicit)
+        .map(|(i, r): (usize, _)| read_explicit(r, &names).within(|| format!("explicit[{i}]"))))?;
     Ok(LayoutSpec {
         tensors: names.tensors,
         aliases: names.alias_list,
@@ -137,9 +133,8 @@ fn read_part(p: &PartDoc, names: &mut Names) -> Read<Part> {
         rules: Vec::new(),
         candidates: Vec::new(),
     };
-    for (i, t) in p.tensors.iter().enumerate() {
-        reader.tensor(i, t).within(|| format!("tensors[{i}]"))?;
-    }
+    let entries = p.tensors.iter().enumerate();
+    all(entries.map(|(i, t)| reader.tensor(i, t).within(|| format!("tensors[{i}]"))))?;
     let PartReader {
         mut rules,
         mut candidates,

@@ -64,13 +64,9 @@ pub fn placement_hint(
 }
 
 fn hint(side: Side, part: usize, mesh: &Mesh, axis: usize, lower_ns: u64) -> PlacementHint {
-    let name = match side {
-        Side::Source => "source",
-        Side::Destination => "destination",
-    };
     let axis = mesh.axes[axis].name.clone();
     let text = format!(
-        "with the {name} ranks along axis \"{axis}\" of mesh \"{}\" side by side in an NVLink domain, \
+        "with the {side} ranks along axis \"{axis}\" of mesh \"{}\" side by side in an NVLink domain, \
          the bound would be {}.{:06} s",
         mesh.name,
         lower_ns / 1_000_000_000,

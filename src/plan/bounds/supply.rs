@@ -37,7 +37,7 @@ pub fn egress(
     domains: &Domains,
     all: &mut Collected,
 ) -> Result<()> {
-    let supply = Supply::of(plan, topology);
+    let supply = Supply::of(plan, topology)?;
     let speed = |set: &[u32]| -> u64 { set.iter().map(|d| domains[d].speed()).sum() };
     for (set, bytes) in unions(&supply.by_domains) {
         all.add(BoundKind::UniqueEgress, bytes, speed(&set), || name(&set));
@@ -116,7 +116,7 @@ struct Supply {
 }
 
 impl Supply {
-    fn of(plan: &Plan, topology: &Topology) -> Supply {
+    fn of(plan: &Plan, topology: &Topology) -> Result<Supply> {
         let mut finder = Finder {
             plan,
             topology,
@@ -138,17 +138,22 @@ impl Supply {
             entry.1 += 1;
         }
         for (i, count) in groups.into_values() {
-            supply.add(&mut finder, &plan.tables.tensors[i], count);
+            supply.add(&mut finder, &plan.tables.tensors[i], count)?;
         }
-        supply
+        Ok(supply)
     }
 
     /// Adds `count` tensors like `tensor`.
-    fn add<'a>(&mut self, finder: &mut Finder<'a>, tensor: &'a PlanTensor, count: u64) {
+    fn add<'a>(
+        &mut self,
+        finder: &mut Finder<'a>,
+        tensor: &'a PlanTensor,
+        count: u64,
+    ) -> Result<()> {
         let wire = wire_bytes(finder.plan, tensor);
         // Each demand alone tells what must leave; together they may overlap.
         let mut best: (u64, Vec<Held>) = (0, Vec::new());
-        for held in finder.demands(tensor, wire) {
+        for held in finder.demands(tensor, wire)? {
             let leaving = held
                 .iter()
                 .filter(|h| h.leaves_domains())
@@ -167,6 +172,7 @@ impl Supply {
             }
             self.held.push((h, count));
         }
+        Ok(())
     }
 
     /// Bytes held only inside a cell and needed outside.
@@ -205,7 +211,7 @@ struct Finder<'a> {
 
 impl<'a> Finder<'a> {
     /// Per demand of a tensor, its cells.
-    fn demands(&mut self, tensor: &'a PlanTensor, wire: u64) -> Vec<Vec<Held>> {
+    fn demands(&mut self, tensor: &'a PlanTensor, wire: u64) -> Result<Vec<Vec<Held>>> {
         let (source, destination) = (&self.plan.source, &self.plan.destination);
         let splitter = Splitter {
             source,
@@ -216,13 +222,13 @@ impl<'a> Finder<'a> {
         let mut out = Vec::new();
         for j in 0..tensor.needers.len() {
             let cells = match tensor.explicit_holders.is_empty() {
-                true => splitter.grid(&whole, Some(j)),
+                true => splitter.grid(&whole, Some(j))?,
                 false => {
-                    let needed = splitter.needed_boxes(j, &whole);
-                    needed
-                        .iter()
-                        .flat_map(|b| splitter.cells(b, None))
-                        .collect()
+                    let mut cells = Vec::new();
+                    for b in splitter.needed_boxes(j, &whole)? {
+                        cells.extend(splitter.cells(&b, None)?);
+                    }
+                    cells
                 }
             };
             let held = cells.iter().map(|c| {
@@ -234,13 +240,13 @@ impl<'a> Finder<'a> {
         for e in &tensor.explicit_needers {
             let ranks: Vec<Rank> = e.ranks.iter().map(|r| r.0).collect();
             let needers = Rc::new(self.sample(ranks.len() as u64, |i| ranks[i as usize]));
-            let held = splitter.cells(&e.bounds, None);
+            let held = splitter.cells(&e.bounds, None)?;
             let held = held
                 .iter()
                 .map(|c| self.held(tensor, &splitter, c, needers.clone(), wire));
             out.push(held.collect());
         }
-        out
+        Ok(out)
     }
 
     fn held(

@@ -5,7 +5,7 @@ use super::stream::split_boxes;
 use super::view::{OwnView, holding_view};
 use super::walk::Walk;
 use crate::error::Result;
-use crate::layout::placement::{LocalBuffer, Padding, Part, Seat};
+use crate::layout::placement::{LocalAxis, LocalBuffer, Padding, Part, Placement, Seat};
 use crate::layout::tensor::{IndexBox, Span, Tensor, TensorIndex};
 use crate::layout::{BufferKey, Place};
 use crate::plan::piece::loops_of;
@@ -185,13 +185,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn fill_padding(
-        &mut self,
-        part: &Part,
-        p: &crate::layout::placement::Placement,
-        seat: &Seat,
-        tensors: &[Tensor],
-    ) {
+    fn fill_padding(&mut self, part: &Part, p: &Placement, seat: &Seat, tensors: &[Tensor]) {
         let rule = part.rule(p);
         let axes = part.local_axes(p, seat, tensors);
         let (offset, strides) = part.storage(p, seat, tensors);
@@ -221,7 +215,37 @@ impl<'a> Builder<'a> {
                 split: None,
                 explicit: None,
             };
+            if rule.split.is_some() {
+                self.fill_each(seat.part, p.buffer, &axes[0], &own, &slab);
+                continue;
+            }
             let region = self.region(Side::Destination, seat.part, p.buffer, &own, &slab);
+            self.program.fills.push(region);
+        }
+    }
+
+    /// Padding of a tensor whose axis 0 is stored as one buffer per index: one
+    /// fill each. Indices that are padding themselves have no buffer.
+    fn fill_each(
+        &mut self,
+        part: u16,
+        buffer: u32,
+        indices: &LocalAxis,
+        own: &OwnView,
+        slab: &IndexBox,
+    ) {
+        let globals = indices.spans.iter().flat_map(|s| s.lo..s.hi);
+        for (local, global) in (0..).zip(globals) {
+            let mut one = slab.clone();
+            if local < slab.0[0].lo || local >= slab.0[0].hi {
+                continue;
+            }
+            // The region counts its buffer from where the box starts.
+            one.0[0] = Span::new(global, global + 1);
+            let mut own = own.clone();
+            own.lo[0] = global;
+            own.split = Some(local as u32);
+            let region = self.region(Side::Destination, part, buffer, &own, &one);
             self.program.fills.push(region);
         }
     }

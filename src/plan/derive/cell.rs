@@ -23,9 +23,12 @@ pub struct Cell {
     pub own: OwnView,
     pub holders: HolderSet,
     pub needers: Needers,
-    /// Strides at the other end, per holder slice (when receiving) or the one
-    /// needer (when sending); empty means look it up by rank.
+    /// How the first rank at the other end stores it, per holder slice (when
+    /// receiving) or of the one needer (when sending).
     pub peers: SmallVec<[PeerView; 1]>,
+    /// All holders store it as the first one does; all needers do.
+    pub are_holders_alike: bool,
+    pub are_needers_alike: bool,
 }
 
 #[derive(Clone, Debug)]

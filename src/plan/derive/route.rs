@@ -273,28 +273,37 @@ impl<'w, 'a> Routes<'w, 'a> {
     /// receive of it, and the items tile the boxes of this rank.
     pub fn verify(&self) -> Result<()> {
         let walk = &self.walks[NEEDS];
-        let mut covered = vec![0u64; walk.items.len()];
-        for s in &self.stretches {
-            if s.direction == Direction::Receive && s.here == Here::Buffer {
-                covered[s.item as usize] += s.to - s.from;
-            }
-        }
-        for &i in &self.locals {
-            covered[i as usize] += walk.cell_of(&walk.items[i as usize]).bytes;
-        }
-        for (item, &bytes) in walk.items.iter().zip(&covered) {
-            let cell = walk.cell_of(item);
-            if bytes != cell.bytes {
-                return Err(Error::internal(format!(
-                    "tensor \"{}\": box {} of rank {} would get {bytes} of {} bytes",
-                    walk.name(&self.inputs.tables.tensors[item.tensor as usize]),
-                    cell.bounds,
-                    self.rank,
-                    cell.bytes
-                )));
-            }
-        }
-        Ok(())
+        let size = |item: u32| walk.cell_of(&walk.items[item as usize]).bytes;
+        let received = self.stretches.iter().filter(|s| {
+            let is_kept = s.direction == Direction::Receive && s.here == Here::Buffer;
+            is_kept && s.walk as usize == NEEDS
+        });
+        let ranges = received.map(|s| ItemRange {
+            item: s.item,
+            from: s.from,
+            to: s.to,
+        });
+        let held = self.locals.iter().map(|&item| ItemRange {
+            item,
+            from: 0,
+            to: size(item),
+        });
+        let tiles = ranges.chain(held).collect();
+        let Some(gap) = first_gap(tiles, walk.items.len() as u32, size) else {
+            return Ok(());
+        };
+        let item = &walk.items[gap.item as usize];
+        let cell = walk.cell_of(item);
+        Err(Error::internal(format!(
+            "tensor \"{}\": box {} of rank {} has {} bytes on the wire, and after byte {} of them \
+             comes byte {}",
+            walk.name(&self.inputs.tables.tensors[item.tensor as usize]),
+            cell.bounds,
+            self.rank,
+            cell.bytes,
+            gap.from,
+            gap.to
+        )))
     }
 
     /// The order in which both ends put stretches into messages.
@@ -314,6 +323,32 @@ impl<'w, 'a> Routes<'w, 'a> {
             item(a).cmp(&item(b))
         })
     }
+}
+
+/// Where ranges do not tile items: up to `from` they do, and the next one, or
+/// the end, is at `to`; before `from` if bytes come twice.
+fn first_gap(
+    mut ranges: Vec<ItemRange>,
+    items: u32,
+    size: impl Fn(u32) -> u64,
+) -> Option<ItemRange> {
+    ranges.sort_unstable_by_key(|r| (r.item, r.from, r.to));
+    let mut next = ranges.into_iter().peekable();
+    for item in 0..items {
+        let mut from = 0;
+        while let Some(r) = next.next_if(|r| r.item == item) {
+            if r.from != from {
+                let to = r.from;
+                return Some(ItemRange { item, from, to });
+            }
+            from = r.to;
+        }
+        let to = size(item);
+        if from != to {
+            return Some(ItemRange { item, from, to });
+        }
+    }
+    None
 }
 
 /// A number that differs from cell to cell, the same on all ranks.
@@ -376,5 +411,37 @@ impl Walk<'_> {
             from,
             to,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first gap of two items of 8 and 4 bytes, as `(item, from, to)`.
+    fn gap(ranges: &[(u32, u64, u64)]) -> Option<(u32, u64, u64)> {
+        let ranges = ranges
+            .iter()
+            .map(|&(item, from, to)| ItemRange { item, from, to });
+        let found = first_gap(ranges.collect(), 2, |item| [8, 4][item as usize]);
+        found.map(|g| (g.item, g.from, g.to))
+    }
+
+    #[test]
+    fn ranges_in_any_order_may_tile_the_items() {
+        assert_eq!(gap(&[(1, 0, 4), (0, 4, 8), (0, 0, 4)]), None);
+    }
+
+    #[test]
+    fn a_hole_is_found_though_the_sum_is_right() {
+        assert_eq!(gap(&[(0, 0, 4), (0, 0, 4), (1, 0, 4)]), Some((0, 4, 0)));
+        assert_eq!(gap(&[(0, 0, 4), (0, 5, 9), (1, 0, 4)]), Some((0, 4, 5)));
+    }
+
+    #[test]
+    fn what_is_missing_at_the_end_or_overlaps_is_found() {
+        assert_eq!(gap(&[(0, 0, 8)]), Some((1, 0, 4)));
+        assert_eq!(gap(&[(0, 0, 8), (1, 0, 3), (1, 2, 4)]), Some((1, 3, 2)));
+        assert_eq!(gap(&[(0, 0, 9), (1, 0, 4)]), Some((0, 9, 8)));
     }
 }

@@ -6,7 +6,7 @@
 
 use super::builder::Builder;
 use super::route::{Here, Routes, Stretch, There};
-use super::view::{PeerView, holding_view};
+use super::view::{PeerView, holding_view, needing_view};
 use super::walk::{Item, Walk};
 use super::{Decision, Strategy};
 use crate::error::Result;
@@ -112,7 +112,8 @@ impl<'w, 'a> Stream<'w, 'a> {
         };
         let there = match s.there {
             There::Across => walk.peer_view(item, s.peer),
-            There::Alike => own(),
+            There::Alike if cell.are_needers_alike => own(),
+            There::Alike => walk.view_of_needer(item, s.peer),
             There::Relay => dense(),
         };
         [here, there]
@@ -382,10 +383,11 @@ impl Walk<'_> {
     /// How the peer of a piece stores it.
     fn peer_view(&self, item: &Item, peer: Rank) -> PeerView {
         let cell = self.cell_of(item);
-        if let [one] = cell.peers.as_slice()
-            && (cell.holders.listed.is_empty() || self.direction == Direction::Send)
-        {
-            return one.clone();
+        match self.direction {
+            Direction::Send if cell.are_needers_alike => return cell.peers[0].clone(),
+            Direction::Send => return self.view_of_needer(item, peer),
+            Direction::Receive if cell.are_holders_alike => return cell.peers[0].clone(),
+            Direction::Receive => {}
         }
         // Several kinds of holders: the peer's own first view tells.
         let tensor = &self.inputs.tables.tensors[item.tensor as usize];
@@ -396,6 +398,15 @@ impl Walk<'_> {
             },
             Err(_) => cell.peers[0].clone(),
         }
+    }
+
+    /// How `needer` stores a piece that it needs as part of the item's demand.
+    fn view_of_needer(&self, item: &Item, needer: Rank) -> PeerView {
+        let tensor = &self.inputs.tables.tensors[item.tensor as usize];
+        let placed = tensor.needers.get(item.demand as usize);
+        placed
+            .and_then(|r| needing_view(self.inputs.destination, *r, needer))
+            .unwrap_or_else(|| self.cell_of(item).peers[0].clone())
     }
 }
 

@@ -1,13 +1,15 @@
 //! Where a box lies in a rank's memory, and how a peer stores it.
 
 use crate::error::{Error, Result};
+use crate::layout::cut::{Cut, CutKind};
 use crate::layout::dtype::Dtype;
 use crate::layout::mesh::MeshSlice;
-use crate::layout::placement::{Part, Seat, for_each_box};
+use crate::layout::placement::{Part, Placement, Seat, for_each_box};
 use crate::layout::tensor::{Dims, IndexBox, Tensor};
 use crate::layout::view::Strides;
 use crate::layout::{Layout, Place};
-use crate::plan::tables::{ExplicitBox, PlanTensor};
+use crate::plan::boxes::ExplicitBox;
+use crate::plan::tables::{PlacementRef, PlanTensor, placement};
 use crate::rank::Rank;
 
 /// Where a cell lies in our memory.
@@ -40,20 +42,11 @@ pub fn view_of(e: &ExplicitBox, rank: Rank) -> Option<u32> {
 /// The boxes a placement gives this seat, each with where it lies.
 pub fn own_views(
     part: &Part,
-    p: &crate::layout::placement::Placement,
+    p: &Placement,
     seat: &Seat,
     tensors: &[Tensor],
 ) -> Result<Vec<(IndexBox, OwnView)>> {
     let rule = part.rule(p);
-    if rule.split.is_some_and(|d| d != 0) {
-        return Err(Error::new(
-            crate::error::Status::Unsupported,
-            format!(
-                "tensor \"{}\": only axis 0 can be stored as one buffer per index",
-                tensors[p.tensor.index()].name
-            ),
-        ));
-    }
     let axes = part.local_axes(p, seat, tensors);
     let (offset, strides) = part.storage(p, seat, tensors);
     let dtype = rule.stored_dtype(&tensors[p.tensor.index()]);
@@ -95,19 +88,54 @@ pub fn explicit_own(layout: &Layout, rank: Rank, view: u32) -> Result<OwnView> {
     })
 }
 
-/// How a slice of ranks stores a placement: strides do not differ within it.
-pub fn slice_view(
-    layout: &Layout,
-    part: &Part,
-    p: &crate::layout::placement::Placement,
-    slice: &MeshSlice,
-) -> PeerView {
+/// How the first rank of a slice stores a placement.
+pub fn slice_view(layout: &Layout, part: &Part, p: &Placement, slice: &MeshSlice) -> PeerView {
     let mesh = &part.meshes[slice.mesh as usize];
     let seat = part.seat(slice.part, slice.nth(mesh, 0));
-    let rule = part.rule(p);
+    seat_view(layout, part, p, &seat)
+}
+
+/// True if all ranks of a slice that holds one box of a placement store it with
+/// the same strides. Members that share axes with it widen its rows, and may be
+/// cut where the placement is not:
+///
+/// ```text
+///   q cut over tp, k over tp and dp     [ q q q k ]  [ q q q k k ]
+/// ```
+pub fn is_stored_alike(part: &Part, p: &Placement, slice: &MeshSlice) -> bool {
+    let buffer = &part.buffers[p.buffer as usize];
+    let shared = usize::from(buffer.shared_dims);
+    if shared == 0 || buffer.members.len() < 2 {
+        return true;
+    }
+    let is_fixed = |axis: &u8| slice.ranges[*axis as usize].1 - slice.ranges[*axis as usize].0 == 1;
+    buffer.members.iter().all(|&m| {
+        let rule = part.rule(part.member(m));
+        let is_same = |cut: &Cut| {
+            matches!(cut.kind, CutKind::Even | CutKind::Blocks(_))
+                || (rule.mesh == slice.mesh && cut.axes.iter().all(is_fixed))
+        };
+        let is_shared = |dim: u8| match rule.order.is_empty() {
+            true => usize::from(dim) < shared,
+            false => rule.order.iter().take(shared).any(|&d| d == dim),
+        };
+        rule.cuts.iter().all(|c| is_shared(c.dim) || is_same(c))
+    })
+}
+
+/// How `rank` stores what it needs through a symbolic placement.
+pub fn needing_view(destination: &Layout, needer: PlacementRef, rank: Rank) -> Option<PeerView> {
+    let position = destination.position(needer.part.into(), rank)?;
+    let (part, p) = placement(destination, needer);
+    let seat = part.seat(needer.part, position);
+    Some(seat_view(destination, part, p, &seat))
+}
+
+fn seat_view(layout: &Layout, part: &Part, p: &Placement, seat: &Seat) -> PeerView {
+    let tensors = layout.tensors();
     PeerView {
-        strides: part.storage(p, &seat, layout.tensors()).1,
-        dtype: rule.stored_dtype(&layout.tensors()[p.tensor.index()]),
+        strides: part.storage(p, seat, tensors).1,
+        dtype: part.rule(p).stored_dtype(&tensors[p.tensor.index()]),
     }
 }
 
@@ -134,7 +162,8 @@ pub fn holding_view(
             }
         }
         Some(Place::Explicit(_)) => {
-            for e in &tensor.explicit_holders {
+            let boxes = &tensor.explicit_holders;
+            for e in boxes.near(bounds).into_iter().map(|k| &boxes[k]) {
                 if let (true, Some(view)) = (e.bounds.contains(bounds), view_of(e, rank)) {
                     return Ok((explicit_own(source, rank, view)?, 0, 0));
                 }

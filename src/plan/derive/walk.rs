@@ -7,18 +7,22 @@
 
 use super::Inputs;
 use super::cell::{Cell, Needers, cut_unit};
-use super::view::{OwnView, PeerView, explicit_own, own_views, slice_view, view_of};
+use super::view::{
+    OwnView, PeerView, explicit_own, is_stored_alike, own_views, slice_view, view_of,
+};
 use crate::error::{Error, Result};
 use crate::layout::dtype::Dtype;
 use crate::layout::mesh::MeshSlice;
-use crate::layout::placement::{Part, Seat};
-use crate::layout::tensor::IndexBox;
+use crate::layout::placement::{Part, Placement, Seat};
+use crate::layout::tensor::{IndexBox, TensorIndex};
+use crate::layout::view::RankViews;
 use crate::layout::{Layout, Place};
+use crate::plan::boxes::{ExplicitBox, ExplicitBoxes};
 use crate::plan::cells::{HolderSet, Splitter, StagedSlice};
 use crate::plan::decision::SourceGroup;
 use crate::plan::program::Direction;
 use crate::plan::ranks::RankSet;
-use crate::plan::tables::{ExplicitBox, PlanTensor, placement};
+use crate::plan::tables::{PlacementRef, PlanTensor, placement};
 use crate::rank::Rank;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
@@ -128,12 +132,11 @@ impl<'a> Walk<'a> {
                 }
                 Ok(())
             }
-            Some(Place::Explicit(_)) => {
+            Some(Place::Explicit(r)) => {
                 for (t, tensor) in inputs.tables.tensors.iter().enumerate() {
-                    for (j, e) in tensor.explicit_needers.iter().enumerate() {
-                        if let Some(view) = view_of(e, self.rank) {
-                            self.need_listed(t as u32, j as u32, e, view)?;
-                        }
+                    let boxes = &tensor.explicit_needers;
+                    for (j, view) in views_in(boxes, r, tensor.destination) {
+                        self.need_listed(t as u32, j as u32, &boxes[j], view)?;
                     }
                 }
                 Ok(())
@@ -154,7 +157,7 @@ impl<'a> Walk<'a> {
             None => {
                 let mut cells = Vec::new();
                 for (bounds, own) in own_views(part, p, seat, self.inputs.destination.tensors())? {
-                    for c in self.splitter(tensor).cells(&bounds, None) {
+                    for c in self.splitter(tensor).cells(&bounds, None)? {
                         let needers = self.splitter(tensor).needers(j as usize, &c);
                         cells.push(self.cell(tensor, c, own.clone(), Needers::Slice(needers))?);
                     }
@@ -169,7 +172,7 @@ impl<'a> Walk<'a> {
         let tensor = &self.inputs.tables.tensors[t as usize];
         let own = explicit_own(self.inputs.destination, self.rank, view)?;
         let mut cells = Vec::new();
-        for c in self.splitter(tensor).cells(&e.bounds, None) {
+        for c in self.splitter(tensor).cells(&e.bounds, None)? {
             cells.push(self.cell(tensor, c, own.clone(), Needers::Listed(j))?);
         }
         let template = self.add_template(TemplateKey::Tensor(t, u32::MAX, j), cells);
@@ -183,7 +186,6 @@ impl<'a> Walk<'a> {
             return Ok(());
         };
         for (t, tensor) in inputs.tables.tensors.iter().enumerate() {
-            let demands = tensor.needers.len() + tensor.explicit_needers.len();
             match &place {
                 Place::Part(part, seat) => {
                     // Where two placements of one rank hold a cell, the first
@@ -194,26 +196,38 @@ impl<'a> Walk<'a> {
                         if r.part != seat.part || !part.is_on_stage(p, seat) {
                             continue;
                         }
-                        for j in 0..demands {
+                        for j in self.demands_on(tensor, part, p, seat)? {
                             self.hold_symbolic(t as u32, k as u32, j, &earlier, part, seat)?;
                         }
                         earlier.push(k as u32);
                     }
                 }
-                Place::Explicit(_) => {
-                    let views: SmallVec<[(usize, u32); 4]> = tensor
-                        .explicit_holders
-                        .iter()
-                        .enumerate()
-                        .filter_map(|(k, e)| view_of(e, self.rank).map(|v| (k, v)))
-                        .collect();
-                    for j in 0..demands {
+                Place::Explicit(r) => {
+                    let boxes = &tensor.explicit_holders;
+                    let views = views_in(boxes, r, tensor.source);
+                    let held = views.iter().map(|&(k, _)| &boxes[k].bounds);
+                    for j in demands_near(tensor, held) {
                         self.hold_listed(t as u32, j, &views)?;
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// The demands that may want some of what a placement holds here.
+    fn demands_on(
+        &self,
+        tensor: &PlanTensor,
+        part: &Part,
+        p: &Placement,
+        seat: &Seat,
+    ) -> Result<Vec<usize>> {
+        if tensor.explicit_needers.is_empty() {
+            return Ok((0..tensor.needers.len()).collect());
+        }
+        let held = own_views(part, p, seat, self.inputs.source.tensors())?;
+        Ok(demands_near(tensor, held.iter().map(|v| &v.0)))
     }
 
     fn hold_symbolic(
@@ -277,12 +291,15 @@ impl<'a> Walk<'a> {
         let s = self.splitter(tensor);
         let boxes = if j >= tensor.needers.len() {
             let e = &tensor.explicit_needers[j - tensor.needers.len()];
-            s.cells(&e.bounds, Some(held))
+            s.cells(&e.bounds, Some(held))?
         } else if tensor.explicit_holders.is_empty() {
-            s.grid(held, Some(j))
+            s.grid(held, Some(j))?
         } else {
-            let needed = s.needed_boxes(j, held);
-            needed.iter().flat_map(|d| s.cells(d, Some(held))).collect()
+            let mut cells = Vec::new();
+            for d in s.needed_boxes(j, held)? {
+                cells.extend(s.cells(&d, Some(held))?);
+            }
+            cells
         };
         for c in boxes {
             if covered.iter().any(|b| b.contains(&c)) {
@@ -322,6 +339,16 @@ impl<'a> Walk<'a> {
             Direction::Receive => self.holder_views(tensor, &holders)?,
         };
         let bytes = bounds.elements() * wire.bytes();
+        let are_needers_alike = match &needers {
+            Needers::Slice(s) => is_slice_alike(self.inputs.destination, &tensor.needers, s),
+            Needers::Listed(_) => true,
+        };
+        let are_holders_alike = match holders.slices.as_slice() {
+            [one] if holders.listed.is_empty() => {
+                is_slice_alike(self.inputs.source, &tensor.holders, one)
+            }
+            _ => false,
+        };
         Ok(Cell {
             unit: cut_unit(&bounds, &tensor.granule, wire, bytes),
             bounds,
@@ -331,6 +358,8 @@ impl<'a> Walk<'a> {
             holders,
             needers,
             peers,
+            are_holders_alike,
+            are_needers_alike,
         })
     }
 
@@ -508,4 +537,42 @@ impl<'a> Walk<'a> {
     pub fn cell_of(&self, item: &Item) -> &Cell {
         &self.templates[item.template as usize][item.cell as usize]
     }
+}
+
+/// The demands that may want some of `held`: all placements, and the explicit
+/// boxes that overlap it.
+fn demands_near<'b>(tensor: &PlanTensor, held: impl Iterator<Item = &'b IndexBox>) -> Vec<usize> {
+    let placed = tensor.needers.len();
+    let mut near: Vec<usize> = held
+        .flat_map(|b| tensor.explicit_needers.near(b))
+        .map(|j| placed + j)
+        .collect();
+    near.sort_unstable();
+    near.dedup();
+    (0..placed).chain(near).collect()
+}
+
+/// Which boxes are those of an explicit rank's views of `tensor`, and of which
+/// view.
+fn views_in(
+    boxes: &ExplicitBoxes,
+    r: &RankViews,
+    tensor: TensorIndex,
+) -> SmallVec<[(usize, u32); 4]> {
+    let first = r.views.partition_point(|v| v.tensor < tensor);
+    let own = r.views[first..].iter().take_while(|v| v.tensor == tensor);
+    let mut found: SmallVec<[(usize, u32); 4]> = SmallVec::new();
+    for v in own {
+        let near = boxes.near(&v.bounds).into_iter();
+        found.extend(near.filter_map(|k| Some((k, view_of(&boxes[k], r.rank)?))));
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// True if the ranks of a slice store their placement alike.
+fn is_slice_alike(layout: &Layout, refs: &[PlacementRef], s: &StagedSlice) -> bool {
+    let (part, p) = placement(layout, refs[s.placement as usize]);
+    is_stored_alike(part, p, &s.slice)
 }

@@ -30,7 +30,7 @@ mod sys;
 mod wire;
 
 use super::queue::{Faults, StepQueue, check_step, lock};
-use super::{Bootstrap, Fault, Kind, Progress, Transport};
+use super::{Fault, Progress, Transport};
 use crate::device::Binding;
 use crate::device::fence::{AbortCell, Fence, Watch};
 use crate::error::{Error, Result, Status};
@@ -287,6 +287,16 @@ impl ShmTransport {
         Ok(())
     }
 
+    /// How many bytes for rings stay for the peers of plans to come: half of
+    /// what there is, if this one connects to `wanted` and leaves some out.
+    fn kept_for_later(&self, wanted: usize, used: u64) -> u64 {
+        let peers = self.shared.ranks.load(Ordering::Relaxed) - 1;
+        match peers > lock(&self.shared.outgoing).len() + wanted {
+            true => self.shared.options.ring_bytes_max.saturating_sub(used) / 2,
+            false => 0,
+        }
+    }
+
     /// Has this rank misbehave at a step, counted from 0 over all steps that
     /// it begins on this transport. For tests.
     pub fn inject(&self, fault: Fault) {
@@ -471,18 +481,21 @@ impl Transport for ShmTransport {
         wanted.retain(|peer, _| !lock(&self.shared.outgoing).contains_key(peer));
         let options = &self.shared.options;
         let mut left = wanted.len() as u64;
+        let kept = self.kept_for_later(wanted.len(), *used);
         for (peer, bytes) in wanted {
-            let share = options.ring_bytes_max.saturating_sub(*used) / left;
+            let all = options.ring_bytes_max.saturating_sub(*used) / left;
+            let share = options.ring_bytes_max.saturating_sub(*used + kept) / left;
             let slot_bytes = bytes
                 .max(SLOT_BYTES_WANTED)
                 .min(options.slot_bytes_max)
                 .next_multiple_of(4096);
-            let Some(shape) = Shape::fit(share, options.slot_count, slot_bytes) else {
+            let fit = |share| Shape::fit(share, options.slot_count, slot_bytes);
+            let Some(shape) = fit(share).or_else(|| fit(all)) else {
                 return Err(Error::new(
                     Status::StagingTooSmall,
                     format!(
                         "rank {} sends to {left} more ranks; {} bytes for rings, {} of them \
-                         taken, leave {share} for each",
+                         taken, leave {all} for each",
                         self.shared.rank, options.ring_bytes_max, *used
                     ),
                 ));
@@ -553,50 +566,5 @@ impl Drop for ShmTransport {
         }
         // Links that the door has not seen.
         lock(&self.shared.new_links).clear();
-    }
-}
-
-/// A shm transport that listens and has not met its peers.
-#[derive(Debug)]
-pub struct ShmBootstrap {
-    transport: Arc<ShmTransport>,
-    address: Vec<u8>,
-}
-
-impl ShmBootstrap {
-    pub fn new(rank: Rank, options: ShmOptions) -> Result<ShmBootstrap> {
-        let transport = ShmTransport::with(rank, options)?;
-        Ok(ShmBootstrap {
-            address: transport.address(),
-            transport,
-        })
-    }
-}
-
-impl Bootstrap for ShmBootstrap {
-    fn kind(&self) -> Kind {
-        Kind::Shm
-    }
-
-    fn address(&self) -> &[u8] {
-        &self.address
-    }
-
-    /// Takes the addresses. Connections are made when a plan is loaded.
-    fn meet(
-        self: Box<Self>,
-        rank: Rank,
-        peers: &[(Rank, Vec<u8>)],
-        _group: u128,
-        _deadline: Instant,
-    ) -> Result<Arc<dyn Transport>> {
-        if rank != self.transport.rank() {
-            return Err(Error::invalid(format!(
-                "the shm transport is that of rank {}; the endpoint is rank {rank}'s",
-                self.transport.rank()
-            )));
-        }
-        self.transport.set_peers(peers.to_vec())?;
-        Ok(self.transport)
     }
 }

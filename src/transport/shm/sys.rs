@@ -66,9 +66,14 @@ pub(super) fn memfd(bytes: u64) -> Result<OwnedFd> {
         ));
     }
     // SAFETY: a descriptor of ours and plain numbers.
-    if unsafe { libc::fallocate(fd.as_raw_fd(), 0, 0, length) } != 0 {
+    while unsafe { libc::fallocate(fd.as_raw_fd(), 0, 0, length) } != 0 {
+        let error = io::Error::last_os_error();
+        // Any signal interrupts it, that of a profiler too.
+        if error.kind() == io::ErrorKind::Interrupted {
+            continue;
+        }
         let doing = format!("allocating {bytes} bytes of shared memory");
-        let e = Error::os(doing, &io::Error::last_os_error());
+        let e = Error::os(doing, &error);
         return Err(Error {
             status: Status::OutOfMemory,
             ..e

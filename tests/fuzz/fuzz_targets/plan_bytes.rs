@@ -3,11 +3,11 @@
 
 use libfuzzer_sys::fuzz_target;
 use weightsync::layout::frame;
-use weightsync::plan::Plan;
+use weightsync::plan::{PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, Plan};
 
 fuzz_target!(|bytes: &[u8]| {
     let _ = Plan::from_bytes(bytes);
-    let framed = frame::seal(*b"wsyncpln", 1, bytes);
+    let framed = frame::seal(PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, bytes);
     if let Ok(plan) = Plan::from_bytes(&framed) {
         for rank in plan.ranks().into_iter().take(4) {
             let _ = plan.program(rank);

@@ -304,6 +304,15 @@ struct BufferInfo {
   std::uint32_t device = 0;
 };
 
+/** How the caller sees memory that it binds; plans that see it otherwise refuse it. */
+struct Array {
+  wsync_dtype dtype{};
+  /** Elements along each axis; empty if that is not told. */
+  Span<const std::uint64_t> shape{};
+  /** Bytes between neighbours along each axis; empty means without gaps. */
+  Span<const std::int64_t> strides{};
+};
+
 /** What became of destination memory. */
 struct Outcomes {
   /** This rank's. */
@@ -572,6 +581,12 @@ inline wsync_text text(std::string_view text) noexcept {
   return wsync_text{text.data(), text.size()};
 }
 
+/** One number per axis; more than there is room for are counted, not copied. */
+template <class T>
+void copy_numbers(T (&to)[WSYNC_DIM_COUNT_MAX], Span<const T> from) noexcept {
+  for (std::size_t i = 0; i < from.size() && i < WSYNC_DIM_COUNT_MAX; i++) to[i] = from[i];
+}
+
 inline BufferInfo buffer_info(const wsync_buffer_info &raw) {
   BufferInfo info;
   info.name.assign(raw.name, raw.name_bytes);
@@ -617,8 +632,8 @@ public:
     wsync_tensor tensor{};
     tensor.dim_count = static_cast<std::uint32_t>(shape.size());
     tensor.dtype = type;
-    copy_numbers(tensor.shape, shape);
-    copy_numbers(tensor.granule, granule);
+    detail::copy_numbers(tensor.shape, shape);
+    detail::copy_numbers(tensor.granule, granule);
     tensors_.push_back(tensor);
     tensor_names_.push_back(std::move(name));
     return static_cast<std::uint32_t>(tensors_.size() - 1);
@@ -645,9 +660,9 @@ public:
     view.buffer = buffer;
     view.offset = offset;
     view.dtype = type;
-    copy_numbers(view.lo, lo);
-    copy_numbers(view.hi, hi);
-    copy_numbers(view.strides, strides);
+    detail::copy_numbers(view.lo, lo);
+    detail::copy_numbers(view.hi, hi);
+    detail::copy_numbers(view.strides, strides);
     views_.push_back(view);
   }
 
@@ -658,10 +673,6 @@ public:
 
 private:
   friend class Layout;
-
-  template <class T> static void copy_numbers(T (&to)[8], Span<const T> from) noexcept {
-    for (std::size_t i = 0; i < from.size() && i < 8; i++) to[i] = from[i];
-  }
 
   std::uint32_t rank_;
   std::uint32_t copy_;
@@ -1387,6 +1398,29 @@ public:
     bind(side, name, ptr, bytes, Memory::host, 0, err);
   }
 
+  /** With what is known of the array, which plans are then held against. */
+  void bind(Side side, Name name, void *ptr, std::uint64_t bytes, const Array &array,
+            Memory memory, std::uint32_t device, ErrorRecord &err) noexcept {
+    wsync_binding binding{};
+    binding.name = detail::text(name.c_str());
+    binding.ptr = ptr;
+    binding.bytes = bytes;
+    binding.side = static_cast<std::uint32_t>(side);
+    binding.memory = static_cast<std::uint32_t>(memory);
+    binding.device = device;
+    binding.dtype = array.dtype;
+    binding.dim_count = static_cast<std::uint32_t>(array.shape.size());
+    detail::copy_numbers(binding.shape, array.shape);
+    detail::copy_numbers(binding.strides, array.strides);
+    bind_many({binding}, err);
+  }
+
+  /** The same for host memory. */
+  void bind(Side side, Name name, void *ptr, std::uint64_t bytes, const Array &array,
+            ErrorRecord &err) noexcept {
+    bind(side, name, ptr, bytes, array, Memory::host, 0, err);
+  }
+
   /** All of them or none. */
   void bind_many(Span<const wsync_binding> bindings, ErrorRecord &err) noexcept {
     detail::call(err, wsync_session_bind_many, c_ptr(), bindings.data(), bindings.size(),
@@ -1423,6 +1457,10 @@ public:
   void bind(Side side, Name name, void *ptr, std::uint64_t bytes, Memory memory = Memory::host,
             std::uint32_t device = 0) {
     detail::checked([&](ErrorRecord &e) { bind(side, name, ptr, bytes, memory, device, e); });
+  }
+  void bind(Side side, Name name, void *ptr, std::uint64_t bytes, const Array &array,
+            Memory memory = Memory::host, std::uint32_t device = 0) {
+    detail::checked([&](ErrorRecord &e) { bind(side, name, ptr, bytes, array, memory, device, e); });
   }
   void bind_many(Span<const wsync_binding> bindings) {
     detail::checked([&](ErrorRecord &e) { bind_many(bindings, e); });

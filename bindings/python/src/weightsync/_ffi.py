@@ -467,6 +467,10 @@ class wsync_binding(Structure):
         ("memory", c_uint32),
         ("device", c_uint32),
         ("reserved", c_uint32),
+        ("dtype", wsync_dtype),
+        ("dim_count", c_uint32),
+        ("shape", c_uint64 * 8),
+        ("strides", c_int64 * 8),
     ]
 
 

@@ -57,7 +57,9 @@ class Session(Handle):
         The session keeps the arrays alive until their names are bound again
         or unbound, or it is closed. An array that is not contiguous is bound
         from its lowest to its highest byte. Read-only arrays are refused as
-        destinations.
+        destinations, and a plan refuses arrays whose element type, shape or
+        strides are not those of its tensors. Unsigned integers stand for the
+        bits of elements as wide as they are, and bytes for any.
         """
         chosen = Side(number(Side, side))
         memories = {name: describe(array) for name, array in arrays.items()}
@@ -66,10 +68,8 @@ class Session(Handle):
                 destination(memory, name)
         bindings = (_ffi.wsync_binding * max(len(memories), 1))()
         for slot, (name, memory) in zip(bindings, memories.items()):
-            encoded = name.encode()
-            slot.name.ptr, slot.name.bytes = encoded, len(encoded)
-            slot.ptr, slot.bytes = memory.start or None, memory.bytes
-            slot.side, slot.memory, slot.device = chosen, memory.memory, memory.device
+            slot.side = chosen
+            _fill(slot, name, memory)
         with self._use() as pointer:
             call(
                 lib.wsync_session_bind_many,
@@ -146,6 +146,21 @@ class Session(Handle):
             request.close()
         lib.wsync_session_destroy(pointer)
         self._bound.clear()
+
+
+def _fill(slot: Any, name: str, memory: Memory) -> None:
+    """Tells a binding all that is known of an array."""
+    encoded = name.encode()
+    axes = len(memory.shape)
+    if axes > _ffi.WSYNC_DIM_COUNT_MAX:
+        raise invalid(
+            f"{name!r} has {axes} axes, at most {_ffi.WSYNC_DIM_COUNT_MAX} are possible"
+        )
+    slot.name.ptr, slot.name.bytes = encoded, len(encoded)
+    slot.ptr, slot.bytes = memory.start or None, memory.bytes
+    slot.memory, slot.device = memory.memory, memory.device
+    slot.dtype, slot.dim_count = _ffi.wsync_dtype(*memory.dtype), axes
+    slot.shape[:axes], slot.strides[:axes] = list(memory.shape), list(memory.strides)
 
 
 def check_stream(stream: Any) -> Optional[int]:
