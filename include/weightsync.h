@@ -45,6 +45,9 @@
  * have no struct_size; their array has a stride instead. Later versions append
  * fields. A library that does not know a field takes the struct if the field
  * is 0, and answers WSYNC_ERR_UNSUPPORTED otherwise.
+ * These never grow: wsync_text, wsync_bytes, wsync_pair, wsync_moved_pair,
+ * wsync_rank_load, wsync_rank_list, wsync_number_range, wsync_dtype,
+ * wsync_fingerprint.
  *
  * Memory. What is passed in is read during the call and never kept, but for
  * buffers bound to a session. What comes back is written to the caller's
@@ -72,63 +75,100 @@
 
 /**
  * No rank.
+ *
+ * Since: 0.1
  */
 #define WSYNC_RANK_NONE 4294967295
 
 /**
  * No step.
+ *
+ * Since: 0.1
  */
 #define WSYNC_STEP_NONE 4294967295
 
 /**
  * A deadline that never comes.
+ *
+ * Since: 0.1
  */
 #define WSYNC_NO_DEADLINE 18446744073709551615ull
 
 /**
  * Axes of a tensor, at most.
+ *
+ * Since: 0.1
  */
 #define WSYNC_DIM_COUNT_MAX 8
 
 /**
  * Bytes of a name, at most, without a NUL.
+ *
+ * Since: 0.1
  */
 #define WSYNC_NAME_BYTES_MAX 1024
 
 /**
  * Bytes of a greeting, at most.
+ *
+ * Since: 0.1
  */
 #define WSYNC_GREETING_BYTES_MAX 512
 
 /**
  * Version of the header: major, minor and patch, 8 bits each.
+ *
+ * Since: 0.1
  */
 #define WSYNC_VERSION 256
 
+/**
+ * The major part of it.
+ *
+ * Since: 0.1
+ */
 #define WSYNC_VERSION_MAJOR 0
 
+/**
+ * The minor part of it.
+ *
+ * Since: 0.1
+ */
 #define WSYNC_VERSION_MINOR 1
 
+/**
+ * The patch part of it.
+ *
+ * Since: 0.1
+ */
 #define WSYNC_VERSION_PATCH 0
 
 /**
  * Number of the binary interface: the digit of libweightsync.so.0. Within one
  * number, functions, enum values and trailing struct fields are only added.
+ *
+ * Since: 0.1
  */
 #define WSYNC_ABI_VERSION 0
 
 /**
  * No choice: everything.
+ *
+ * Since: 0.1
  */
 #define WSYNC_SELECT_ANY 0
 
 /**
  * Only what has the property.
+ *
+ * Since: 0.1
  */
 #define WSYNC_SELECT_ONLY 1
 
 /**
  * Only what has it not.
+ *
+ * Since: 0.1
  */
 #define WSYNC_SELECT_WITHOUT 2
 
@@ -919,11 +959,11 @@ typedef uint32_t wsync_request_flag;
  * where. Immutable; may be used by any number of threads.
  *
  * wsync_layout_create_from_json, wsync_layout_create_from_views,
- * wsync_layout_create_from_bytes, wsync_layout_from_model, wsync_layout_merge, wsync_layout_serialize,
- * wsync_layout_to_json, wsync_layout_check, wsync_layout_check_json,
- * wsync_layout_describe, wsync_layout_rank_count, wsync_layout_tensor_count,
- * wsync_layout_copy_count, wsync_layout_buffer_count, wsync_layout_buffer_at,
- * wsync_layout_destroy.
+ * wsync_layout_create_from_bytes, wsync_layout_from_model, wsync_layout_merge,
+ * wsync_layout_serialize, wsync_layout_to_json, wsync_layout_check,
+ * wsync_layout_check_json, wsync_layout_describe, wsync_layout_rank_count,
+ * wsync_layout_tensor_count, wsync_layout_copy_count,
+ * wsync_layout_buffer_count, wsync_layout_buffer_at, wsync_layout_destroy.
  *
  * Since: 0.1
  */
@@ -956,7 +996,8 @@ typedef struct wsync_mapping wsync_mapping;
  * wsync_plan_rank_count, wsync_plan_ranks, wsync_plan_tensor_count,
  * wsync_plan_step_count, wsync_plan_program_info, wsync_plan_buffer_count,
  * wsync_plan_buffer_at, wsync_plan_tensor_last_step, wsync_plan_rank_ops,
- * wsync_plan_origin, wsync_plan_certificate, wsync_plan_simulate, wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
+ * wsync_plan_origin, wsync_plan_certificate, wsync_plan_simulate,
+ * wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
  *
  * Since: 0.1
  */
@@ -1012,7 +1053,8 @@ typedef struct wsync_topology wsync_topology;
  * does not survive fork.
  *
  * wsync_transport_create, wsync_transport_greeting, wsync_transport_meet,
- * wsync_transport_rendezvous, wsync_transport_rank,
+ * wsync_transport_rendezvous, wsync_transport_nccl_id,
+ * wsync_transport_nccl_version, wsync_transport_rank,
  * wsync_transport_rank_count, wsync_transport_status, wsync_transport_abort,
  * wsync_transport_finalize, wsync_transport_destroy.
  *
@@ -1115,6 +1157,9 @@ typedef struct wsync_text {
    * May be NULL if bytes is 0.
    */
   const char *ptr;
+  /**
+   * Of the text, without a NUL.
+   */
   size_t bytes;
 } wsync_text;
 
@@ -1175,7 +1220,13 @@ typedef struct wsync_tensor {
  * Since: 0.1
  */
 typedef struct wsync_buffer {
+  /**
+   * Unique among the rank's buffers; memory is bound by it.
+   */
   struct wsync_text name;
+  /**
+   * Its size.
+   */
   uint64_t bytes;
   /**
    * A wsync_memory.
@@ -1255,23 +1306,62 @@ typedef struct wsync_rank_views {
    * sizeof(wsync_rank_views).
    */
   size_t struct_size;
+  /**
+   * Whose views these are.
+   */
   uint32_t rank;
   /**
    * The copy (replica) this rank belongs to; any number that its other
    * ranks use too.
    */
   uint32_t copy;
+  /**
+   * The tensors that views speak of, each with its full shape.
+   */
   const struct wsync_tensor *tensors;
+  /**
+   * How many there are.
+   */
   size_t tensor_count;
+  /**
+   * sizeof(wsync_tensor).
+   */
   size_t tensor_stride;
+  /**
+   * The memory that views lie in.
+   */
   const struct wsync_buffer *buffers;
+  /**
+   * How many there are.
+   */
   size_t buffer_count;
+  /**
+   * sizeof(wsync_buffer).
+   */
   size_t buffer_stride;
+  /**
+   * Which box of which tensor lies where in which buffer.
+   */
   const struct wsync_view *views;
+  /**
+   * How many there are.
+   */
   size_t view_count;
+  /**
+   * sizeof(wsync_view).
+   */
   size_t view_stride;
+  /**
+   * Tensors that are others by another name, as tied embeddings are.
+   */
   const struct wsync_alias *aliases;
+  /**
+   * How many there are.
+   */
   size_t alias_count;
+  /**
+   * sizeof(wsync_alias).
+   */
   size_t alias_stride;
 } wsync_rank_views;
 
@@ -1354,6 +1444,9 @@ typedef struct wsync_rank_list {
    * May be NULL if count is 0.
    */
   const uint32_t *ranks;
+  /**
+   * How many there are.
+   */
   size_t count;
 } wsync_rank_list;
 
@@ -1363,6 +1456,9 @@ typedef struct wsync_rank_list {
  * Since: 0.1
  */
 typedef struct wsync_placement_run {
+  /**
+   * In this order on GPUs from `gpu` on.
+   */
   struct wsync_rank_list ranks;
   /**
    * The GPU of the first rank, counted over all hosts from 0.
@@ -1380,6 +1476,9 @@ typedef struct wsync_placement_run {
  * Since: 0.1
  */
 typedef struct wsync_speed_factor {
+  /**
+   * Whose links are slower.
+   */
   struct wsync_rank_list ranks;
   /**
    * Of the NIC's speed, 1 to 100; 0 is 100.
@@ -1405,6 +1504,9 @@ typedef struct wsync_speed_factor {
  * Since: 0.1
  */
 typedef struct wsync_fabric_cut {
+  /**
+   * What reports call it, such as "pods".
+   */
   struct wsync_text name;
   /**
    * Consecutive hosts of one cell.
@@ -1418,6 +1520,9 @@ typedef struct wsync_fabric_cut {
    * Of a cell, to and from all others.
    */
   uint64_t out_bytes_per_s;
+  /**
+   * The other way.
+   */
   uint64_t in_bytes_per_s;
 } wsync_fabric_cut;
 
@@ -1435,20 +1540,50 @@ typedef struct wsync_topology_options {
    * None means hosts of 8 GPUs, as many as the ranks need.
    */
   const struct wsync_host_group *hosts;
+  /**
+   * How many groups there are.
+   */
   size_t host_count;
+  /**
+   * sizeof(wsync_host_group).
+   */
   size_t host_stride;
   /**
    * None means source ranks first, then destination ranks, on hosts of
    * their own.
    */
   const struct wsync_placement_run *placement;
+  /**
+   * How many there are.
+   */
   size_t placement_count;
+  /**
+   * sizeof(wsync_placement_run).
+   */
   size_t placement_stride;
+  /**
+   * Ranks that are slower than their hosts say; none is usual.
+   */
   const struct wsync_speed_factor *speeds;
+  /**
+   * How many there are.
+   */
   size_t speed_count;
+  /**
+   * sizeof(wsync_speed_factor).
+   */
   size_t speed_stride;
+  /**
+   * Levels of the network above the NICs; none is a network that never binds.
+   */
   const struct wsync_fabric_cut *cuts;
+  /**
+   * How many there are.
+   */
   size_t cut_count;
+  /**
+   * sizeof(wsync_fabric_cut).
+   */
   size_t cut_stride;
   /**
    * By which every message is late; 0 is 20 us.
@@ -1470,6 +1605,9 @@ typedef struct wsync_rank_place {
    * sizeof(wsync_rank_place).
    */
   size_t struct_size;
+  /**
+   * Whose place this is.
+   */
   uint32_t rank;
   /**
    * 0.
@@ -1491,6 +1629,9 @@ typedef struct wsync_rank_place {
    * Names of the NICs near the GPU.
    */
   const struct wsync_text *nics;
+  /**
+   * How many there are.
+   */
   size_t nic_count;
 } wsync_rank_place;
 
@@ -1504,6 +1645,9 @@ typedef struct wsync_bytes {
    * May be NULL if bytes is 0.
    */
   const void *ptr;
+  /**
+   * How many there are at `ptr`.
+   */
   size_t bytes;
 } wsync_bytes;
 
@@ -1517,7 +1661,13 @@ typedef struct wsync_site {
    * sizeof(wsync_site), set by the caller.
    */
   size_t struct_size;
+  /**
+   * Its number, counted over all hosts.
+   */
   uint32_t gpu;
+  /**
+   * Its number.
+   */
   uint32_t host;
   /**
    * The NVLink domain.
@@ -1555,13 +1705,37 @@ typedef struct wsync_mapping_options {
    * Any of wsync_mapping_flag.
    */
   uint32_t flags;
+  /**
+   * Tensor parallel.
+   */
   uint32_t source_tp;
+  /**
+   * Pipeline stages.
+   */
   uint32_t source_pp;
+  /**
+   * Expert parallel.
+   */
   uint32_t source_ep;
+  /**
+   * Data parallel.
+   */
   uint32_t source_dp;
+  /**
+   * Context parallel.
+   */
   uint32_t source_cp;
+  /**
+   * Tensor parallel, of one replica.
+   */
   uint32_t destination_tp;
+  /**
+   * Pipeline stages of one replica.
+   */
   uint32_t destination_pp;
+  /**
+   * Expert parallel, of one replica.
+   */
   uint32_t destination_ep;
   /**
    * Replicas of destination_tp * destination_pp * destination_ep ranks.
@@ -1575,11 +1749,17 @@ typedef struct wsync_mapping_options {
    * Device of every source actor. Devices are numbered over all hosts.
    */
   const uint32_t *source_devices;
+  /**
+   * How many actors there are.
+   */
   size_t source_device_count;
   /**
    * Device of every destination actor.
    */
   const uint32_t *destination_devices;
+  /**
+   * How many actors there are.
+   */
   size_t destination_device_count;
   /**
    * One list per source copy, [PP][TP] or with all expert rows [PP][EP][TP]
@@ -1587,17 +1767,26 @@ typedef struct wsync_mapping_options {
    * Megatron's order, rank = t + TP*(c + CP*(e + EP*(d + DP*p))).
    */
   const struct wsync_rank_list *source_ranks;
+  /**
+   * How many lists there are.
+   */
   size_t source_list_count;
   /**
    * One list per copy that routed experts come from, [PP][EP][TP]; none
    * means source_ranks. Of EXPERT mappings alone.
    */
   const struct wsync_rank_list *expert_source_ranks;
+  /**
+   * How many lists there are.
+   */
   size_t expert_source_list_count;
   /**
    * One list per replica, each [PP][EP][TP]; none means consecutive ranks.
    */
   const struct wsync_rank_list *destination_ranks;
+  /**
+   * How many lists there are.
+   */
   size_t destination_list_count;
 } wsync_mapping_options;
 
@@ -1607,7 +1796,13 @@ typedef struct wsync_mapping_options {
  * Since: 0.1
  */
 typedef struct wsync_pair {
+  /**
+   * The rank that has the bytes.
+   */
   uint32_t sender;
+  /**
+   * The rank that gets them.
+   */
   uint32_t receiver;
 } wsync_pair;
 
@@ -1617,7 +1812,13 @@ typedef struct wsync_pair {
  * Since: 0.1
  */
 typedef struct wsync_rank_load {
+  /**
+   * The destination rank.
+   */
   uint32_t rank;
+  /**
+   * Pairs that end there.
+   */
   uint32_t pair_count;
 } wsync_rank_load;
 
@@ -1627,7 +1828,13 @@ typedef struct wsync_rank_load {
  * Since: 0.1
  */
 typedef struct wsync_moved_pair {
+  /**
+   * The rank that has the bytes.
+   */
   uint32_t sender;
+  /**
+   * The rank that gets them.
+   */
   uint32_t receiver;
   /**
    * The receiver that load balance alone would have chosen; it is on the
@@ -1655,29 +1862,59 @@ typedef struct wsync_two_stage_options {
    * exchange a message, which stays inside it if the transport can do that.
    */
   uint32_t avoid_same_device;
+  /**
+   * Tensor parallel; 0 reads all sizes of this side from its layout.
+   */
   uint32_t source_tp;
   /**
    * Sizes of 0 are 1, here and below.
    */
   uint32_t source_pp;
+  /**
+   * Expert parallel.
+   */
   uint32_t source_ep;
+  /**
+   * Data parallel.
+   */
   uint32_t source_dp;
+  /**
+   * Context parallel.
+   */
   uint32_t source_cp;
+  /**
+   * Tensor parallel, of one replica; 0 reads all sizes of this side from its layout.
+   */
   uint32_t destination_tp;
+  /**
+   * Pipeline stages of one replica.
+   */
   uint32_t destination_pp;
+  /**
+   * Expert parallel, of one replica.
+   */
   uint32_t destination_ep;
+  /**
+   * Replicas of destination_tp * destination_pp * destination_ep ranks.
+   */
   uint32_t replica_count;
   /**
    * One list per source copy, each [PP][TP]; none means Megatron's order,
    * or that of the layout.
    */
   const struct wsync_rank_list *source_ranks;
+  /**
+   * How many lists there are.
+   */
   size_t source_list_count;
   /**
    * One list per replica, each [PP][EP][TP]; none means ascending ranks, or
    * the order of the layout.
    */
   const struct wsync_rank_list *destination_ranks;
+  /**
+   * How many lists there are.
+   */
   size_t destination_list_count;
 } wsync_two_stage_options;
 
@@ -1725,6 +1962,9 @@ typedef struct wsync_plan_options {
    * without them an unused tensor is an error.
    */
   const struct wsync_text *unused_allowed;
+  /**
+   * How many there are.
+   */
   size_t unused_allowed_count;
   /**
    * WSYNC_STRATEGY_TWO_STAGE: how ranks are mapped; NULL reads it from the
@@ -1761,7 +2001,13 @@ typedef struct wsync_plan_options {
  * Since: 0.1
  */
 typedef struct wsync_number_range {
+  /**
+   * The first of them.
+   */
   uint32_t first;
+  /**
+   * One more than the last.
+   */
   uint32_t end;
 } wsync_number_range;
 
@@ -1780,27 +2026,42 @@ typedef struct wsync_selector {
    * Any match selects; none selects all.
    */
   const struct wsync_text *include;
+  /**
+   * How many there are.
+   */
   size_t include_count;
   /**
    * Any match takes the name out again.
    */
   const struct wsync_text *exclude;
+  /**
+   * How many there are.
+   */
   size_t exclude_count;
   /**
    * Layers: the first component of a name that is a number.
    */
   const struct wsync_number_range *layers;
+  /**
+   * How many there are.
+   */
   size_t layers_count;
   /**
    * Experts: of names with a component "experts", the number after it or
    * else the indices of the first axis.
    */
   const struct wsync_number_range *experts;
+  /**
+   * How many there are.
+   */
   size_t experts_count;
   /**
    * Destination copies; the plan numbers them anew.
    */
   const uint32_t *copies;
+  /**
+   * How many there are.
+   */
   size_t copies_count;
   /**
    * WSYNC_SELECT_*: what is trained, by the "frozen" marks of both layouts.
@@ -1819,6 +2080,9 @@ typedef struct wsync_selector {
  * Since: 0.1
  */
 typedef struct wsync_fingerprint {
+  /**
+   * To be compared and printed as they are.
+   */
   uint8_t bytes[16];
 } wsync_fingerprint;
 
@@ -1877,6 +2141,9 @@ typedef struct wsync_simulate_options {
    * sizeof(wsync_simulate_options).
    */
   size_t struct_size;
+  /**
+   * Chooses stragglers and failures; the same seed chooses the same.
+   */
   uint64_t seed;
   /**
    * Ranks whose links are slow.
@@ -1940,6 +2207,9 @@ typedef struct wsync_nccl_options {
    * NCCL's own choice. A minimum needs a maximum.
    */
   uint32_t cta_count_min;
+  /**
+   * See `cta_count_min`.
+   */
   uint32_t cta_count_max;
   /**
    * Peers that are connected at once (since NCCL 2.30); 0 is NCCL's choice.
@@ -1980,6 +2250,9 @@ typedef struct wsync_nccl_options {
    * peer go on until the owner aborts the communicator.
    */
   wsync_nccl_abort_fn on_abort;
+  /**
+   * Handed to `on_abort` as it is.
+   */
   void *on_abort_user;
 } wsync_nccl_options;
 
@@ -2006,6 +2279,9 @@ typedef struct wsync_transport_options {
    * All ranks, in any order; NULL means 0, 1, .. rank_count - 1.
    */
   const uint32_t *ranks;
+  /**
+   * How many ranks there are.
+   */
   uint32_t rank_count;
   /**
    * 0.
@@ -2052,11 +2328,18 @@ typedef struct wsync_session_options {
  * Since: 0.1
  */
 typedef struct wsync_binding {
+  /**
+   * The buffer's name in the layout of its side.
+   */
   struct wsync_text name;
   /**
-   * The lowest byte, also of an array that runs backwards.
+   * Where it begins: the lowest byte, also of an array that runs backwards.
+   * Stays the caller's, and valid until it is unbound.
    */
   void *ptr;
+  /**
+   * Its size, which is at least that of the plan's buffer.
+   */
   uint64_t bytes;
   /**
    * A wsync_side.
@@ -2743,6 +3026,7 @@ wsync_status wsync_plan_serialize(const struct wsync_plan *plan,
  * Writes the fingerprint of the plan. Ranks only move bytes together if
  * theirs are equal.
  *
+ * Errors: none but a wrong argument.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_plan_fingerprint(const struct wsync_plan *plan,
@@ -3078,6 +3362,7 @@ wsync_status wsync_transport_status(const struct wsync_transport *transport,
  * reason wins; aborting again changes nothing. Never waits. A meeting that is
  * under way fails with the reason at once, and its peers see this rank go.
  *
+ * Errors: none but a wrong argument.
  * Thread safety: any thread, at any time, during other calls on the transport
  * too. Since: 0.1
  */
@@ -3088,9 +3373,10 @@ wsync_status wsync_transport_abort(struct wsync_transport *transport,
 /**
  * The polite end: leaves together with all other ranks. Waits until every
  * rank has called this, at most `deadline_ns` nanoseconds. No request can be
- * prepared any more.
+ * prepared any more. After MEET_TIMEOUT it may be called again, to wait on.
  *
- * Errors: MEET_TIMEOUT names a rank that did not come; INVALID_STATE if the
+ * Errors: MEET_TIMEOUT names a rank that did not come; BUSY while a request
+ * is under way; INVALID_STATE if the
  * ranks have not met; the reason, if the transport was aborted.
  * Thread safety: one call at a time per transport; abort may be called
  * meanwhile. Since: 0.1
@@ -3213,6 +3499,7 @@ wsync_status wsync_session_finalize(struct wsync_session *session,
  * Stops the transport of this session and everything that uses it, here and
  * on all peers, as wsync_transport_abort does.
  *
+ * Errors: none but a wrong argument.
  * Thread safety: any thread, at any time, during other calls on the session
  * too. Since: 0.1
  */
