@@ -928,6 +928,41 @@ typedef uint32_t wsync_nccl_mode;
 #endif // __cplusplus
 
 /**
+ * Which ranks of a host exchange bytes through GPU memory that one process has
+ * exported to the other (CUDA IPC), and not through NCCL. NCCL takes one rank
+ * per GPU; where several are on one, the lowest is its NCCL rank.
+ *
+ * Since: 0.1
+ */
+enum wsync_nccl_ipc
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * None: several ranks on a GPU are refused, except where NCCL takes them
+   * (NCCL_MULTI_RANK_GPU_ENABLE=1 on all of them, since NCCL 2.30.3).
+   */
+  WSYNC_NCCL_IPC_OFF = 1,
+  /**
+   * Ranks on one GPU, and others of which one is not an NCCL rank; also
+   * where NCCL would take several ranks of a GPU.
+   */
+  WSYNC_NCCL_IPC_DEVICE = 2,
+  /**
+   * Any two ranks of a host. Their GPUs have to reach each other's memory.
+   */
+  WSYNC_NCCL_IPC_DOMAIN = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum wsync_nccl_ipc wsync_nccl_ipc;
+#else
+typedef uint32_t wsync_nccl_ipc;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
  * Flags of wsync_request_options.
  *
  * Since: 0.1
@@ -2254,6 +2289,16 @@ typedef struct wsync_nccl_options {
    * Handed to `on_abort` as it is.
    */
   void *on_abort_user;
+  /**
+   * A wsync_nccl_ipc, the same on all ranks. 0: as DEVICE, but ranks of a
+   * GPU that NCCL takes are left to it. A rank has 16 MiB of GPU memory for
+   * each rank that it sends to so.
+   */
+  uint32_t ipc;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
 } wsync_nccl_options;
 
 /**
@@ -3739,7 +3784,8 @@ static inline int wsync_header_matches(void) {
 #define WSYNC_TRANSPORT_OPTIONS_INIT \
   { sizeof(wsync_transport_options), 0, 0, NULL, 0, 0, 0, NULL }
 #define WSYNC_NCCL_OPTIONS_INIT \
-  { sizeof(wsync_nccl_options), 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL }
+  { sizeof(wsync_nccl_options), 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, \
+    0, 0 }
 #define WSYNC_SESSION_OPTIONS_INIT { sizeof(wsync_session_options), 0 }
 #define WSYNC_REQUEST_OPTIONS_INIT { sizeof(wsync_request_options), 0, 0, 0, 0, 0 }
 

@@ -172,6 +172,11 @@ fn values_are_pinned() {
         WSYNC_NCCL_MODE_SPLIT = 2,
         WSYNC_NCCL_MODE_DIRECT = 3,
     });
+    values!(wsync_nccl_ipc: u32, {
+        WSYNC_NCCL_IPC_OFF = 1,
+        WSYNC_NCCL_IPC_DEVICE = 2,
+        WSYNC_NCCL_IPC_DOMAIN = 3,
+    });
     values!(wsync_request_flag: u32, {
         WSYNC_REQUEST_FLAG_VERIFY = 1,
         WSYNC_REQUEST_FLAG_DRY_RUN = 2,
@@ -470,7 +475,7 @@ fn structs_are_pinned() {
         ring_bytes_max: 32,
         nccl: 40,
     });
-    layout!(wsync_nccl_options, 80, 8, {
+    layout!(wsync_nccl_options, 88, 8, {
         struct_size: 0,
         mode: 8,
         cta_count_min: 12,
@@ -484,6 +489,8 @@ fn structs_are_pinned() {
         rebuild_from: 56,
         on_abort: 64,
         on_abort_user: 72,
+        ipc: 80,
+        reserved: 84,
     });
     layout!(wsync_session_options, 16, 8, {
         struct_size: 0,

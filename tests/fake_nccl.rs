@@ -313,7 +313,9 @@ fn a_split_and_a_shrunk_communicator_work_and_a_revoked_one_does_not() {
     assert_eq!(d.settle(), ncclResult_t::SUCCESS);
     // SAFETY: a live communicator.
     let revoked = unsafe { nccl().ncclCommRevoke.unwrap()(d.comm, 0) };
-    assert_eq!(revoked, ncclResult_t::SUCCESS);
+    assert_eq!(revoked, ncclResult_t::IN_PROGRESS);
+    assert!(!d.is_idle());
+    assert_eq!(d.settle(), ncclResult_t::SUCCESS);
     assert!(soon(|| d.is_idle()));
     assert_eq!(d.send(BYTES, 1), ncclResult_t::INVALID_USAGE);
     let (mut comm, mut config) = (ncclComm_t::NULL, ncclConfig_t::default());

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use weightsync::exec::*;
 use weightsync::transport::Bootstrap;
-use weightsync::transport::nccl::{CommSource, NcclBootstrap, NcclOptions, Remains};
+use weightsync::transport::nccl::{CommSource, IpcScope, NcclBootstrap, NcclOptions, Remains};
 use weightsync::{Error, Status};
 
 /// How long a step may take where it is the deadline that ends it; else it is
@@ -119,6 +119,7 @@ fn two_ranks_on_one_gpu_are_named() {
     let _alone = alone();
     let e = meeting(3, |rank| NcclOptions {
         device: Some(rank % 2),
+        ipc: IpcScope::Off,
         ..fake::options(rank, CommSource::Own { id: None })
     });
     assert_eq!(e.status, Status::Unsupported, "{e}");

@@ -9,7 +9,7 @@ use super::types::{wsync_error, wsync_status};
 use crate::error::{Error, Result};
 use crate::transport::nccl::library::NCCL_UNIQUE_ID_BYTES;
 use crate::transport::nccl::{
-    CommLimits, CommSource, Nccl, NcclBootstrap, NcclOptions, OnAbort, Remains,
+    CommLimits, CommSource, IpcScope, Nccl, NcclBootstrap, NcclOptions, OnAbort, Remains,
 };
 use std::ffi::{CString, c_char, c_void};
 use std::path::{Path, PathBuf};
@@ -39,6 +39,24 @@ pub enum wsync_nccl_mode {
     /// is called. It is never aborted or destroyed by the library, and
     /// outlives the transport.
     WSYNC_NCCL_MODE_DIRECT = 3,
+}
+
+/// Which ranks of a host exchange bytes through GPU memory that one process has
+/// exported to the other (CUDA IPC), and not through NCCL. NCCL takes one rank
+/// per GPU; where several are on one, the lowest is its NCCL rank.
+///
+/// Since: 0.1
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum wsync_nccl_ipc {
+    /// None: several ranks on a GPU are refused, except where NCCL takes them
+    /// (NCCL_MULTI_RANK_GPU_ENABLE=1 on all of them, since NCCL 2.30.3).
+    WSYNC_NCCL_IPC_OFF = 1,
+    /// Ranks on one GPU, and others of which one is not an NCCL rank; also
+    /// where NCCL would take several ranks of a GPU.
+    WSYNC_NCCL_IPC_DEVICE = 2,
+    /// Any two ranks of a host. Their GPUs have to reach each other's memory.
+    WSYNC_NCCL_IPC_DOMAIN = 3,
 }
 
 /// Has the owner of a borrowed communicator abort it: ncclCommAbort, by
@@ -104,6 +122,12 @@ pub struct wsync_nccl_options {
     pub on_abort: wsync_nccl_abort_fn,
     /// Handed to `on_abort` as it is.
     pub on_abort_user: *mut c_void,
+    /// A wsync_nccl_ipc, the same on all ranks. 0: as DEVICE, but ranks of a
+    /// GPU that NCCL takes are left to it. A rank has 16 MiB of GPU memory for
+    /// each rank that it sends to so.
+    pub ipc: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 plain_struct!(wsync_nccl_options, 80, "wsync_nccl_options");
@@ -186,6 +210,7 @@ pub(super) unsafe fn bootstrap(
     let Some(given) = (unsafe { args::optional(given)? }) else {
         return NcclBootstrap::new(is_lowest, NcclOptions::default());
     };
+    args::reserved(<wsync_nccl_options as args::Plain>::NAME, given.reserved)?;
     let options = NcclOptions {
         // SAFETY: passed on.
         library: unsafe { path(given.library, "the library's path")? },
@@ -199,8 +224,22 @@ pub(super) unsafe fn bootstrap(
             channels_per_net_peer: given.net_channel_count,
         },
         is_rebuildable: given.is_rebuildable != 0,
+        ipc: ipc(given.ipc)?,
     };
     NcclBootstrap::new(is_lowest, options)
+}
+
+fn ipc(code: u32) -> Result<IpcScope> {
+    const OFF: u32 = wsync_nccl_ipc::WSYNC_NCCL_IPC_OFF as u32;
+    const DEVICE: u32 = wsync_nccl_ipc::WSYNC_NCCL_IPC_DEVICE as u32;
+    const DOMAIN: u32 = wsync_nccl_ipc::WSYNC_NCCL_IPC_DOMAIN as u32;
+    match code {
+        0 => Ok(IpcScope::Needed),
+        OFF => Ok(IpcScope::Off),
+        DEVICE => Ok(IpcScope::Device),
+        DOMAIN => Ok(IpcScope::Domain),
+        other => Err(args::unknown("ipc", other)),
+    }
 }
 
 /// # Safety

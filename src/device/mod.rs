@@ -27,6 +27,7 @@ mod walk;
 pub(crate) mod work;
 
 use crate::error::{Error, Result, Status};
+use crate::layout::view::Memory;
 use crate::plan::program::{BufferSlot, Message, Program, Region};
 use copy::End;
 use fence::{AbortCell, Fence};
@@ -247,6 +248,13 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     /// reaches.
     fn prepare(&self, binding: &Binding) -> Result<()> {
         let _ = binding;
+        Ok(())
+    }
+
+    /// Refuses memory that is bound as what it is not, where that would be found
+    /// out only by a GPU that faults.
+    fn check_memory(&self, range: MemoryRange, memory: Memory) -> Result<()> {
+        let _ = (range, memory);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! The buffers that a program needs, and whether what is bound will do.
 
 use super::PlanView;
-use crate::device::MemoryRange;
+use crate::device::{Device, MemoryRange};
 use crate::error::{Error, Result, Status};
 use crate::layout::BufferKey;
 use crate::layout::array::Array;
@@ -93,6 +93,36 @@ impl Needs {
             let told = bound.iter().copied();
             let told = told.filter(|(need, bound)| need.side == side && bound.array.is_some());
             self.check_arrays(plan, side, told.collect())?;
+        }
+        Ok(())
+    }
+
+    /// Has the device look at what is bound, in the order of the needs, and names
+    /// the buffer that it refuses.
+    pub fn check_memory(&self, device: &dyn Device, bound: &[Bound]) -> Result<()> {
+        for (need, bound) in self.list.iter().zip(bound) {
+            let checked = device.check_memory(bound.range, bound.memory);
+            checked.map_err(|e| Error {
+                message: format!("{need}: {}", e.message),
+                ..e
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Checks that a program which reads its sources where they lie was not
+    /// given host memory since, which has to be staged. `takes_host` says by
+    /// need where it may be.
+    pub fn check_staged(&self, takes_host: &[bool], bound: &[Bound]) -> Result<()> {
+        for ((need, takes_host), bound) in self.list.iter().zip(takes_host).zip(bound) {
+            let is_read = need.side == Side::Source;
+            if is_read && !takes_host && bound.memory == Memory::Host {
+                return Err(mismatch(format!(
+                    "{need} is bound as Host and was bound as {:?} when the plan was loaded: load \
+                     the plan again, so that the buffer is staged",
+                    Memory::PinnedHost
+                )));
+            }
         }
         Ok(())
     }

@@ -144,6 +144,8 @@ pub(crate) struct Slot {
     /// is never given back.
     pub is_undrained: AtomicBool,
     needs: Needs,
+    /// By need: the program was made for host memory there, or does not care.
+    takes_host: Vec<bool>,
     binding: Mutex<Bindings>,
     pub device: Arc<dyn Device>,
     staging: MemoryRange,
@@ -367,7 +369,10 @@ impl SessionInner {
 
 /// Makes a binding with the ranges that are bound now.
 fn refresh(state: &SessionState, slot: &Slot, bindings: &mut Bindings) -> Result<()> {
-    let memory = slot.needs.iter().map(|n| state.range(n)).collect();
+    let bound = state.bound(&slot.needs);
+    slot.needs.check_staged(&slot.takes_host, &bound)?;
+    slot.needs.check_memory(&*slot.device, &bound)?;
+    let memory = bound.iter().map(|b| b.range).collect();
     let old = &bindings.current;
     let abort = old.abort.clone();
     let fresh = Binding::new(slot.program.clone(), memory, old.staging, old.relay, abort)?;
@@ -403,12 +408,15 @@ impl SessionState {
         self.bound[side_index(need.side)].get(&need.name)
     }
 
-    fn memory(&self, need: &Need) -> Memory {
-        self.find(need).map_or(need.memory, |b| b.memory)
-    }
-
-    fn range(&self, need: &Need) -> MemoryRange {
-        self.find(need).map_or(MemoryRange::EMPTY, |b| b.range)
+    /// What the needs are bound to, nothing where they are not.
+    fn bound(&self, needs: &Needs) -> Vec<Bound> {
+        let nothing = |need: &Need| Bound {
+            range: MemoryRange::EMPTY,
+            memory: need.memory,
+            array: None,
+        };
+        let one = |need| self.find(need).cloned().unwrap_or_else(|| nothing(need));
+        needs.iter().map(one).collect()
     }
 }
 
@@ -421,11 +429,11 @@ impl Slot {
         let needs = Needs::of(&*plan, &program)?;
         let state = session.lock();
         needs.check(&*plan, |n| state.find(n))?;
-        let memory = needs.iter().map(|n| state.range(n)).collect();
-        let kinds: Vec<Memory> = needs.iter().map(|n| state.memory(n)).collect();
+        let bound = state.bound(&needs);
         drop(state);
-        let gpu = shared.transport.gpu();
-        let device = session.devices.device(kinds.iter().copied(), gpu)?;
+        let kinds = || bound.iter().map(|b| b.memory);
+        let device = session.devices.device(kinds(), shared.transport.gpu())?;
+        needs.check_memory(&*device, &bound)?;
         let staging = if shared.transport.gathers() {
             0
         } else {
@@ -443,8 +451,9 @@ impl Slot {
             ));
         }
         let mut staging = staging;
+        let mut is_host = vec![true; bound.len()];
         if device.stages_host() && !shared.transport.gathers() {
-            let is_host: Vec<bool> = kinds.iter().map(|k| *k == Memory::Host).collect();
+            is_host = kinds().map(|k| k == Memory::Host).collect();
             stage_host_sends(&mut program, &is_host);
             staging = program.staging_bytes;
         }
@@ -453,6 +462,7 @@ impl Slot {
         let relay =
             allocate(&*device, program.relay_bytes).inspect_err(|_| release(&*device, staging))?;
         let abort = shared.transport.abort_cell();
+        let memory = bound.iter().map(|b| b.range).collect();
         let binding = Binding::new(program.clone(), memory, staging, relay, abort.clone())
             .and_then(|binding| device.prepare(&binding).map(|()| binding))
             .inspect_err(|_| {
@@ -470,6 +480,7 @@ impl Slot {
             is_unloaded: AtomicBool::new(false),
             is_undrained: AtomicBool::new(false),
             needs,
+            takes_host: is_host,
             binding: Mutex::new(Bindings {
                 current: Arc::new(binding),
                 is_stale: false,

@@ -287,7 +287,7 @@ OFFSET(wsync_transport_options, reserved, 28);
 OFFSET(wsync_transport_options, ring_bytes_max, 32);
 OFFSET(wsync_transport_options, nccl, 40);
 
-SIZE(wsync_nccl_options, 80);
+SIZE(wsync_nccl_options, 88);
 OFFSET(wsync_nccl_options, struct_size, 0);
 OFFSET(wsync_nccl_options, mode, 8);
 OFFSET(wsync_nccl_options, cta_count_min, 12);
@@ -301,6 +301,8 @@ OFFSET(wsync_nccl_options, library, 48);
 OFFSET(wsync_nccl_options, rebuild_from, 56);
 OFFSET(wsync_nccl_options, on_abort, 64);
 OFFSET(wsync_nccl_options, on_abort_user, 72);
+OFFSET(wsync_nccl_options, ipc, 80);
+OFFSET(wsync_nccl_options, reserved, 84);
 
 SIZE(wsync_session_options, 16);
 OFFSET(wsync_session_options, struct_size, 0);
@@ -466,6 +468,11 @@ SIZE(wsync_nccl_mode, 4);
 VALUE(WSYNC_NCCL_MODE_OWN, 1);
 VALUE(WSYNC_NCCL_MODE_SPLIT, 2);
 VALUE(WSYNC_NCCL_MODE_DIRECT, 3);
+
+SIZE(wsync_nccl_ipc, 4);
+VALUE(WSYNC_NCCL_IPC_OFF, 1);
+VALUE(WSYNC_NCCL_IPC_DEVICE, 2);
+VALUE(WSYNC_NCCL_IPC_DOMAIN, 3);
 
 SIZE(wsync_transport_kind, 4);
 VALUE(WSYNC_TRANSPORT_KIND_LOOPBACK, 1);

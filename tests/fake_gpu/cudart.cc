@@ -11,6 +11,7 @@
 //   FAKE_GPU_DEVICES     devices there are (2)
 //   FAKE_GPU_NO_DRIVER   1: every call fails as on a machine without a driver
 //   FAKE_GPU_NO_PEER     1: devices cannot reach each other
+//   FAKE_GPU_MIG         1: two devices are parts of one GPU
 //   FAKE_GPU_MEMORY      bytes of memory of all devices together (4 GiB)
 //   FAKE_GPU_RUNTIME     runtime version (13000), FAKE_GPU_DRIVER: driver version
 //   FAKE_GPU_JITTER_US   how long work is held back at most (30)
@@ -353,7 +354,22 @@ API int cudaDeviceGetPCIBusId(char *id, int length, int device) {
   CALL("cudaDeviceGetPCIBusId");
   if (device < 0 || device >= device_count())
     return fail(101);
-  snprintf(id, static_cast<size_t>(length), "0000:%02x:00.0", device + 1);
+  static const int parts = number("FAKE_GPU_MIG", 0) != 0 ? 2 : 1;
+  snprintf(id, static_cast<size_t>(length), "0000:%02x:00.0", device / parts + 1);
+  return 0;
+}
+API int cuDeviceGet(int *out, int device) {
+  CALL("cuDeviceGet");
+  if (device < 0 || device >= device_count())
+    return fail(101);
+  *out = device;
+  return 0;
+}
+/// Every device is half of a GPU with FAKE_GPU_MIG=1: two have one address.
+API int cuDeviceGetUuid_v2(unsigned char *out, int device) {
+  CALL("cuDeviceGetUuid_v2");
+  memset(out, 0x47, 16);
+  out[15] = static_cast<unsigned char>(device);
   return 0;
 }
 API int cudaDeviceCanAccessPeer(int *can, int device, int peer) {

@@ -237,6 +237,15 @@ pub fn allocate_vmm(bytes: usize) -> usize {
     }
 }
 
+/// Bytes of GPU memory that are allocated in this process.
+pub fn allocated() -> usize {
+    // SAFETY: the function has this signature (cudart.cc).
+    unsafe {
+        let f: extern "C" fn() -> usize = std::mem::transmute(own("fake_gpu_allocated"));
+        f()
+    }
+}
+
 /// Begins or ends a capture of a stream.
 pub fn capture(stream: usize, begins: bool) {
     let stream: *mut c_void = std::ptr::with_exposed_provenance_mut(stream);

@@ -18,7 +18,8 @@
 //   FAKE_NCCL_FAIL        call:nth=result;..
 //   FAKE_NCCL_PEER_DEATH  error: a dead peer is an error after a while
 //   FAKE_NCCL_SLOW_INIT_MS  how long communicators take to be made
-// Built with -DFAKE_NCCL_OLD it has what NCCL 2.18 has and no more.
+// Built with -DFAKE_NCCL_OLD it has what NCCL 2.18 has and no more, with
+// -DFAKE_NCCL_NO_REVOKE what 2.28.3 has: ncclCommShrink, not ncclCommRevoke.
 
 #include "nccl_comm.h"
 
@@ -372,6 +373,8 @@ void misuse(const char *format, ...) {
 int version() {
 #ifdef FAKE_NCCL_OLD
   return number("FAKE_NCCL_VERSION", 21805);
+#elif defined FAKE_NCCL_NO_REVOKE
+  return number("FAKE_NCCL_VERSION", 22803);
 #else
   return number("FAKE_NCCL_VERSION", 23007);
 #endif
@@ -510,6 +513,8 @@ EXPORT int ncclCommGetAsyncError(void *handle, int *out) {
     if (Result result = comm->launch(std::move(ops)); result != SUCCESS)
       comm->state = result;
   }
+  if (comm->is_revoking && --comm->polls_left <= 0)
+    comm->revoke();
   if (comm->is_finalizing && comm->state == IN_PROGRESS && comm->is_idle())
     comm->state = SUCCESS;
   *out = comm->state;
@@ -609,6 +614,7 @@ EXPORT int ncclRecv(void *buffer, size_t count, int type, int peer, void *comm, 
 }
 
 #ifndef FAKE_NCCL_OLD
+#ifndef FAKE_NCCL_NO_REVOKE
 
 EXPORT int ncclCommRevoke(void *handle, int flags) {
   if (int fails = enter("ncclCommRevoke"))
@@ -616,12 +622,18 @@ EXPORT int ncclCommRevoke(void *handle, int flags) {
   Use comm(handle, "ncclCommRevoke");
   if (flags != 0)
     return INVALID_ARGUMENT;
-  comm->is_revoked = true;
-  comm->pending.clear();
-  comm->state = SUCCESS;
-  comm->stop_work();
-  return SUCCESS;
+  if (comm->blocking) {
+    comm->revoke();
+    return SUCCESS;
+  }
+  // Nothing has stopped before somebody has polled.
+  comm->is_revoking = true;
+  comm->polls_left = number("FAKE_NCCL_POLLS", 2);
+  comm->state = IN_PROGRESS;
+  return IN_PROGRESS;
 }
+
+#endif
 
 EXPORT int ncclCommShrink(void *handle, int *exclude, int exclude_count, void **out, void *given,
                           int flags) {
@@ -634,12 +646,12 @@ EXPORT int ncclCommShrink(void *handle, int *exclude, int exclude_count, void **
     return result;
   if (flags == 0 && ready(*parent.comm) != SUCCESS)
     return ready(*parent.comm);
-  if (flags == 1) {
-    parent->is_revoked = true;
-    parent->pending.clear();
-    parent->state = SUCCESS;
-    parent->stop_work();
+  if (parent->is_revoking) {
+    say("ncclCommShrink: ncclCommRevoke is not over");
+    return INVALID_USAGE;
   }
+  if (flags == 1)
+    parent->revoke();
   std::vector<int> survivors;
   for (int i = 0; i < parent->count; i++) {
     bool is_out = false;
@@ -673,6 +685,12 @@ EXPORT int ncclCommDeregister(void *handle, void *) {
 EXPORT uint64_t fake_nccl_calls(const char *name) {
   std::lock_guard guard(lock);
   return calls[name];
+}
+
+/// For tests: the `nth` call from now on of a function returns `result`.
+EXPORT void fake_nccl_fail(const char *name, uint64_t nth, int result) {
+  std::lock_guard guard(lock);
+  failures[name][calls[name] + nth] = result;
 }
 
 /// For tests: communicators that are not freed.

@@ -5,7 +5,7 @@
 use super::{build, choose, is_real};
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use weightsync::transport::nccl::{CommSource, NcclBootstrap, NcclOptions};
 
@@ -23,6 +23,16 @@ pub fn nccl() -> PathBuf {
 pub fn nccl_old() -> PathBuf {
     let flags = ["-std=c++20", "-DFAKE_NCCL_OLD", "-Wl,-soname,libnccl.so.2"];
     build("libnccl.so.2.18", SOURCES, &flags)
+}
+
+/// The same with what NCCL 2.28.3 has: it shrinks and does not revoke.
+pub fn nccl_without_revoke() -> PathBuf {
+    let flags = [
+        "-std=c++20",
+        "-DFAKE_NCCL_NO_REVOKE",
+        "-Wl,-soname,libnccl.so.2",
+    ];
+    build("libnccl.so.2.28", SOURCES, &flags)
 }
 
 /// Has this process use the stand-ins.
@@ -49,7 +59,13 @@ pub fn alone() -> MutexGuard<'static, ()> {
     guard
 }
 
-static IS_SHARED: AtomicBool = AtomicBool::new(false);
+/// How many GPUs the ranks are spread over; 0: a GPU for every rank.
+static SPREAD: AtomicU32 = AtomicU32::new(0);
+
+/// Has the ranks of this process share so many GPUs, round and round.
+pub fn spread_over(gpus: u32) {
+    SPREAD.store(gpus, Ordering::Relaxed);
+}
 
 /// Has all ranks of this process share GPU 0, which NCCL has to be told. Before
 /// anything else.
@@ -63,14 +79,14 @@ pub fn share_gpu() {
         // SAFETY: nothing has read the environment yet but this test.
         unsafe { std::env::set_var(name, value) };
     }
-    IS_SHARED.store(true, Ordering::Relaxed);
+    spread_over(1);
 }
 
 /// The GPU of a rank.
 pub fn gpu_of(rank: u32) -> u32 {
-    match IS_SHARED.load(Ordering::Relaxed) {
-        true => 0,
-        false => rank,
+    match SPREAD.load(Ordering::Relaxed) {
+        0 => rank,
+        gpus => rank % gpus,
     }
 }
 
@@ -95,9 +111,11 @@ pub fn options(rank: u32, source: CommSource) -> NcclOptions {
 
 /// The stand-in that this process uses: the old one if the test says so.
 pub fn library() -> PathBuf {
-    match std::env::var_os("FAKE_NCCL_TEST_OLD") {
-        Some(_) => nccl_old(),
-        None => nccl(),
+    let has = |name| std::env::var_os(name).is_some();
+    match () {
+        () if has("FAKE_NCCL_TEST_OLD") => nccl_old(),
+        () if has("FAKE_NCCL_TEST_NO_REVOKE") => nccl_without_revoke(),
+        () => nccl(),
     }
 }
 
@@ -120,6 +138,17 @@ pub fn inject(rank: u32, group: u64, wrong: Wrong, value: c_int) {
         let f: extern "C" fn(c_int, u64, c_int, c_int) =
             std::mem::transmute(own("fake_nccl_fault"));
         f(rank as c_int, group, wrong as c_int, value);
+    }
+}
+
+/// The `nth` call from now on of a function returns `result`.
+pub fn fail(name: &str, nth: u64, result: c_int) {
+    let name = CString::new(name).unwrap();
+    // SAFETY: the function has this signature (nccl.cc).
+    unsafe {
+        let f: extern "C" fn(*const c_char, u64, c_int) =
+            std::mem::transmute(own("fake_nccl_fail"));
+        f(name.as_ptr(), nth, result);
     }
 }
 

@@ -97,6 +97,8 @@ public:
   Result launch(std::vector<Op> ops);
   /// Ends what runs; nothing runs later either.
   void stop_work();
+  /// The same, for good, and the communicator stays.
+  void revoke();
   /// Waits until everything launched has run.
   bool is_idle();
   void wait_idle();
@@ -114,6 +116,7 @@ public:
   bool is_finalizing = false;
   std::atomic<bool> stop{false};
   std::atomic<bool> is_revoked{false};
+  bool is_revoking = false;
   /// Initialisation that goes on beside its caller.
   std::thread builder;
   std::atomic<bool> is_building{false};

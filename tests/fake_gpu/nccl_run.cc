@@ -247,6 +247,14 @@ void Comm::stop_work() {
   changed.notify_all();
 }
 
+void Comm::revoke() {
+  is_revoking = false;
+  is_revoked = true;
+  pending.clear();
+  state = SUCCESS;
+  stop_work();
+}
+
 bool Comm::is_idle() {
   std::lock_guard guard(lock);
   return launched == finished;

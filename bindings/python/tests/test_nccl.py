@@ -24,6 +24,8 @@ def test_a_communicator_is_taken_as_it_comes(comm: object) -> None:
     options = ws.NcclOptions(comm=comm, mode="direct")
     assert (options.raw.comm, options.raw.mode) == (4096, ws.NcclMode.DIRECT)
     assert options.raw.library is None
+    assert options.raw.ipc == 0
+    assert ws.NcclOptions(comm=comm, ipc="domain").raw.ipc == ws.NcclIpc.DOMAIN
 
 
 def test_what_is_no_communicator_is_refused() -> None:

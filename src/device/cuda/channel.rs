@@ -10,15 +10,19 @@
 //! ```
 //!
 //! The words can be set by anybody who maps them: an abort on either side
-//! releases the streams of both. Copies that were waiting then still happen, so
-//! what is received goes to staging of ours and is unpacked by a kernel, which
-//! looks at the abort word; or to memory whose outcome is torn. An event could
-//! not do this: it can be waited for only once it is recorded, and nobody
-//! could release it.
+//! releases the streams of both. A stream that was let go still writes its own
+//! word, and so lowers it again, while the other one may not have looked; so
+//! the words are released again and again until both streams have run out.
+//! Copies that were waiting then still happen, so what is received goes to
+//! staging of ours and is unpacked by a kernel, which looks at the abort word;
+//! or to memory whose outcome is torn. An event could not do this: it can be
+//! waited for only once it is recorded, and nobody could release it.
+//!
+//! Both ends may be in one process, which then needs to open nothing.
 
 use super::gpu::Gpu;
 use super::ipc::{EXPORTED_BYTES, Exported, Opened};
-use super::queue::CudaQueue;
+use super::queue::{CudaQueue, Ending, Enqueue, RELEASED, is_stuck};
 use crate::device::MemoryRange;
 use crate::device::fence::{AbortCell, AbortMirror, Fence};
 use crate::error::{Error, Result, Status};
@@ -31,14 +35,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of an offer as it travels.
-pub const OFFER_BYTES: usize = EXPORTED_BYTES + 24;
+pub const OFFER_BYTES: usize = EXPORTED_BYTES + 32;
 
 const PAGE: usize = 4096;
 /// On cache lines of their own.
 const SENT: usize = 0;
 const READ: usize = 128;
-/// More than any stream waits for.
-const RELEASED: u64 = 1 << 62;
+/// Receivers that have the staging open.
+const OPENED: usize = 256;
+/// Runs in a slot begin at multiples of this.
+const ALIGNMENT: u64 = 16;
 
 /// How staging is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +66,8 @@ impl Default for ChannelOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {
     staging: Exported,
+    /// Where it is in the sender's process.
+    address: u64,
     options: ChannelOptions,
     process: u32,
     /// The words, in the sender's process.
@@ -76,6 +84,7 @@ impl Offer {
         rest[8..12].copy_from_slice(&self.options.slot_count.to_le_bytes());
         rest[12..16].copy_from_slice(&self.process.to_le_bytes());
         rest[16..20].copy_from_slice(&self.file.to_le_bytes());
+        rest[24..].copy_from_slice(&self.address.to_le_bytes());
         out
     }
 
@@ -94,6 +103,7 @@ impl Offer {
             },
             process: word(12),
             file: word(16),
+            address: u64::from(word(24)) | u64::from(word(28)) << 32,
         }
     }
 }
@@ -104,10 +114,11 @@ struct SharedWords {
     gpu: Arc<Gpu>,
     address: usize,
     file: File,
+    abort: Arc<AbortCell>,
 }
 
 impl SharedWords {
-    fn new(gpu: &Arc<Gpu>) -> Result<SharedWords> {
+    fn new(gpu: &Arc<Gpu>, abort: &Arc<AbortCell>) -> Result<SharedWords> {
         // SAFETY: a C string; the descriptor that comes back is ours alone.
         let file = unsafe {
             let fd = libc::memfd_create(c"wsync-channel".as_ptr(), libc::MFD_CLOEXEC);
@@ -119,21 +130,25 @@ impl SharedWords {
         };
         file.set_len(PAGE as u64)
             .map_err(|e| Error::os("making the words of a channel", &e))?;
-        SharedWords::map(gpu, file)
+        SharedWords::map(gpu, file, abort)
     }
 
     /// The words of another process, which must still run.
-    fn open(gpu: &Arc<Gpu>, process: u32, file: u32) -> Result<SharedWords> {
+    fn open(
+        gpu: &Arc<Gpu>,
+        (process, file): (u32, u32),
+        abort: &Arc<AbortCell>,
+    ) -> Result<SharedWords> {
         let path = format!("/proc/{process}/fd/{file}");
         let file = File::options()
             .read(true)
             .write(true)
             .open(&path)
             .map_err(|e| Error::os(format_args!("opening {path}, of a peer on this host"), &e))?;
-        SharedWords::map(gpu, file)
+        SharedWords::map(gpu, file, abort)
     }
 
-    fn map(gpu: &Arc<Gpu>, file: File) -> Result<SharedWords> {
+    fn map(gpu: &Arc<Gpu>, file: File, abort: &Arc<AbortCell>) -> Result<SharedWords> {
         // SAFETY: a shared mapping of a file of ours, at an address of the
         // kernel's choice.
         let at = unsafe {
@@ -154,6 +169,7 @@ impl SharedWords {
             gpu: gpu.clone(),
             address: at.expose_provenance(),
             file,
+            abort: abort.clone(),
         };
         let _current = gpu.enter()?;
         gpu.check("cudaHostRegister", |r| {
@@ -170,8 +186,22 @@ impl SharedWords {
 }
 
 impl AbortMirror for SharedWords {
-    /// Releases the streams of both processes.
     fn aborted(&self) {
+        self.release();
+    }
+}
+
+impl Ending for SharedWords {
+    /// Our stream has written its word for the last time: whoever waits for
+    /// more than that is let go for good.
+    fn ended(&self, _what: u32) {
+        if self.abort.is_set() {
+            self.release();
+        }
+    }
+
+    /// Releases the streams of both processes.
+    fn release(&self) {
         self.word(SENT).store(RELEASED, Ordering::Release);
         self.word(READ).store(RELEASED, Ordering::Release);
     }
@@ -245,33 +275,61 @@ impl Half {
         if let Some(reason) = self.abort.reason() {
             return Err(reason);
         }
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let enqueue = queue.begin(after, &self.abort)?;
-        let (gpu, stream) = (queue.gpu(), enqueue.stream());
-        let word = |at: usize| self.words.address + at;
         let mut at = 0;
         while at < memory.bytes {
-            let bytes = (memory.bytes - at).min(self.options.slot_bytes);
-            let slots = u64::from(self.options.slot_count);
-            let slot = self.staging.address + (*used % slots * self.options.slot_bytes) as usize;
-            let here = memory.address + at as usize;
-            *used += 1;
-            let (mine, theirs, until) = match is_sender {
-                true => (SENT, READ, (*used).saturating_sub(slots)),
-                false => (READ, SENT, *used),
+            let run = MemoryRange {
+                address: memory.address + at as usize,
+                bytes: (memory.bytes - at).min(self.options.slot_bytes),
             };
-            let (from, to) = if is_sender {
-                (here, slot)
-            } else {
-                (slot, here)
-            };
-            gpu.wait_value(stream, word(theirs), until)?;
-            super::prepared::copy_bytes(gpu, stream, to, from, bytes)?;
-            gpu.write_value(stream, word(mine), *used)?;
-            at += bytes;
+            self.slot(&enqueue, std::iter::once(run), is_sender)?;
+            at += run.bytes;
         }
-        enqueue.end(None)
+        enqueue.end(Some((self.words.clone(), 0)))
     }
+
+    /// Moves runs of bytes through the next slot, which has to hold them all.
+    /// Both ends cut alike.
+    fn slot(
+        &self,
+        enqueue: &Enqueue<'_>,
+        runs: impl Iterator<Item = MemoryRange>,
+        is_sender: bool,
+    ) -> Result<()> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let (gpu, stream) = (enqueue.gpu(), enqueue.stream());
+        let word = |at: usize| self.words.address + at;
+        let slots = u64::from(self.options.slot_count);
+        let slot = self.staging.address + (*used % slots * self.options.slot_bytes) as usize;
+        *used += 1;
+        let (mine, theirs, until) = match is_sender {
+            true => (SENT, READ, (*used).saturating_sub(slots)),
+            false => (READ, SENT, *used),
+        };
+        gpu.wait_value(stream, word(theirs), until)?;
+        let mut at = 0u64;
+        for run in runs {
+            let end = at.checked_add(run.bytes);
+            if end.is_none_or(|end| end > self.options.slot_bytes) {
+                return Err(Error::internal("runs that leave a slot of a channel"));
+            }
+            let there = slot + at as usize;
+            let (from, to) = match is_sender {
+                true => (run.address, there),
+                false => (there, run.address),
+            };
+            super::prepared::copy_bytes(gpu, stream, to, from, run.bytes)?;
+            at = after_run(at, run.bytes);
+        }
+        gpu.write_value(stream, word(mine), *used)
+    }
+}
+
+/// Where the next run of a slot begins, after one of `bytes` bytes at `at`.
+pub(crate) fn after_run(at: u64, bytes: u64) -> u64 {
+    at.saturating_add(bytes)
+        .checked_next_multiple_of(ALIGNMENT)
+        .unwrap_or(u64::MAX)
 }
 
 /// Where bytes go in.
@@ -289,7 +347,8 @@ impl ChannelSender {
         options: ChannelOptions,
         abort: &Arc<AbortCell>,
     ) -> Result<ChannelSender> {
-        let words = SharedWords::new(gpu)?;
+        Left::sweep();
+        let words = SharedWords::new(gpu, abort)?;
         let bytes = options
             .slot_bytes
             .checked_mul(u64::from(options.slot_count))
@@ -308,6 +367,7 @@ impl ChannelSender {
             .inspect_err(|_| gpu.free(staging.address))?;
         let offer = Offer {
             staging: exported,
+            address: staging.address as u64,
             options,
             process: std::process::id(),
             file: words.file.as_raw_fd() as u32,
@@ -329,11 +389,62 @@ impl ChannelSender {
     pub fn send(&self, queue: &CudaQueue, memory: MemoryRange, after: &Fence) -> Result<Fence> {
         self.half.pass(queue, memory, after, true)
     }
+
+    /// Has runs of bytes go through the next slot.
+    pub(crate) fn put(
+        &self,
+        enqueue: &Enqueue<'_>,
+        runs: impl Iterator<Item = MemoryRange>,
+    ) -> Result<()> {
+        self.half.slot(enqueue, runs, true)
+    }
+
+    /// What has to be told of an abort for as long as work is in a stream.
+    pub(crate) fn ending(&self) -> Arc<dyn Ending> {
+        self.half.words.clone()
+    }
 }
 
 impl Drop for ChannelSender {
     fn drop(&mut self) {
-        self.gpu.free(self.half.staging.address);
+        Left::leave(Left {
+            words: self.half.words.clone(),
+            gpu: self.gpu.clone(),
+            address: self.half.staging.address,
+        });
+    }
+}
+
+/// Staging that its sender is done with. It is freed when no receiver has it
+/// open and the GPU has no work that does not end; else it is left until the
+/// next channel is made.
+#[derive(Debug)]
+struct Left {
+    words: Arc<SharedWords>,
+    gpu: Arc<Gpu>,
+    address: usize,
+}
+
+static LEFT: Mutex<Vec<Left>> = Mutex::new(Vec::new());
+
+impl Left {
+    fn leave(self) {
+        LEFT.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(self);
+        Left::sweep();
+    }
+
+    fn sweep() {
+        let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+        left.retain(|one| {
+            let is_open = one.words.word(OPENED).load(Ordering::Acquire) > 0;
+            if is_open || is_stuck(one.gpu.index) {
+                return true;
+            }
+            one.gpu.free(one.address);
+            false
+        });
     }
 }
 
@@ -341,24 +452,54 @@ impl Drop for ChannelSender {
 #[derive(Debug)]
 pub struct ChannelReceiver {
     half: Half,
-    // Unmapped after the last use of the half.
-    _opened: Opened,
+    /// Unmapped after the last use of the half; `None` if it is our own.
+    opened: Option<Opened>,
 }
 
 impl ChannelReceiver {
-    /// Opens the channel of another process on this host.
+    /// Opens the channel of a process on this host.
     pub fn new(gpu: &Arc<Gpu>, offer: &Offer, abort: &Arc<AbortCell>) -> Result<ChannelReceiver> {
-        let words = SharedWords::open(gpu, offer.process, offer.file)?;
-        let opened = Opened::new(gpu, &offer.staging)?;
-        Ok(ChannelReceiver {
-            half: Half::new(words, offer.options, opened.range(), abort)?,
-            _opened: opened,
-        })
+        let words = SharedWords::open(gpu, (offer.process, offer.file), abort)?;
+        let is_ours = offer.process == std::process::id();
+        let opened = match is_ours {
+            true => None,
+            false => Some(Opened::new(gpu, &offer.staging)?),
+        };
+        let bytes = offer.options.slot_bytes;
+        let here = MemoryRange {
+            address: offer.address as usize,
+            bytes: bytes.saturating_mul(offer.options.slot_count.into()),
+        };
+        let staging = opened.as_ref().map_or(here, Opened::range);
+        let half = Half::new(words, offer.options, staging, abort)?;
+        half.words.word(OPENED).fetch_add(1, Ordering::AcqRel);
+        Ok(ChannelReceiver { half, opened })
     }
 
     /// Enqueues the arrival of a run of bytes: as many as were sent, in the
     /// same order.
     pub fn receive(&self, queue: &CudaQueue, memory: MemoryRange, after: &Fence) -> Result<Fence> {
         self.half.pass(queue, memory, after, false)
+    }
+
+    /// Has runs of bytes come out of the next slot.
+    pub(crate) fn take(
+        &self,
+        enqueue: &Enqueue<'_>,
+        runs: impl Iterator<Item = MemoryRange>,
+    ) -> Result<()> {
+        self.half.slot(enqueue, runs, false)
+    }
+
+    /// What has to be told of an abort for as long as work is in a stream.
+    pub(crate) fn ending(&self) -> Arc<dyn Ending> {
+        self.half.words.clone()
+    }
+}
+
+impl Drop for ChannelReceiver {
+    fn drop(&mut self) {
+        self.opened = None;
+        self.half.words.word(OPENED).fetch_sub(1, Ordering::AcqRel);
     }
 }

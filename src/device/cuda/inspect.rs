@@ -102,6 +102,26 @@ impl Gpu {
         Ok(text.to_string_lossy().into_owned())
     }
 
+    /// Its id, or that of the part (MIG) that this process has; 0 if the driver
+    /// tells none.
+    pub fn uuid(&self) -> Result<u128> {
+        let (Some(get), Some(get_uuid)) = (self.driver.device_get, self.driver.device_get_uuid)
+        else {
+            return Ok(0);
+        };
+        let mut device = 0;
+        self.check("cuDeviceGet", |_| {
+            // SAFETY: a place for one number.
+            unsafe { get(&raw mut device, self.index as c_int) }
+        })?;
+        let mut uuid = [0u8; 16];
+        self.check("cuDeviceGetUuid", |_| {
+            // SAFETY: room for the 16 bytes of an id.
+            unsafe { get_uuid(uuid.as_mut_ptr(), device) }
+        })?;
+        Ok(u128::from_le_bytes(uuid))
+    }
+
     /// All of its memory.
     pub fn memory_bytes(&self) -> Result<u64> {
         let _current = self.enter()?;

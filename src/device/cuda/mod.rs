@@ -46,6 +46,7 @@ use super::fence::{AbortCell, Fence};
 use super::{Binding, Device, MemoryRange, Work, work};
 use crate::env;
 use crate::error::{Error, Result};
+use crate::layout::view::Memory;
 use cuda_runtime_sys::Stream;
 use gpu::Gpu;
 use kernels::Kernels;
@@ -193,6 +194,10 @@ impl Device for CudaDevice {
 
     fn stages_host(&self) -> bool {
         true
+    }
+
+    fn check_memory(&self, range: MemoryRange, memory: Memory) -> Result<()> {
+        place::check_declared(&self.core.gpu, range, memory)
     }
 
     fn check_stream(&self, stream: usize) -> Result<()> {

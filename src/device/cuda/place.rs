@@ -2,7 +2,8 @@
 
 use super::gpu::Gpu;
 use crate::device::MemoryRange;
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
+use crate::layout::view::Memory;
 use cuda_runtime_sys::{MemoryKind, PointerAttribute, PointerAttributes};
 use std::ffi::{c_int, c_void};
 use std::ptr::{from_mut, with_exposed_provenance, with_exposed_provenance_mut};
@@ -62,6 +63,37 @@ pub fn place_of_range(
     } else {
         Err([first, last])
     })
+}
+
+/// Refuses pageable memory that is bound as something that GPUs reach. What is
+/// bound so goes to a transport as it is, and a GPU that reads it faults: that
+/// ends CUDA for the whole process.
+pub fn check_declared(gpu: &Gpu, range: MemoryRange, memory: Memory) -> Result<()> {
+    let declared = match memory {
+        Memory::Host => return Ok(()),
+        Memory::PinnedHost => "pinned host memory".to_string(),
+        Memory::Device(n) => format!("memory of GPU {n}"),
+    };
+    if range.bytes == 0 {
+        return Ok(());
+    }
+    let places = match place_of_range(gpu, range)? {
+        Ok(place) => [place, place],
+        Err(places) => places,
+    };
+    if !places.contains(&Place::Pageable) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Status::BufferMismatch,
+        format!(
+            "{} bytes at {:#x} are bound as {declared} and are {}: pin them \
+             (cudaHostRegister), or bind them as host memory",
+            range.bytes,
+            range.address,
+            Place::Pageable.name()
+        ),
+    ))
 }
 
 /// True if memory of a GPU can be opened by other processes: what cudaMalloc

@@ -13,6 +13,11 @@
 //! a word that the host writes once the fence is reached, or once an abort
 //! makes the waiting pointless. So nothing ever waits for the GPU but the one
 //! thread that looks at the words.
+//!
+//! A stream may come to hold work that nobody can end, such as a kernel of a
+//! communicator that only its owner may abort. Such a queue is *abandoned*: its
+//! word lets the streams go that wait for it, while the host's fences stay
+//! unreached until the work has ended after all.
 
 use super::gpu::Gpu;
 use super::words::Word;
@@ -21,7 +26,7 @@ use crate::error::{Error, Result};
 use cuda_runtime_sys::{CudaError, Stream};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
@@ -40,12 +45,31 @@ const HEALTH: Duration = Duration::from_millis(20);
 pub trait Ending: Send + Sync + std::fmt::Debug {
     /// Takes results over. Does not wait, does not call CUDA.
     fn ended(&self, what: u32);
+
+    /// Called again and again after an abort, as long as the work is in the
+    /// stream: lets go whatever the stream may be waiting for.
+    fn release(&self) {}
 }
+
+/// The value of a word that lets everybody go. No stream ever comes so far.
+pub(super) const RELEASED: u64 = 1 << 62;
 
 /// The word behind a timeline: what other streams wait for.
 #[derive(Debug)]
 struct Line {
     word: Word,
+}
+
+/// Queues whose work nobody could end when they were given up.
+static ABANDONED: Mutex<Vec<Weak<Core>>> = Mutex::new(Vec::new());
+
+/// True if work that nobody can end may still be on a stream of this GPU.
+/// Giving memory back to CUDA would wait for it.
+pub(super) fn is_stuck(gpu: u32) -> bool {
+    let mut abandoned = ABANDONED.lock().unwrap_or_else(PoisonError::into_inner);
+    abandoned.retain(|core| core.upgrade().is_some_and(|core| !core.has_ended()));
+    let mut cores = abandoned.iter().filter_map(Weak::upgrade);
+    cores.any(|core| core.gpu.index == gpu)
 }
 
 /// Steps that a stream has been given and the host has not seen done.
@@ -244,6 +268,21 @@ impl CudaQueue {
 }
 
 impl CudaQueue {
+    /// Lets go what waits for this queue on other streams, because nobody here
+    /// can end its work. After an abort: what is let go finds the abort word
+    /// set. Takes no lock; may be called again.
+    pub fn abandon(&self) {
+        let core = &self.core;
+        if let Some(line) = core.timeline.order::<Line>() {
+            line.word.set(RELEASED);
+        }
+        let mut abandoned = ABANDONED.lock().unwrap_or_else(PoisonError::into_inner);
+        let this = Arc::downgrade(core);
+        if !abandoned.iter().any(|other| other.ptr_eq(&this)) {
+            abandoned.push(this);
+        }
+    }
+
     /// Aborts what is not done, and waits for the stream: its work may name
     /// memory that is given back next. Kernels see the abort words. Nothing
     /// can be put on the stream any more.
@@ -293,8 +332,22 @@ pub struct Enqueue<'a> {
 }
 
 impl Enqueue<'_> {
+    pub fn gpu(&self) -> &Gpu {
+        &self.core.gpu
+    }
+
     pub fn stream(&self) -> Stream {
         self.core.stream
+    }
+
+    /// Has what is put on the stream next come after `fence`, too.
+    pub fn wait_for(&mut self, fence: &Fence) -> Result<()> {
+        let core = self.core;
+        let gates = &mut self.state.gates;
+        if gates.wait(&core.gpu, core.stream, fence, &self.abort)? {
+            looker()?.wake();
+        }
+        Ok(())
     }
 
     /// Ends the piece of work; its fence. `ending` is called before the host
@@ -324,13 +377,37 @@ impl Core {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How far the stream has come. A word that was released says nothing of
+    /// that until the stream writes it again.
     fn reached(&self) -> u64 {
-        self.timeline.order::<Line>().map_or(0, |l| l.word.get())
+        let word = self.timeline.order::<Line>().map_or(0, |l| l.word.get());
+        match word {
+            RELEASED.. => self.timeline.reached(),
+            value => value,
+        }
+    }
+
+    /// The state, unless somebody is putting work on the stream, which may take
+    /// long where a library does it.
+    fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(state)) => Some(state.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// True if the stream has come to the end of what it was given.
+    fn has_ended(&self) -> bool {
+        let is_empty = |state: MutexGuard<'_, State>| state.pending.is_empty();
+        self.is_closing.load(Ordering::Acquire) || self.try_lock().is_some_and(is_empty)
     }
 
     /// Takes note of what the GPU has done, and opens gates that can be.
     fn look(&self, watch: &Arc<dyn Watch>) -> Look {
-        let mut state = self.lock();
+        let Some(mut state) = self.try_lock() else {
+            return Look::Waiting;
+        };
         state.gates.open(watch);
         state.exits.open(watch);
         let entered = self.entry.order::<Line>().map_or(0, |l| l.word.get());
@@ -343,6 +420,11 @@ impl Core {
                 ending.ended(*what);
             }
             state.pending.pop_front();
+        }
+        for pending in state.pending.iter().filter(|p| p.abort.is_set()) {
+            if let Some((ending, _)) = &pending.ending {
+                ending.release();
+            }
         }
         let has_work = !state.pending.is_empty() || entered < state.entered;
         let waits = has_work || !state.gates.waiting.is_empty() || !state.exits.waiting.is_empty();

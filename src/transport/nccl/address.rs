@@ -36,6 +36,49 @@ impl Mode {
     }
 }
 
+/// Between which ranks of a host bytes go through GPU memory that one process
+/// has exported to the other (CUDA IPC), and not through NCCL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum IpcScope {
+    /// Where NCCL does not connect them: it has one rank per GPU, except where
+    /// all ranks of a GPU may share it.
+    #[default]
+    Needed = 0,
+    /// None. Several ranks on a GPU are refused, except where they may share.
+    Off = 1,
+    /// NCCL has one rank per GPU in any case.
+    Device = 2,
+    /// Any two, if their GPUs reach each other's memory.
+    Domain = 3,
+}
+
+impl IpcScope {
+    const ALL: [IpcScope; 4] = [
+        IpcScope::Needed,
+        IpcScope::Off,
+        IpcScope::Device,
+        IpcScope::Domain,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            IpcScope::Needed => "where NCCL needs it",
+            IpcScope::Off => "off",
+            IpcScope::Device => "per device",
+            IpcScope::Domain => "per domain",
+        }
+    }
+}
+
+/// Where the channels that a rank offers are to be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct BoardAddress {
+    pub process: u32,
+    pub file: u32,
+    pub key: u128,
+}
+
 /// One rank's part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Address {
@@ -46,6 +89,10 @@ pub(super) struct Address {
     pub host: [u8; 16],
     /// The PCI address of the GPU, padded with zeroes.
     pub gpu: [u8; 16],
+    /// The id of the GPU, or of its part (MIG); 0 if the driver tells none.
+    pub uuid: u128,
+    pub ipc: IpcScope,
+    pub board: BoardAddress,
     /// Several ranks may share a GPU here.
     pub shares_gpu: bool,
     /// In a borrowed communicator, or the failed one: the rank there, and how
@@ -58,8 +105,10 @@ pub(super) struct Address {
 }
 
 /// Changes whenever the fields do.
-const FORMAT: u8 = 1;
-const BYTES: usize = 1 + 1 + 4 + 16 + 16 + 1 + 8 + 16 + 1 + NCCL_UNIQUE_ID_BYTES;
+const FORMAT: u8 = 2;
+const BOARD_BYTES: usize = 4 + 4 + 16;
+const BYTES: usize =
+    1 + 1 + 4 + 16 + 16 + 16 + 1 + BOARD_BYTES + 1 + 8 + 16 + 1 + NCCL_UNIQUE_ID_BYTES;
 const _: () = assert!(BYTES <= crate::transport::greeting::ADDRESS_BYTES_MAX);
 
 impl Address {
@@ -69,6 +118,11 @@ impl Address {
         out.extend(self.version.to_le_bytes());
         out.extend(self.host);
         out.extend(self.gpu);
+        out.extend(self.uuid.to_le_bytes());
+        out.push(self.ipc as u8);
+        out.extend(self.board.process.to_le_bytes());
+        out.extend(self.board.file.to_le_bytes());
+        out.extend(self.board.key.to_le_bytes());
         out.push(self.shares_gpu.into());
         out.extend(self.place.0.to_le_bytes());
         out.extend(self.place.1.to_le_bytes());
@@ -94,6 +148,17 @@ impl Address {
             version: i32::from_le_bytes(reader.array()),
             host: reader.array(),
             gpu: reader.array(),
+            uuid: u128::from_le_bytes(reader.array()),
+            ipc: {
+                let ipc = reader.array::<1>()[0];
+                let ipc = IpcScope::ALL.into_iter().find(|i| *i as u8 == ipc);
+                ipc.ok_or_else(damaged)?
+            },
+            board: BoardAddress {
+                process: u32::from_le_bytes(reader.array()),
+                file: u32::from_le_bytes(reader.array()),
+                key: u128::from_le_bytes(reader.array()),
+            },
             shares_gpu: reader.array::<1>()[0] != 0,
             place: (
                 i32::from_le_bytes(reader.array()),
@@ -108,7 +173,16 @@ impl Address {
         })
     }
 
-    fn gpu_text(&self) -> String {
+    /// True if both are on the same GPU, or the same part of one.
+    pub(super) fn is_on_gpu_of(&self, other: &Address) -> bool {
+        let is_same = match self.uuid != 0 && other.uuid != 0 {
+            true => self.uuid == other.uuid,
+            false => self.gpu == other.gpu,
+        };
+        self.host == other.host && is_same
+    }
+
+    pub(super) fn gpu_text(&self) -> String {
         let end = self.gpu.iter().position(|b| *b == 0).unwrap_or(16);
         String::from_utf8_lossy(&self.gpu[..end]).into_owned()
     }
@@ -133,8 +207,11 @@ pub(super) fn check(all: &[(Rank, Address)]) -> Result<()> {
     for other in rest {
         check_pair(first, other)?;
     }
-    if first.1.mode != Mode::Direct {
-        check_gpus(all)?;
+    let has_ipc = first.1.ipc != IpcScope::Off;
+    match first.1.mode {
+        Mode::Own | Mode::Rebuilt if has_ipc => {}
+        Mode::Own | Mode::Rebuilt | Mode::Split => check_gpus(all)?,
+        Mode::Direct => {}
     }
     if matches!(first.1.mode, Mode::Split | Mode::Direct) {
         check_places(all)?;
@@ -158,6 +235,13 @@ fn check_pair((first, a): &(Rank, Address), (rank, b): &(Rank, Address)) -> Resu
         )
         .by(*rank));
     }
+    if a.ipc != b.ipc {
+        let (x, y) = (a.ipc.name(), b.ipc.name());
+        return Err(Error::invalid(format!(
+            "rank {first} has IPC {x}, rank {rank} has it {y}; all ranks need the same"
+        ))
+        .by(*rank));
+    }
     if b.id.is_some() && a.id != b.id {
         return Err(Error::invalid(format!(
             "rank {rank} was given another unique id than rank {first}"
@@ -169,25 +253,25 @@ fn check_pair((first, a): &(Rank, Address), (rank, b): &(Rank, Address)) -> Resu
 
 /// NCCL refuses two ranks on one GPU, except where they are told to share.
 fn check_gpus(all: &[(Rank, Address)]) -> Result<()> {
-    let mut sorted: Vec<&(Rank, Address)> = all.iter().collect();
-    sorted.sort_by_key(|(rank, a)| (a.host, a.gpu, *rank));
-    for pair in sorted.windows(2) {
-        let [(first, a), (rank, b)] = pair else {
+    for (i, (rank, b)) in all.iter().enumerate() {
+        let same = all[..i].iter().find(|(_, a)| a.is_on_gpu_of(b));
+        let Some((first, a)) = same.filter(|(_, a)| !(a.shares_gpu && b.shares_gpu)) else {
             continue;
         };
-        let is_same = a.host == b.host && a.gpu == b.gpu;
-        if is_same && !(a.shares_gpu && b.shares_gpu) {
-            return Err(Error::new(
-                Status::Unsupported,
-                format!(
-                    "ranks {first} and {rank} are both on GPU {} of one host; NCCL takes one rank \
-                     per GPU (from {} on more, with NCCL_MULTI_RANK_GPU_ENABLE=1)",
-                    b.gpu_text(),
-                    MULTI_RANK_GPU.since_text()
-                ),
-            )
-            .by(*rank));
-        }
+        let hint = match a.mode {
+            Mode::Split => "; or let the transport make a communicator of its own",
+            _ => "; or allow CUDA IPC between them",
+        };
+        return Err(Error::new(
+            Status::Unsupported,
+            format!(
+                "ranks {first} and {rank} are both on GPU {} of one host; NCCL takes one rank per \
+                 GPU (from {} on more, with NCCL_MULTI_RANK_GPU_ENABLE=1){hint}",
+                b.gpu_text(),
+                MULTI_RANK_GPU.since_text()
+            ),
+        )
+        .by(*rank));
     }
     Ok(())
 }
@@ -235,6 +319,9 @@ mod tests {
             version: 23007,
             host: [7; 16],
             gpu: at,
+            uuid: 0,
+            ipc: IpcScope::Off,
+            board: BoardAddress::default(),
             shares_gpu: false,
             place: (gpu.into(), 3),
             parent: 0,
@@ -251,6 +338,12 @@ mod tests {
         let mut a = address(3);
         a.id = Some(std::array::from_fn(|i| i as u8));
         a.parent = u128::MAX - 5;
+        a.ipc = IpcScope::Domain;
+        a.board = BoardAddress {
+            process: 7,
+            file: 9,
+            key: u128::MAX - 3,
+        };
         a.mode = Mode::Direct;
         let bytes = a.encode();
         assert_eq!(Address::decode(Rank(1), &bytes).unwrap(), a);
@@ -296,6 +389,32 @@ mod tests {
         all[2].1.host = [8; 16];
         all[0].1.shares_gpu = false;
         check(&all).unwrap();
+    }
+
+    #[test]
+    fn parts_of_a_gpu_are_told_apart_by_their_ids() {
+        let mut all = three();
+        all[2].1.gpu = all[0].1.gpu;
+        all[0].1.uuid = 5;
+        assert!(check(&all).is_err());
+        all[2].1.uuid = 6;
+        check(&all).unwrap();
+        all[2].1.uuid = 5;
+        assert!(check(&all).is_err());
+    }
+
+    #[test]
+    fn with_ipc_several_ranks_may_be_on_a_gpu_and_all_ranks_agree() {
+        let mut all = three();
+        all[2].1.gpu = all[0].1.gpu;
+        for (_, a) in &mut all {
+            a.ipc = IpcScope::Needed;
+        }
+        check(&all).unwrap();
+        all[1].1.ipc = IpcScope::Domain;
+        let e = check(&all).unwrap_err();
+        assert_eq!(e.rank, Some(Rank(1)));
+        assert!(e.message.contains("per domain"), "{e}");
     }
 
     #[test]

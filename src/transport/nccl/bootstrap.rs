@@ -1,11 +1,14 @@
 //! From greetings to a communicator that works.
 
-use super::address::{Address, Mode, check};
+use super::address::{Address, BoardAddress, IpcScope, Mode, check};
+use super::board::Board;
+use super::colocated::Colocated;
 use super::comm::{Comm, CommLimits};
 use super::identity::{current_device, gpu_id, host_id};
 use super::library::{MULTI_RANK_GPU, NCCL_UNIQUE_ID_BYTES, Nccl};
 use super::patience::Patience;
 use super::peers::Peers;
+use super::roles::{members, ways};
 use super::turn::turn_of;
 use super::{NcclTransport, OnAbort, Remains, warm_up};
 use crate::device::cuda::gpu::Gpu;
@@ -51,6 +54,8 @@ pub struct NcclOptions {
     /// After a failure keep what is needed to rebuild with the survivors
     /// without meeting anew. Costs memory until then.
     pub is_rebuildable: bool,
+    /// Which ranks of a host exchange bytes without NCCL.
+    pub ipc: IpcScope,
 }
 
 impl Default for NcclOptions {
@@ -61,6 +66,7 @@ impl Default for NcclOptions {
             source: CommSource::Own { id: None },
             limits: CommLimits::default(),
             is_rebuildable: false,
+            ipc: IpcScope::default(),
         }
     }
 }
@@ -74,6 +80,8 @@ pub struct NcclBootstrap {
     limits: CommLimits,
     is_rebuildable: bool,
     address: Vec<u8>,
+    /// `None` if no bytes go around NCCL.
+    board: Option<Board>,
     abort: Arc<AbortCell>,
 }
 
@@ -81,6 +89,7 @@ impl NcclBootstrap {
     /// Finds NCCL and the GPU. `is_lowest` of the transport's ranks makes the
     /// unique id, if one is needed.
     pub fn new(is_lowest: bool, options: NcclOptions) -> Result<NcclBootstrap> {
+        options.limits.check()?;
         let library = options.library.as_deref();
         let is_borrowed = matches!(
             options.source,
@@ -104,11 +113,18 @@ impl NcclBootstrap {
             CommSource::Rebuilt { from } => from.kept_as().unwrap_or(0),
             _ => 0,
         };
+        let has_ipc = options.ipc != IpcScope::Off;
+        let board = has_ipc.then(Board::new).transpose()?;
         let address = Address {
             mode: mode_of(&options.source),
             version: nccl.version(),
-            host: host_id(),
+            host: host_id()?,
             gpu: gpu_id(&gpu)?,
+            uuid: gpu.uuid()?,
+            ipc: options.ipc,
+            board: board
+                .as_ref()
+                .map_or(BoardAddress::default(), Board::address),
             shares_gpu: nccl.can(&MULTI_RANK_GPU) && wants_shared_gpus(),
             place,
             parent,
@@ -121,6 +137,7 @@ impl NcclBootstrap {
             limits: options.limits,
             is_rebuildable: options.is_rebuildable,
             address: address.encode(),
+            board,
             abort: Arc::default(),
         })
     }
@@ -187,55 +204,84 @@ impl Bootstrap for NcclBootstrap {
         };
         let all = peers.iter().map(decode).collect::<Result<Vec<_>>>()?;
         check(&all)?;
-        let comm = self.make(rank, &all, deadline)?;
-        let peers = match self.source {
-            CommSource::Direct { .. } => {
-                Peers::new(all.iter().map(|(rank, a)| (*rank, a.place.0)).collect())
-            }
-            _ => Peers::new((0..).zip(&all).map(|(i, (rank, _))| (*rank, i)).collect()),
+        let index = all.iter().position(|(r, _)| *r == rank);
+        let index = index.ok_or_else(|| Error::internal("a rank that is none of its own"))?;
+        let members = members(&all);
+        let is_member = members.binary_search(&rank).is_ok();
+        let comm = match is_member {
+            true => Some(self.make(rank, &members, &all, deadline)?),
+            false => None,
         };
-        let place = peers.place_of(rank)?;
+        let ways = ways(&all, &members, &all[index]);
+        let colocated = match self.board {
+            Some(board) => Colocated::new(&self.gpu, board, (index, &all), &ways, &self.abort)?,
+            None => None,
+        };
+        let places = places(&members, &all);
+        let place = places.iter().find(|(r, _)| *r == rank);
+        let count = match all[0].1.mode {
+            Mode::Direct => all[0].1.place.1,
+            Mode::Own | Mode::Split | Mode::Rebuilt => members.len() as i32,
+        };
         let on_abort = match self.source {
             CommSource::Direct { on_abort, .. } => Some(on_abort),
             _ => None,
-        };
-        let count = match all[0].1.mode {
-            Mode::Direct => all[0].1.place.1,
-            _ => all.len() as i32,
         };
         let transport = NcclTransport::start(super::Parts {
             rank,
             nccl: self.nccl,
             gpu: self.gpu,
             comm,
-            peers,
-            place: (place, count),
+            colocated,
+            place: place.map_or((-1, count), |(_, place)| (*place, count)),
+            peers: Peers::new(rank, ways, places),
             group,
             is_rebuildable: self.is_rebuildable,
             on_abort,
             abort: self.abort,
         })?;
-        warm_up::warm_up(&transport, deadline)?;
+        if is_member {
+            warm_up::warm_up(&transport, deadline)?;
+        }
         Ok(transport)
     }
 }
 
+/// Where the NCCL ranks are in the communicator.
+fn places(members: &[Rank], all: &[(Rank, Address)]) -> Vec<(Rank, i32)> {
+    let place = |(i, rank): (i32, &Rank)| {
+        let (_, a) = all.iter().find(|(r, _)| r == rank)?;
+        Some(match a.mode {
+            Mode::Direct => (*rank, a.place.0),
+            Mode::Own | Mode::Split | Mode::Rebuilt => (*rank, i),
+        })
+    };
+    (0..).zip(members).filter_map(place).collect()
+}
+
 impl NcclBootstrap {
-    fn make(&self, rank: Rank, all: &[(Rank, Address)], deadline: Instant) -> Result<Comm> {
-        let index = all.iter().position(|(r, _)| *r == rank);
-        let index = index.ok_or_else(|| Error::internal("a rank that is none of its own"))?;
-        let place = (index as i32, all.len() as i32);
+    /// The communicator of `members`, of which `rank` is one.
+    fn make(
+        &self,
+        rank: Rank,
+        members: &[Rank],
+        all: &[(Rank, Address)],
+        deadline: Instant,
+    ) -> Result<Comm> {
+        let index = members.binary_search(&rank).unwrap_or_default();
+        let place = (index as i32, members.len() as i32);
         let turn = turn_of(self.gpu.index);
         let patience = Patience {
             abort: &self.abort,
             deadline: Some(deadline),
         };
+        let is_member = |(r, _): &&(Rank, Address)| members.binary_search(r).is_ok();
+        let ours: Vec<&Address> = all.iter().filter(is_member).map(|(_, a)| a).collect();
         match &self.source {
             CommSource::Direct { comm, .. } => Ok(Comm::borrow(self.nccl, turn, *comm)),
             CommSource::Split { comm } => self.split(*comm, place.0, deadline),
-            CommSource::Rebuilt { from } if can_shrink(all) => {
-                let excluded = excluded(all);
-                from.shrink(&excluded, &self.limits, patience)
+            CommSource::Rebuilt { from } if can_shrink(&ours) => {
+                from.shrink(&excluded(&ours), &self.limits, patience)
             }
             CommSource::Own { .. } | CommSource::Rebuilt { .. } => {
                 let Some(id) = all.iter().find_map(|(_, a)| a.id) else {
@@ -282,15 +328,15 @@ impl NcclBootstrap {
     }
 }
 
-/// True if every rank has kept its part of the same failed communicator.
-fn can_shrink(all: &[(Rank, Address)]) -> bool {
-    let (_, first) = &all[0];
-    first.parent != 0 && all.iter().all(|(_, a)| a.parent == first.parent)
+/// True if every NCCL rank has kept its part of the same failed communicator.
+fn can_shrink(ours: &[&Address]) -> bool {
+    let parent = ours.first().map_or(0, |a| a.parent);
+    parent != 0 && ours.iter().all(|a| a.parent == parent)
 }
 
 /// The places of the failed communicator that nobody has come from.
-fn excluded(all: &[(Rank, Address)]) -> Vec<i32> {
-    let count = all[0].1.place.1;
-    let is_here = |place: &i32| all.iter().any(|(_, a)| a.place.0 == *place);
+fn excluded(ours: &[&Address]) -> Vec<i32> {
+    let count = ours.first().map_or(0, |a| a.place.1);
+    let is_here = |place: &i32| ours.iter().any(|a| a.place.0 == *place);
     (0..count).filter(|place| !is_here(place)).collect()
 }

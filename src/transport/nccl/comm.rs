@@ -38,6 +38,23 @@ pub struct CommLimits {
 }
 
 impl CommLimits {
+    /// Refuses what NCCL would refuse later, on some ranks.
+    pub(super) fn check(&self) -> Result<()> {
+        let (min, max) = (self.ctas_min, self.ctas_max);
+        if min > 0 && max == 0 {
+            return Err(Error::invalid(format!(
+                "at least {min} thread blocks are asked for without a maximum; NCCL takes a \
+                 minimum only with a maximum"
+            )));
+        }
+        if min > max {
+            return Err(Error::invalid(format!(
+                "at least {min} thread blocks are asked for, and at most {max}"
+            )));
+        }
+        Ok(())
+    }
+
     fn config(&self) -> ncclConfig_t {
         let mut config = ncclConfig_t {
             blocking: 0,
@@ -51,10 +68,7 @@ impl CommLimits {
             }
         };
         set(&mut config.maxCTAs, self.ctas_max);
-        // NCCL refuses a minimum without a maximum.
-        if self.ctas_max > 0 {
-            set(&mut config.minCTAs, self.ctas_min);
-        }
+        set(&mut config.minCTAs, self.ctas_min);
         set(&mut config.maxP2pPeers, self.p2p_peers_max);
         set(&mut config.nChannelsPerNetPeer, self.channels_per_net_peer);
         config
@@ -74,6 +88,8 @@ pub(super) struct Transfer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Usable,
+    /// It is being revoked: that has to be asked after until it is over.
+    Revoking,
     /// Nothing runs on it, and nothing can; not freed.
     Revoked,
     /// Freed, or the caller's to free.
@@ -85,7 +101,8 @@ enum State {
 pub(super) enum Stopped {
     /// Its kernels end.
     Kernels,
-    /// It is borrowed, and this NCCL cannot stop it: only its owner can.
+    /// Nobody here can stop it: it is borrowed and this NCCL cannot revoke, or
+    /// NCCL has failed to.
     Nothing,
 }
 
@@ -164,6 +181,7 @@ impl Comm {
         let Some(shrink) = self.nccl.api().ncclCommShrink.filter(|_| self.is_kept()) else {
             return Err(Error::internal("a communicator that cannot be shrunk"));
         };
+        patience.wait("ncclCommRevoke", || Ok(self.has_stopped()))?;
         let mut config = limits.config();
         let mut handle = ncclComm_t::NULL;
         let mut excluded = excluded.to_vec();
@@ -234,7 +252,19 @@ impl Comm {
 
     /// True if it was stopped in a way that lets the survivors shrink it.
     pub(super) fn is_kept(&self) -> bool {
-        self.state == State::Revoked && self.nccl.can(&SHRINK)
+        matches!(self.state, State::Revoking | State::Revoked) && self.nccl.can(&SHRINK)
+    }
+
+    /// Asks whether a revocation is over, if it is the device's turn. A failure
+    /// of it shows when the communicator is shrunk.
+    pub(super) fn has_stopped(&mut self) -> bool {
+        if self.state == State::Revoking
+            && let Ok(_turn) = self.turn.try_lock()
+            && !matches!(self.is_ready(), Ok(false))
+        {
+            self.state = State::Revoked;
+        }
+        self.state != State::Revoking
     }
 
     /// Asks how the last call has gone on; true if it is over. This may be
@@ -352,8 +382,10 @@ impl Comm {
             self.state = State::Gone;
             return Stopped::Nothing;
         }
-        self.free();
-        Stopped::Kernels
+        match self.free() {
+            true => Stopped::Kernels,
+            false => Stopped::Nothing,
+        }
     }
 
     fn revoke(&mut self) -> bool {
@@ -362,19 +394,21 @@ impl Comm {
         };
         // SAFETY: a live communicator; nobody else is inside.
         let result = unsafe { revoke(self.handle, NCCL_REVOKE_DEFAULT) };
-        let is_done = result == ncclResult_t::SUCCESS || result == ncclResult_t::IN_PROGRESS;
-        if is_done {
-            self.state = State::Revoked;
-        }
-        is_done
+        self.state = match result {
+            ncclResult_t::SUCCESS => State::Revoked,
+            ncclResult_t::IN_PROGRESS => State::Revoking,
+            _ => return false,
+        };
+        true
     }
 
-    /// Aborts and frees a communicator of ours.
-    fn free(&mut self) {
+    /// Aborts and frees a communicator of ours; false if NCCL fails to. Then
+    /// its memory is lost, and its kernels may go on.
+    fn free(&mut self) -> bool {
         self.state = State::Gone;
-        // SAFETY: ours and live; the handle is not used after this. Its result
-        // has nowhere to go: the memory is lost at worst.
-        let _ = unsafe { (self.nccl.api().ncclCommAbort)(self.handle) };
+        // SAFETY: ours and live; the handle is not used after this.
+        let result = unsafe { (self.nccl.api().ncclCommAbort)(self.handle) };
+        result == ncclResult_t::SUCCESS || result == ncclResult_t::IN_PROGRESS
     }
 
     /// The ranks of a communicator: this one's, and how many there are.

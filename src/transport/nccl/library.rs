@@ -235,16 +235,17 @@ const fn ability(since: c_int, what: &'static str, symbol: Option<&'static str>)
 
 /// The communicator takes a limit on how many peers are connected at once.
 pub const MAX_P2P_PEERS: Ability = ability(23003, "limit on peers connected (maxP2pPeers)", None);
-/// A new communicator can be made of the survivors of a failed one.
+/// A new communicator can be made of the survivors of a failed one, if that
+/// could be kept: which takes [`REVOKE`], for an abort frees it.
 pub const SHRINK: Ability = ability(
     22703,
-    "rebuilding with the survivors (ncclCommShrink)",
+    "a communicator of the survivors (ncclCommShrink)",
     Some("ncclCommShrink"),
 );
 /// A communicator can be stopped without being freed.
 pub const REVOKE: Ability = ability(
     22807,
-    "stopping a borrowed communicator (ncclCommRevoke)",
+    "stopping a borrowed communicator, rebuilding by ncclCommShrink (ncclCommRevoke)",
     Some("ncclCommRevoke"),
 );
 /// Two ranks of a communicator may share a GPU.

@@ -13,6 +13,11 @@
 //! are connected when the transport is made. The communicator is non-blocking,
 //! so that no thread is ever stuck inside NCCL.
 //!
+//! NCCL takes one rank per GPU. Ranks that are not the NCCL rank of theirs have
+//! no communicator; bytes to and from them go through channels in GPU memory
+//! (`colocated`), on a stream of its own that ours waits for at the end of the
+//! step.
+//!
 //! # Who may be inside NCCL
 //!
 //! One thread at a time per communicator and per device. `enqueue` takes the
@@ -25,19 +30,24 @@
 //! kernels end, the stream goes on to the words that our fences are, and every
 //! kernel behind them finds the abort word set and writes nothing. A borrowed
 //! communicator is revoked, where NCCL can; else its owner is told, and until
-//! the owner aborts it the fences are not reached.
+//! the owner aborts it our fences are not reached. The stream is abandoned then:
+//! nobody waits for it, and memory that it may write is lost.
 
 mod address;
+mod board;
 mod bootstrap;
+mod colocated;
 mod comm;
 mod identity;
 pub mod library;
 mod patience;
 mod peers;
+mod roles;
 mod turn;
 mod warm_up;
 mod watchdog;
 
+pub use address::IpcScope;
 pub use bootstrap::{CommSource, NcclBootstrap, NcclOptions};
 pub use comm::CommLimits;
 pub use library::Nccl;
@@ -46,26 +56,29 @@ use super::queue::{check_step, lock};
 use super::{Progress, Transport};
 use crate::device::Binding;
 use crate::device::cuda::gpu::Gpu;
-use crate::device::cuda::queue::CudaQueue;
+use crate::device::cuda::queue::{CudaQueue, Enqueue};
 use crate::device::fence::{AbortCell, Fence};
 use crate::error::{Error, Result};
 use crate::plan::program::{BufferSlot, Direction, Message, Program};
 use crate::rank::Rank;
+use colocated::Colocated;
 use comm::{Comm, Stopped, Transfer};
-use cuda_runtime_sys::Stream;
 use patience::Patience;
 use peers::Peers;
+use roles::Way;
 use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use turn::turn_of;
 use watchdog::Watchdog;
 
 /// Steps that fit before a list grows.
 const CAPACITY: usize = 256;
+/// How long a revocation may take when everything else is over.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// What the owner of a borrowed communicator is told when it has to be
 /// aborted, because this NCCL cannot stop it otherwise. Called once, from a
@@ -130,7 +143,8 @@ impl Remains {
     /// failure, to be shrunk.
     fn kept_as(&self) -> Option<u128> {
         let line = lock(&self.0.line);
-        line.comm.is_kept().then_some(self.0.group)
+        let comm = line.comm.as_ref()?;
+        comm.is_kept().then_some(self.0.group)
     }
 
     /// A communicator of the survivors.
@@ -142,7 +156,9 @@ impl Remains {
     ) -> Result<Comm> {
         let mut line = lock(&self.0.line);
         let _current = self.0.gpu.enter()?;
-        line.comm.shrink(excluded, limits, patience)
+        let comm = line.comm.as_mut();
+        let comm = comm.ok_or_else(|| Error::internal("a rank without a communicator"))?;
+        comm.shrink(excluded, limits, patience)
     }
 }
 
@@ -157,7 +173,9 @@ struct Parts {
     rank: Rank,
     nccl: &'static Nccl,
     gpu: Arc<Gpu>,
-    comm: Comm,
+    /// `None` if this rank is not the NCCL rank of its GPU.
+    comm: Option<Comm>,
+    colocated: Option<Colocated>,
     peers: Peers,
     place: (i32, i32),
     group: u128,
@@ -172,7 +190,8 @@ struct Shared {
     nccl: &'static Nccl,
     gpu: Arc<Gpu>,
     peers: Peers,
-    /// In the communicator: this rank, and how many there are.
+    colocated: Option<Colocated>,
+    /// In the communicator: this rank, or -1, and how many there are.
     place: (i32, i32),
     /// Names this meeting of ranks.
     group: u128,
@@ -194,8 +213,15 @@ struct Shared {
 
 /// The communicator and what is under way on it.
 struct Line {
-    comm: Comm,
+    comm: Option<Comm>,
     flights: VecDeque<Flight>,
+}
+
+impl Line {
+    /// True unless NCCL has to be asked after an abort how it goes.
+    fn has_stopped(&mut self) -> bool {
+        self.comm.as_mut().is_none_or(Comm::has_stopped)
+    }
 }
 
 /// A step on the stream.
@@ -221,6 +247,7 @@ impl NcclTransport {
             nccl: parts.nccl,
             gpu: parts.gpu,
             peers: parts.peers,
+            colocated: parts.colocated,
             place: parts.place,
             group: parts.group,
             is_rebuildable: parts.is_rebuildable,
@@ -275,8 +302,8 @@ impl NcclTransport {
         deadline: Option<Instant>,
     ) -> Result<Fence>
     where
-        B: FnOnce(Stream) -> Result<()>,
-        A: FnOnce(Stream) -> Result<()>,
+        B: FnOnce(&mut Enqueue<'_>) -> Result<()>,
+        A: FnOnce(&mut Enqueue<'_>) -> Result<()>,
     {
         let shared = &*self.shared;
         let mut line = lock(&shared.line);
@@ -297,13 +324,17 @@ impl NcclTransport {
         self.shared.has_ended.load(Ordering::Acquire)
     }
 
-    fn transfer(&self, binding: &Binding, m: &Message) -> Result<Transfer> {
-        Ok(Transfer {
+    /// A message for NCCL; `None` if it goes another way.
+    fn transfer(&self, binding: &Binding, m: &Message) -> Result<Option<Transfer>> {
+        let Way::Nccl(peer) = self.shared.peers.way_to(m.peer)? else {
+            return Ok(None);
+        };
+        Ok(Some(Transfer {
             is_send: m.direction == Direction::Send,
             address: binding.contiguous(m),
             bytes: m.bytes,
-            peer: self.shared.peers.place_of(m.peer)?,
-        })
+            peer,
+        }))
     }
 }
 
@@ -317,8 +348,8 @@ impl Shared {
         deadline: Option<Instant>,
     ) -> Result<Fence>
     where
-        B: FnOnce(Stream) -> Result<()>,
-        A: FnOnce(Stream) -> Result<()>,
+        B: FnOnce(&mut Enqueue<'_>) -> Result<()>,
+        A: FnOnce(&mut Enqueue<'_>) -> Result<()>,
     {
         if let Some(reason) = self.abort.reason() {
             return Err(reason);
@@ -329,12 +360,16 @@ impl Shared {
             abort: &self.abort,
             deadline,
         };
-        let put = self.queue.begin(after, &self.abort)?;
+        let mut put = self.queue.begin(after, &self.abort)?;
         self.has_ended.store(false, Ordering::Release);
-        (beside.before)(put.stream())?;
-        line.comm
-            .group(transfers, put.stream().0, connects, patience)?;
-        (beside.behind)(put.stream())?;
+        (beside.before)(&mut put)?;
+        let mut transfers = transfers.peekable();
+        if let Some(comm) = &mut line.comm
+            && transfers.peek().is_some()
+        {
+            comm.group(transfers, put.stream().0, connects, patience)?;
+        }
+        (beside.behind)(&mut put)?;
         put.end(None)
     }
 
@@ -346,21 +381,28 @@ impl Shared {
 
     /// The same, and the device's turn is given back.
     fn stop_in_turn(&self, line: &mut Line, turn: MutexGuard<'_, ()>) {
-        if !line.comm.is_usable() {
+        let Some(comm) = &mut line.comm else {
+            self.has_ended.store(true, Ordering::Release);
+            return;
+        };
+        if !comm.is_usable() {
             return;
         }
         let stopped = match self.gpu.enter() {
-            Ok(_current) => line.comm.stop(self.is_rebuildable),
-            Err(_) => line.comm.stop(self.is_rebuildable),
+            Ok(_current) => comm.stop(self.is_rebuildable),
+            Err(_) => comm.stop(self.is_rebuildable),
         };
         drop(turn);
         if stopped == Stopped::Kernels {
             self.has_ended.store(true, Ordering::Release);
-        } else if let Some(OnAbort(Some(call))) = &self.on_abort
+            return;
+        }
+        if let Some(OnAbort(Some(call))) = &self.on_abort
             && let Some(reason) = self.abort.reason()
         {
             call(&reason);
         }
+        self.queue.abandon();
     }
 
     /// Takes note of the steps that are over.
@@ -399,12 +441,17 @@ impl Transport for NcclTransport {
         false
     }
 
-    /// Looks whether all peers are there; they are connected already.
+    /// Looks whether all peers can be reached. NCCL has connected them already;
+    /// channels to others are made now.
     fn connect(&self, binding: &Binding, _deadline: Instant) -> Result<()> {
         let peers = binding.program.peers();
         peers
             .into_iter()
-            .try_for_each(|rank| self.shared.peers.place_of(rank).map(drop))
+            .try_for_each(|rank| self.shared.peers.way_to(rank).map(drop))?;
+        match &self.shared.colocated {
+            Some(colocated) => colocated.connect(&binding.program.messages),
+            None => Ok(()),
+        }
     }
 
     fn enqueue(
@@ -425,17 +472,28 @@ impl Transport for NcclTransport {
             binding.marks.write_begins(sequence);
         }
         // Before the group is begun, so that it cannot fail in the middle.
+        if let Some(colocated) = &shared.colocated {
+            colocated.open_all()?;
+        }
         messages
             .iter()
             .try_for_each(|m| self.transfer(binding, m).map(drop))?;
         let transfers = messages
             .iter()
-            .filter_map(|m| self.transfer(binding, m).ok());
-        let nothing = Beside {
-            before: |_| Ok(()),
-            behind: |_| Ok(()),
+            .filter_map(|m| self.transfer(binding, m).ok().flatten());
+        let beside = Beside {
+            before: |_: &mut Enqueue<'_>| Ok(()),
+            behind: |put: &mut Enqueue<'_>| {
+                let Some(colocated) = &shared.colocated else {
+                    return Ok(());
+                };
+                match colocated.enqueue(binding, messages, after)? {
+                    Some(fence) => put.wait_for(&fence),
+                    None => Ok(()),
+                }
+            },
         };
-        let fence = match self.exchange(after, transfers, nothing, None) {
+        let fence = match self.exchange(after, transfers, beside, None) {
             Ok(fence) => fence,
             // As for any other transport: the fence is reached, nothing is
             // written, and the abort word says why.
@@ -526,6 +584,15 @@ impl Drop for NcclTransport {
 impl Drop for Shared {
     fn drop(&mut self) {
         let line = crate::transport::queue::get_mut(&mut self.line);
+        let by = Instant::now() + LAST_WAIT;
+        while !line.has_stopped() && Instant::now() < by {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if !line.has_stopped() {
+            self.has_ended.store(false, Ordering::Release);
+        }
+        // Frees what is ours, and ends what of it may still run.
+        line.comm = None;
         let has_ended = self.has_ended.load(Ordering::Acquire)
             || line.flights.iter().all(|f| f.fence.is_reached());
         if has_ended {

@@ -8,6 +8,7 @@
 use super::comm::Transfer;
 use super::{Beside, NcclTransport};
 use crate::device::cuda::gpu::Gpu;
+use crate::device::cuda::queue::Enqueue;
 use crate::device::fence::Fence;
 use crate::error::{Error, Result, Status};
 use crate::transport::Transport;
@@ -26,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Exchanges tokens with the peers of `transport`. Every rank must come.
 pub(super) fn warm_up(transport: &Arc<NcclTransport>, deadline: Instant) -> Result<()> {
     let me = transport.place().0;
-    let partners = partners(transport.peers().places(), me);
+    let partners = partners(&transport.peers().places(), me);
     let bytes = partners.len() * TOKEN_BYTES;
     let gpu = transport.device();
     // Outgoing tokens, then incoming ones.
@@ -49,8 +50,8 @@ pub(super) fn warm_up(transport: &Arc<NcclTransport>, deadline: Instant) -> Resu
         ]
     });
     let copies = Beside {
-        before: |stream| room.copy(gpu, stream, true),
-        behind: |stream| room.copy(gpu, stream, false),
+        before: |put: &mut Enqueue<'_>| room.copy(gpu, put.stream(), true),
+        behind: |put: &mut Enqueue<'_>| room.copy(gpu, put.stream(), false),
     };
     let exchanged = transport
         .exchange(&Fence::default(), transfers, copies, Some(deadline))

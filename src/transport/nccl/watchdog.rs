@@ -5,6 +5,7 @@
 //! somebody is inside NCCL, that thread looks at the abort word itself.
 
 use super::Shared;
+use super::comm::Comm;
 use crate::error::Error;
 use crate::log::{Level, line};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,8 +19,9 @@ const LOOK: Duration = Duration::from_millis(2);
 const ASK: Duration = Duration::from_millis(20);
 /// The longest sleep; whatever matters wakes the thread.
 const NAP: Duration = Duration::from_millis(250);
-/// After this long it is said that somebody does not come out of NCCL.
-const STUCK: Duration = Duration::from_secs(5);
+/// After this long it is said that somebody does not come out of NCCL, and
+/// nobody waits for the stream any more.
+const STUCK: Duration = Duration::from_secs(2);
 
 pub(super) struct Watchdog {
     shared: Arc<Shared>,
@@ -69,7 +71,7 @@ impl Watchdog {
             };
             shared.stop_in_turn(&mut held, turn);
             shared.settle(&mut held);
-            return false;
+            return !held.has_stopped();
         }
         shared.settle(&mut held);
         if held.flights.is_empty() {
@@ -79,7 +81,7 @@ impl Watchdog {
             && let Ok(_turn) = shared.turn.try_lock()
         {
             self.asked = Instant::now();
-            if let Err(e) = held.comm.is_ready() {
+            if let Some(Err(e)) = held.comm.as_mut().map(Comm::is_ready) {
                 shared.abort.set(e);
             }
         }
@@ -94,6 +96,7 @@ impl Watchdog {
             return;
         }
         self.waits_since = Some(Instant::now());
+        self.shared.queue.abandon();
         line(
             Level::Warn,
             format_args!(

@@ -19,6 +19,9 @@ functions! {
         // of the driver's to be set.
         stream_wait_value_64 = c"cuStreamWaitValue64_v2": fn(Stream, u64, u64, c_uint) -> CudaError;
         stream_write_value_64 = c"cuStreamWriteValue64_v2": fn(Stream, u64, u64, c_uint) -> CudaError;
+        device_get = c"cuDeviceGet": fn(*mut c_int, c_int) -> CudaError;
+        // The second version, since CUDA 11.4: of a part (MIG), its own id.
+        device_get_uuid = c"cuDeviceGetUuid_v2": fn(*mut u8, c_int) -> CudaError;
         device_get_attribute = c"cuDeviceGetAttribute": fn(*mut c_int, c_int, c_int) -> CudaError;
     }
 }

@@ -124,6 +124,13 @@ enum class NcclMode : std::uint32_t {
   direct = WSYNC_NCCL_MODE_DIRECT,
 };
 
+/** Which ranks of a host exchange bytes by CUDA IPC; 0 is where NCCL needs it. */
+enum class NcclIpc : std::uint32_t {
+  off = WSYNC_NCCL_IPC_OFF,
+  device = WSYNC_NCCL_IPC_DEVICE,
+  domain = WSYNC_NCCL_IPC_DOMAIN,
+};
+
 enum class MappingKind : std::uint32_t {
   two_stage = WSYNC_MAPPING_KIND_TWO_STAGE,
   single_stage = WSYNC_MAPPING_KIND_SINGLE_STAGE,
@@ -395,6 +402,8 @@ struct NcclOptions : wsync_nccl_options {
     mode = static_cast<std::uint32_t>(how);
     comm = nccl_comm;
   }
+
+  void set_ipc(NcclIpc scope) noexcept { ipc = static_cast<std::uint32_t>(scope); }
 };
 
 struct SessionOptions : wsync_session_options {

@@ -435,6 +435,8 @@ class wsync_nccl_options(Structure):
         ("rebuild_from", wsync_transport_p),
         ("on_abort", wsync_nccl_abort_fn),
         ("on_abort_user", c_void_p),
+        ("ipc", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 

@@ -207,6 +207,14 @@ class NcclMode(IntEnum):
     DIRECT = 3
 
 
+class NcclIpc(IntEnum):
+    """Which ranks of a host exchange bytes by CUDA IPC and not through NCCL."""
+
+    OFF = 1
+    DEVICE = 2
+    DOMAIN = 3
+
+
 class RequestFlag(IntFlag):
     """Flags of one execution."""
 

@@ -12,7 +12,7 @@ from typing import Any, Optional, Union
 
 from . import _ffi
 from ._loader import call, lib, read_bytes
-from .enums import NcclMode, number
+from .enums import NcclIpc, NcclMode, number
 
 #: Bytes of a unique id.
 NCCL_ID_BYTES = 128
@@ -109,6 +109,7 @@ class NcclOptions:
         p2p_peer_count_max: int = 0,
         net_channel_count: int = 0,
         rebuildable: bool = False,
+        ipc: Union[NcclIpc, str, None] = None,
         on_abort: Optional[Callable[[str], None]] = None,
     ) -> None:
         raw = _ffi.wsync_nccl_options()
@@ -119,6 +120,7 @@ class NcclOptions:
         raw.p2p_peer_count_max = p2p_peer_count_max
         raw.net_channel_count = net_channel_count
         raw.is_rebuildable = int(rebuildable)
+        raw.ipc = 0 if ipc is None else number(NcclIpc, ipc)
         if comm is not None:
             raw.comm = comm_address(comm)
         if unique_id is not None:

@@ -94,8 +94,10 @@ class Transport(Handle):
         library: full path of libnccl.so.2. cta_count_min, cta_count_max: thread
         blocks of its kernels. p2p_peer_count_max, net_channel_count: limits on
         what is connected. rebuildable: keep what the survivors of a failure
-        can make a transport of, with rebuild_from. on_abort: called with the
-        reason if a directly used communicator has to be aborted by its owner.
+        can make a transport of, with rebuild_from. ipc: which ranks of a host
+        exchange bytes by CUDA IPC: "off", "device" or "domain"; None where
+        NCCL does not connect them. on_abort: called with the reason if a
+        directly used communicator has to be aborted by its owner.
         """
         nccl = NcclOptions(**options)
         return cls(TransportKind.NCCL, rank, ranks, nccl=nccl, rebuild_from=rebuild_from)

@@ -1,0 +1,252 @@
+//! Several ranks on a GPU, of which NCCL takes one: bytes to and from the others
+//! go through GPU memory that processes export to each other. On the stand-in,
+//! with two GPUs for four ranks:
+//!
+//! ```text
+//!   GPU 0   rank 0 (source), rank 2 (destination)
+//!   GPU 1   rank 1 (source), rank 3 (destination)
+//! ```
+
+mod exec_support;
+
+use exec_support::fake_gpu::nccl::{self as fake, alone, calls, spread_over};
+use exec_support::*;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use weightsync::device::MemoryRange;
+use weightsync::device::cuda::place::is_exportable;
+use weightsync::exec::*;
+use weightsync::layout::view::Memory;
+use weightsync::transport::nccl::{CommSource, IpcScope, NcclBootstrap, NcclOptions};
+use weightsync::{Rank, Status};
+
+const GPUS: u32 = 2;
+const TOKEN: &[u8] = b"a token of the test";
+
+/// Ranks on shared GPUs, with a choice of IPC.
+fn world(shape: Shape, ipc: IpcScope) -> World {
+    let mut world = World::new(Carrier::Nccl, shape, 3);
+    world.bootstraps = Some(Box::new(move |rank| {
+        let options = NcclOptions {
+            ipc,
+            ..fake::options(rank, CommSource::Own { id: None })
+        };
+        Box::new(NcclBootstrap::new(rank == 0, options).unwrap())
+    }));
+    world
+}
+
+fn begin() -> impl Drop {
+    let guard = alone();
+    spread_over(GPUS);
+    guard
+}
+
+#[test]
+fn ranks_that_share_gpus_exchange_every_byte() {
+    let _alone = begin();
+    for ipc in [IpcScope::Needed, IpcScope::Device, IpcScope::Domain] {
+        for shape in [Shape::Half, Shape::Colocated, Shape::Forwarded] {
+            let world = world(shape, ipc);
+            let made = calls("ncclCommInitRankConfig");
+            world.run(|rig| {
+                for version in 1..=3 {
+                    let o = RequestOptions {
+                        flags: FLAG_VERIFY,
+                        ..options(version)
+                    };
+                    assert_eq!(rig.sync(&o), Ok(State::Done), "{ipc:?} {shape:?}");
+                    if let Some(d) = rig.destination() {
+                        assert_eq!(d.now(), d.expected(version), "{ipc:?} {shape:?}");
+                    }
+                }
+            });
+            // One NCCL rank per GPU.
+            let made = calls("ncclCommInitRankConfig") - made;
+            assert_eq!(made, u64::from(GPUS), "{ipc:?} {shape:?}");
+        }
+    }
+    assert!(eventually(|| fake::comms() == 0));
+}
+
+#[test]
+fn a_domain_needs_no_message_of_nccl() {
+    let _alone = begin();
+    let world = world(Shape::Half, IpcScope::Domain);
+    // The warm-up: every NCCL rank to every other and itself.
+    let before = calls("ncclSend");
+    world.run(|rig| assert_eq!(rig.sync(&options(1)), Ok(State::Done)));
+    assert_eq!(calls("ncclSend") - before, u64::from(GPUS * GPUS));
+}
+
+#[test]
+fn without_ipc_the_two_ranks_of_a_gpu_are_named() {
+    let _alone = begin();
+    let world = world(Shape::Half, IpcScope::Off);
+    let e = meet(4, |rank| world.bootstrap(rank)).unwrap_err();
+    assert_eq!(e.status, Status::Unsupported, "{e}");
+    assert!(e.message.contains("ranks 0 and 2 are both on GPU"), "{e}");
+}
+
+/// Memory as of torch's expandable segments and of vLLM's sleep mode.
+#[test]
+fn memory_that_cannot_be_exported_is_exchanged_all_the_same() {
+    let _alone = begin();
+    let world = world(Shape::Half, IpcScope::Needed);
+    world.run(|rig| {
+        rig.store(1);
+        let device = world.gpu(rig.rank).unwrap();
+        let mut moved = Vec::new();
+        for held in &rig.held {
+            for (name, bytes) in ["a.weight", "b.weight"].into_iter().zip(&held.buffers) {
+                let old = bytes.range();
+                let _current = device.gpu().enter().unwrap();
+                let address = fake_gpu::allocate_vmm(old.bytes as usize);
+                assert!(!is_exportable(device.gpu(), address).unwrap());
+                device.copy_now(address, old.address, old.bytes).unwrap();
+                let range = MemoryRange { address, ..old };
+                let memory = Memory::Device(fake::gpu_of(rig.rank));
+                let bound = rig.session.bind(held.side, name, range, memory);
+                bound.unwrap();
+                moved.push((range, old));
+            }
+        }
+        rig.request.submit(&options(1)).unwrap();
+        assert_eq!(rig.request.wait(60 * SECOND), Ok(State::Done));
+        for (new, old) in moved {
+            let copied = device.copy_now(old.address, new.address, old.bytes);
+            copied.unwrap();
+        }
+        if let Some(d) = rig.destination() {
+            assert_eq!(d.now(), d.expected(1));
+        }
+    });
+}
+
+// --- processes ---------------------------------------------------------------
+
+/// One rank in its own process: a version, then another in which what the
+/// environment says goes wrong.
+#[test]
+#[ignore = "a process of the tests below"]
+fn as_process() {
+    let Ok(rank) = std::env::var("COLOCATED_RANK") else {
+        return;
+    };
+    let rank: u32 = rank.parse().unwrap();
+    let wrong = std::env::var("COLOCATED_WRONG").unwrap();
+    let address = std::env::var("COLOCATED_ADDRESS").unwrap();
+    let _alone = begin();
+    let world = world(Shape::Half, IpcScope::Needed);
+    let ranks = RankSet::count(4).unwrap();
+    let endpoint = Endpoint::new(Rank(rank), ranks, world.bootstrap(rank)).unwrap();
+    endpoint.rendezvous(&address, TOKEN, 60 * SECOND).unwrap();
+    let rig = world.rig(endpoint, &|_| world.plan(3));
+    rig.sync(&options(1)).unwrap();
+    if let Some(d) = rig.destination() {
+        assert_eq!(d.now(), d.expected(1));
+    }
+    println!("rank {rank}: first version complete");
+    if wrong == "nothing" {
+        return;
+    }
+    let before = rig.snapshot();
+    rig.store(2);
+    rig.request.prepare(&options(2)).unwrap();
+    rig.request.wait_ready(20 * SECOND).unwrap();
+    // The others wait for bytes of this rank, in streams.
+    match (rank, &*wrong) {
+        (2, "die") => std::process::abort(),
+        (2, _) => {
+            std::thread::sleep(Duration::from_millis(100));
+            rig.endpoint.abort("the user is impatient");
+        }
+        _ => {}
+    }
+    let started = rig.request.start();
+    let ended = started.and_then(|()| rig.request.wait(20 * SECOND).map(drop));
+    let verdict = rig.verdict(&world, 2, &before);
+    check_verdicts(&[verdict], &wrong);
+    println!("rank {rank}: {:?}", ended.unwrap_err().status);
+    // Everything is given back without waiting for anybody.
+    let begun = Instant::now();
+    drop(rig);
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    println!("rank {rank}: closed");
+}
+
+fn spawn_all(wrong: &str) -> Vec<Child> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let spawn = |rank: u32| {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "as_process", "--ignored", "--nocapture"])
+            .env("COLOCATED_RANK", rank.to_string())
+            .env("COLOCATED_WRONG", wrong)
+            .env("COLOCATED_ADDRESS", &address)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    (0..4).map(spawn).collect()
+}
+
+fn run_all(wrong: &str, check: impl Fn(u32, bool, &str)) {
+    // The stand-ins are built before four processes want to.
+    drop(begin());
+    let processes = spawn_all(wrong);
+    for (rank, process) in (0..).zip(processes) {
+        let output = process.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("first version complete"), "{rank}: {said}");
+        check(rank, output.status.success(), &said);
+    }
+}
+
+#[test]
+fn processes_that_share_gpus_exchange_every_byte() {
+    run_all("nothing", |rank, is_fine, said| {
+        assert!(is_fine, "{rank}: {said}");
+    });
+}
+
+#[test]
+fn an_abort_ends_the_streams_of_all_processes() {
+    run_all("abort", |rank, is_fine, said| {
+        assert!(is_fine && said.contains("Aborted"), "{rank}: {said}");
+        assert!(said.contains("closed"), "{rank}: {said}");
+    });
+}
+
+#[test]
+fn a_process_that_dies_keeps_nobody_waiting() {
+    run_all("die", |rank, is_fine, said| match rank {
+        2 => assert!(!is_fine, "{said}"),
+        _ => {
+            assert!(is_fine && said.contains("PeerLost"), "{rank}: {said}");
+            assert!(said.contains("closed"), "{rank}: {said}");
+        }
+    });
+}
+
+#[test]
+#[ignore = "a process of the test below"]
+fn on_parts() {
+    let _alone = alone();
+    let world = world(Shape::Half, IpcScope::Off);
+    world.run(|rig| assert_eq!(rig.sync(&options(1)), Ok(State::Done)));
+}
+
+/// Parts of a GPU (MIG) have one PCI address, and are GPUs of their own.
+#[test]
+fn ranks_on_parts_of_a_gpu_are_not_on_one() {
+    drop(begin());
+    let done = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "on_parts", "--ignored", "--nocapture"])
+        .env("FAKE_GPU_MIG", "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{said}");
+}
