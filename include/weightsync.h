@@ -754,8 +754,8 @@ enum wsync_strategy
    */
   WSYNC_STRATEGY_FANOUT = 4,
   /**
-   * Whichever of these (but TWO_STAGE), with whichever source rule and
-   * bucket count, is predicted to be fastest on the topology. The plan
+   * Whichever of these (but TWO_STAGE), with whichever source rule, spread,
+   * source relay and bucket count, is predicted to be fastest on the topology. The plan
    * keeps what was decided.
    */
   WSYNC_STRATEGY_AUTO = 5,
@@ -794,6 +794,68 @@ enum wsync_source_rule
 typedef enum wsync_source_rule wsync_source_rule;
 #else
 typedef uint32_t wsync_source_rule;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * How the NVLink domains of one copy pass it on to each other.
+ *
+ * Since: 0.1
+ */
+enum wsync_spread
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  WSYNC_SPREAD_DEFAULT = 0,
+  /**
+   * The copy is scattered over all of them, and each sends its part to all
+   * others: two hops, many peers. The default.
+   */
+  WSYNC_SPREAD_SCATTER = 1,
+  /**
+   * The first takes it in whole, and each passes it on to the next, bucket
+   * by bucket: as many hops as domains, one peer.
+   */
+  WSYNC_SPREAD_CHAIN = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum wsync_spread wsync_spread;
+#else
+typedef uint32_t wsync_spread;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Which bytes travel first.
+ *
+ * Since: 0.1
+ */
+enum wsync_order
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  WSYNC_ORDER_DEFAULT = 0,
+  /**
+   * A step carries the same fraction of what every pair exchanges: all
+   * links work all the time, and the layers of all stages come side by
+   * side. The default.
+   */
+  WSYNC_ORDER_FRACTION = 1,
+  /**
+   * A step carries the next layers: early layers are complete early
+   * (wsync_plan_tensor_last_step), and links to later ones stand idle
+   * meanwhile.
+   */
+  WSYNC_ORDER_LAYER = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum wsync_order wsync_order;
+#else
+typedef uint32_t wsync_order;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -1950,6 +2012,24 @@ typedef struct wsync_plan_options {
    * What stands between the ranks; NULL is the default topology.
    */
   const struct wsync_topology *topology;
+  /**
+   * A wsync_order.
+   */
+  uint32_t order;
+  /**
+   * A wsync_spread, for WSYNC_STRATEGY_FANOUT.
+   */
+  uint32_t spread;
+  /**
+   * WSYNC_STRATEGY_RELAY and _FANOUT: not 0 lets bytes leave a source
+   * domain through the NICs of all its source ranks, whichever of them
+   * holds the bytes. Costs relay memory, which counts as staging.
+   */
+  uint32_t source_relay;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
 } wsync_plan_options;
 
 /**
@@ -3711,7 +3791,7 @@ static inline int wsync_header_matches(void) {
 #define WSYNC_TWO_STAGE_OPTIONS_INIT \
   { sizeof(wsync_two_stage_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0 }
 #define WSYNC_PLAN_OPTIONS_INIT \
-  { sizeof(wsync_plan_options), 0, 0, 0, 0, 0, 0, NULL, 0, NULL, NULL }
+  { sizeof(wsync_plan_options), 0, 0, 0, 0, 0, 0, NULL, 0, NULL, NULL, 0, 0, 0, 0 }
 #define WSYNC_SIMULATE_OPTIONS_INIT { sizeof(wsync_simulate_options), 0, 0, 0, 0, 0 }
 #define WSYNC_TOPOLOGY_OPTIONS_INIT \
   { sizeof(wsync_topology_options), NULL, 0, sizeof(wsync_host_group), NULL, 0, \

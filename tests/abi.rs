@@ -347,7 +347,7 @@ fn structs_are_pinned() {
         destination_ranks: 64,
         destination_list_count: 72,
     });
-    layout!(wsync_plan_options, 72, 8, {
+    layout!(wsync_plan_options, 88, 8, {
         struct_size: 0,
         strategy: 8,
         source_rule: 12,
@@ -359,6 +359,10 @@ fn structs_are_pinned() {
         unused_allowed_count: 48,
         two_stage: 56,
         topology: 64,
+        order: 72,
+        spread: 76,
+        source_relay: 80,
+        reserved: 84,
     });
     layout!(wsync_simulate_options, 32, 8, {
         struct_size: 0,

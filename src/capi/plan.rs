@@ -18,7 +18,8 @@ use crate::layout::Layout;
 use crate::limits::{DIM_COUNT_MAX, FILE_BYTES_MAX, TENSOR_COUNT_MAX};
 use crate::log::{Level, line};
 use crate::plan::decision::{
-    DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Strategy,
+    DIRECT_BYTES_MIN_DEFAULT, Order, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Spread,
+    Strategy,
 };
 use crate::plan::mapping::{DestinationSizes, SourceSizes};
 use crate::plan::program::BufferUse;
@@ -79,8 +80,8 @@ pub enum wsync_strategy {
     /// Only some copies leave the source; the ranks that get them pass them on
     /// to the others.
     WSYNC_STRATEGY_FANOUT = 4,
-    /// Whichever of these (but TWO_STAGE), with whichever source rule and
-    /// bucket count, is predicted to be fastest on the topology. The plan
+    /// Whichever of these (but TWO_STAGE), with whichever source rule, spread,
+    /// source relay and bucket count, is predicted to be fastest on the topology. The plan
     /// keeps what was decided.
     WSYNC_STRATEGY_AUTO = 5,
 }
@@ -97,6 +98,38 @@ pub enum wsync_source_rule {
     /// The holder moves on with every item: more pairs, each with a share of
     /// every tensor.
     WSYNC_SOURCE_RULE_ROTATE = 2,
+}
+
+/// How the NVLink domains of one copy pass it on to each other.
+///
+/// Since: 0.1
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum wsync_spread {
+    WSYNC_SPREAD_DEFAULT = 0,
+    /// The copy is scattered over all of them, and each sends its part to all
+    /// others: two hops, many peers. The default.
+    WSYNC_SPREAD_SCATTER = 1,
+    /// The first takes it in whole, and each passes it on to the next, bucket
+    /// by bucket: as many hops as domains, one peer.
+    WSYNC_SPREAD_CHAIN = 2,
+}
+
+/// Which bytes travel first.
+///
+/// Since: 0.1
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum wsync_order {
+    WSYNC_ORDER_DEFAULT = 0,
+    /// A step carries the same fraction of what every pair exchanges: all
+    /// links work all the time, and the layers of all stages come side by
+    /// side. The default.
+    WSYNC_ORDER_FRACTION = 1,
+    /// A step carries the next layers: early layers are complete early
+    /// (wsync_plan_tensor_last_step), and links to later ones stand idle
+    /// meanwhile.
+    WSYNC_ORDER_LAYER = 2,
 }
 
 /// How WSYNC_STRATEGY_TWO_STAGE maps ranks. A side whose TP is 0 is read from
@@ -181,9 +214,19 @@ pub struct wsync_plan_options {
     pub two_stage: *const wsync_two_stage_options,
     /// What stands between the ranks; NULL is the default topology.
     pub topology: *const wsync_topology,
+    /// A wsync_order.
+    pub order: u32,
+    /// A wsync_spread, for WSYNC_STRATEGY_FANOUT.
+    pub spread: u32,
+    /// WSYNC_STRATEGY_RELAY and _FANOUT: not 0 lets bytes leave a source
+    /// domain through the NICs of all its source ranks, whichever of them
+    /// holds the bytes. Costs relay memory, which counts as staging.
+    pub source_relay: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
-plain_struct!(wsync_plan_options, 72, "wsync_plan_options");
+plain_struct!(wsync_plan_options, 88, "wsync_plan_options");
 
 /// What a simulation does to a plan; all 0 does nothing to it. Equal seeds
 /// choose equal ranks and times.
@@ -896,6 +939,9 @@ unsafe fn plan_options(options: *const wsync_plan_options) -> Result<(PlanOption
     made.source_rule = source_rule(given.source_rule)?;
     made.bucket_count = given.bucket_count;
     made.copy_count = given.copy_count;
+    made.order = order(given.order)?;
+    made.spread = spread(given.spread)?;
+    made.source_relay = given.source_relay != 0;
     // SAFETY: passed on.
     if let Some(two_stage) = unsafe { args::optional(given.two_stage)? } {
         // SAFETY: its lists have the counts that stand beside them.
@@ -1050,6 +1096,28 @@ fn strategy(value: u32) -> Result<Strategy> {
         RELAY => Ok(Strategy::Relay),
         FANOUT => Ok(Strategy::Fanout),
         other => Err(args::unknown("strategy", other)),
+    }
+}
+
+fn order(value: u32) -> Result<Order> {
+    const DEFAULT: u32 = wsync_order::WSYNC_ORDER_DEFAULT as u32;
+    const FRACTION: u32 = wsync_order::WSYNC_ORDER_FRACTION as u32;
+    const LAYER: u32 = wsync_order::WSYNC_ORDER_LAYER as u32;
+    match value {
+        DEFAULT | FRACTION => Ok(Order::Fraction),
+        LAYER => Ok(Order::Layer),
+        other => Err(args::unknown("order", other)),
+    }
+}
+
+fn spread(value: u32) -> Result<Spread> {
+    const DEFAULT: u32 = wsync_spread::WSYNC_SPREAD_DEFAULT as u32;
+    const SCATTER: u32 = wsync_spread::WSYNC_SPREAD_SCATTER as u32;
+    const CHAIN: u32 = wsync_spread::WSYNC_SPREAD_CHAIN as u32;
+    match value {
+        DEFAULT | SCATTER => Ok(Spread::Scatter),
+        CHAIN => Ok(Spread::Chain),
+        other => Err(args::unknown("spread", other)),
     }
 }
 

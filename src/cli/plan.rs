@@ -10,7 +10,8 @@ use std::sync::Arc;
 use weightsync::layout::Layout;
 use weightsync::plan::Plan;
 use weightsync::plan::decision::{
-    DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Strategy,
+    DIRECT_BYTES_MIN_DEFAULT, Order, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Spread,
+    Strategy,
 };
 use weightsync::plan::report::{Op, PlanReport};
 use weightsync::plan::topology::TopologySpec;
@@ -68,6 +69,18 @@ pub struct OptionArgs {
     /// while the fullest NVLink domain receives, unless given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     copy_count: Option<u32>,
+    /// With strategy fanout, how the NVLink domains of one copy pass it on:
+    /// scatter or chain
+    #[arg(long, value_name = "NAME", default_value = "scatter", value_parser = spread)]
+    spread: Spread,
+    /// With strategies relay and fanout, let bytes leave a source domain
+    /// through the NICs of all its source ranks
+    #[arg(long)]
+    source_relay: bool,
+    /// Which bytes travel first: fraction keeps all links busy, layer completes
+    /// early layers early
+    #[arg(long, value_name = "NAME", default_value = "fraction", value_parser = order)]
+    order: Order,
     /// With strategy two_stage, choose another receiver where a pair would be
     /// within one device
     #[arg(long)]
@@ -98,6 +111,9 @@ impl OptionArgs {
                 Way::Of(strategy) => strategy,
             },
             copy_count: self.copy_count.unwrap_or(0),
+            spread: self.spread,
+            source_relay: self.source_relay,
+            order: self.order,
             two_stage: TwoStageOptions {
                 avoid_same_device: self.avoid_same_device,
                 ..TwoStageOptions::default()
@@ -142,6 +158,14 @@ fn way(name: &str) -> std::result::Result<Way, String> {
         let names: Vec<_> = Strategy::ALL.iter().map(|s| s.name()).collect();
         format!("strategies are auto, {}", names.join(", "))
     })
+}
+
+fn order(name: &str) -> std::result::Result<Order, String> {
+    Order::from_name(name).ok_or_else(|| "orders are fraction and layer".to_string())
+}
+
+fn spread(name: &str) -> std::result::Result<Spread, String> {
+    Spread::from_name(name).ok_or_else(|| "spreads are scatter and chain".to_string())
 }
 
 /// Runs `weightsync plan`.
@@ -249,7 +273,8 @@ pub fn report_text(r: &PlanReport) -> String {
         grouped(r.messages_direct)
     );
     t.row(["messages", &messages]);
-    t.row(["steps", &grouped(r.steps.into())]);
+    t.row(["buckets", &grouped(r.steps.into())]);
+    t.row(["order", r.order.name()]);
     let staging = format!(
         "{} at most on a rank, {} allowed",
         bytes(r.staging_bytes_peak),

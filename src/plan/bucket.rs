@@ -15,6 +15,7 @@
 //! and of which a byte less does not.
 
 use super::Plan;
+use super::decision::Order;
 use crate::error::{Error, Result, Status};
 use crate::limits::BUCKET_COUNT_MAX;
 use crate::rank::Rank;
@@ -40,7 +41,7 @@ struct Load {
 
 /// The most memory that any of some ranks needs with a bucket count.
 #[derive(Clone, Copy)]
-struct Peak {
+pub(super) struct Peak {
     rank: Rank,
     bytes: u64,
     bucket_count: u32,
@@ -112,8 +113,11 @@ impl Plan {
             };
             count = u128::from(peak.bucket_count);
             let safe = count * u128::from(room.saturating_sub(ALIGNMENT_BYTES));
+            // In layer order a rank may move all it has in a few buckets.
+            let is_even = self.decision.order == Order::Fraction;
             let may_exceed = |l: &&Load| {
-                SAFE_BUCKET_COUNT * u128::from(l.moved_bytes) > safe && !probes.contains(&l.rank)
+                let is_safe = is_even && SAFE_BUCKET_COUNT * u128::from(l.moved_bytes) <= safe;
+                !is_safe && !probes.contains(&l.rank)
             };
             let asked: Vec<Rank> = loads.iter().filter(may_exceed).map(|l| l.rank).collect();
             let others = self.peak_up_to(&asked, room)?;

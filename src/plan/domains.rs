@@ -159,11 +159,20 @@ impl Runs {
 pub struct Domains {
     /// True if some domain has ranks of both sides.
     are_shared: bool,
+    /// Domains with ranks of the destination.
+    destination_count: u64,
+    /// Source ranks by domain, ascending; empty unless these relay.
+    source_ranks: FxHashMap<u32, Vec<Rank>>,
     known: Mutex<FxHashMap<MeshSlice, Arc<Runs>>>,
 }
 
 impl Domains {
-    pub fn new(source: &Layout, destination: &Layout, topology: &Topology) -> Domains {
+    pub fn new(
+        source: &Layout,
+        destination: &Layout,
+        topology: &Topology,
+        source_relay: bool,
+    ) -> Domains {
         let mut all: Vec<(RangeInclusive<u32>, bool)> = Vec::new();
         for (layout, is_source) in [(source, true), (destination, false)] {
             let ranges = topology.domain_ranges(layout).into_iter();
@@ -173,15 +182,37 @@ impl Domains {
         // Where the ranges of each side end so far.
         let mut ends: [Option<u32>; 2] = [None; 2];
         let mut are_shared = false;
+        let mut destination_count = 0;
         for (range, is_source) in all {
             let [own, other] = [usize::from(is_source), usize::from(!is_source)];
             are_shared |= ends[other].is_some_and(|end| end >= *range.start());
+            if !is_source {
+                let fresh = ends[own].map_or(0, |end| u64::from(end) + 1);
+                let start = fresh.max(u64::from(*range.start()));
+                destination_count += (u64::from(*range.end()) + 1).saturating_sub(start);
+            }
             ends[own] = ends[own].max(Some(*range.end()));
         }
+        let source_ranks = match source_relay {
+            true => ranks_by_domain(source, topology),
+            false => FxHashMap::default(),
+        };
         Domains {
             are_shared,
+            destination_count,
+            source_ranks,
             known: Mutex::default(),
         }
+    }
+
+    /// Domains with ranks of the destination.
+    pub fn destination_count(&self) -> u64 {
+        self.destination_count
+    }
+
+    /// The source ranks of a domain, where these relay for each other.
+    pub fn source_ranks(&self, domain: u32) -> &[Rank] {
+        self.source_ranks.get(&domain).map_or(&[], Vec::as_slice)
     }
 
     /// True if some domain has ranks of both sides.
@@ -207,6 +238,20 @@ impl Domains {
         lock().insert(slice.clone(), runs.clone());
         runs
     }
+}
+
+/// The placed ranks of a layout by domain, ascending.
+fn ranks_by_domain(layout: &Layout, topology: &Topology) -> FxHashMap<u32, Vec<Rank>> {
+    let mut by_domain: FxHashMap<u32, Vec<Rank>> = FxHashMap::default();
+    for rank in layout.ranks() {
+        if let Some(domain) = topology.domain(rank) {
+            by_domain.entry(domain).or_default().push(rank);
+        }
+    }
+    for ranks in by_domain.values_mut() {
+        ranks.sort_unstable();
+    }
+    by_domain
 }
 
 /// The ranks of a set that are in `domain`.

@@ -36,6 +36,7 @@ mod cells;
 mod derive;
 mod domains;
 mod fanout;
+mod layers;
 mod line;
 mod locality;
 mod piece;
@@ -52,9 +53,10 @@ use crate::layout::tensor::Tensor;
 use crate::layout::view::NamedBuffer;
 use crate::layout::{Layout, LayoutSpec, Place};
 use crate::rank::Rank;
-use decision::{Decision, PlanOptions, Strategy};
+use decision::{Decision, Order, PlanOptions, Strategy};
 use derive::Inputs;
 use domains::Domains;
+use layers::LayerLine;
 use locality::Locality;
 use program::{BufferUse, Program, Side};
 pub use selector::Selector;
@@ -92,6 +94,7 @@ pub struct Plan {
     domains: Domains,
     senders: Senders,
     locality: Locality,
+    layers: LayerLine,
     tensors: Arc<[Tensor]>,
     fingerprint: u128,
     participants: OnceLock<Participants>,
@@ -238,6 +241,41 @@ impl Plan {
         )
     }
 
+    /// The same plan with its bytes in another order; in more buckets where
+    /// these would not keep staging inside its budget.
+    pub fn in_order(&self, order: Order) -> Result<Plan> {
+        let mut plan = self.decided_anew(Decision {
+            order,
+            ..self.decision.clone()
+        })?;
+        plan.keep_buckets(&plan.sample_ranks().0, self)?;
+        plan.seal()?;
+        Ok(plan)
+    }
+
+    /// A draft of the same in so many buckets.
+    pub(crate) fn draft_in_buckets(&self, bucket_count: u32) -> Result<Plan> {
+        self.decided_anew(Decision {
+            bucket_count,
+            ..self.decision.clone()
+        })
+    }
+
+    fn decided_anew(&self, decision: Decision) -> Result<Plan> {
+        let ground = Ground {
+            spec: self.topology_spec.clone(),
+            placed: self.topology.clone(),
+        };
+        let (source, destination) = (self.source.clone(), self.destination.clone());
+        Plan::assemble(
+            source,
+            destination,
+            decision,
+            ground,
+            self.selectors.clone(),
+        )
+    }
+
     fn assemble(
         source: Arc<Layout>,
         destination: Arc<Layout>,
@@ -267,8 +305,13 @@ impl Plan {
         let domains = match decision.strategy {
             Strategy::Direct | Strategy::TwoStage => Domains::default(),
             Strategy::Relay | Strategy::Fanout => {
-                Domains::new(&source, &destination, &ground.placed)
+                let relays = decision.source_relay;
+                Domains::new(&source, &destination, &ground.placed, relays)
             }
+        };
+        let layers = match decision.order {
+            Order::Fraction => LayerLine::default(),
+            Order::Layer => LayerLine::new(&tables, &destination),
         };
         let mut plan = Plan {
             source,
@@ -282,6 +325,7 @@ impl Plan {
             domains,
             senders: Senders::default(),
             locality: Locality::default(),
+            layers,
             tensors,
             fingerprint: 0,
             participants: OnceLock::new(),
@@ -415,6 +459,7 @@ impl Plan {
             domains: &self.domains,
             senders: &self.senders,
             locality: &self.locality,
+            layers: &self.layers,
             topology: &self.topology,
         }
     }
@@ -559,7 +604,13 @@ impl Plan {
 
     fn participation(&self) -> &Participants {
         self.participants.get_or_init(|| {
-            let source = self.involved(&self.source, |t| &t.holders, |t| &t.explicit_holders);
+            let mut source = self.involved(&self.source, |t| &t.holders, |t| &t.explicit_holders);
+            // A source rank may relay what it does not hold.
+            if self.decision.source_relay {
+                let domain = |r: &Rank| self.topology.domain(*r);
+                let sending: BTreeSet<u32> = source.iter().filter_map(domain).collect();
+                source.extend(sending.iter().flat_map(|&d| self.domains.source_ranks(d)));
+            }
             let needing = self.involved(&self.destination, |t| &t.needers, |t| &t.explicit_needers);
             // A receiver may pass on what it does not need.
             let mut needing = needing;

@@ -1,4 +1,4 @@
-//! `auto`: which strategy, source rule and bucket count, decided by simulation.
+//! `auto`: which route, source rule and bucket count, decided by simulation.
 //!
 //! Every candidate is planned on a smaller copy of the layouts with the same
 //! proportions, turned into one node per class of ranks, and simulated with
@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   layouts ─► shrink (dp 3200 -> 64, replicas 3200 -> 64)
-//!           ─► for each strategy x rule: programs ─► classes ─► K = 4, 8, 16 ..
+//!           ─► for each route x rule: programs ─► classes ─► K = 4, 8, 16 ..
 //!           ─► fastest ─► plan of the whole layouts, which keeps the decision
 //! ```
 //!
@@ -28,9 +28,9 @@ use crate::error::{Error, Result, Status};
 use crate::layout::Layout;
 use crate::limits::BUCKET_COUNT_MAX;
 use crate::plan::Plan;
-use crate::plan::decision::{PlanOptions, SourceRule, Strategy};
+use crate::plan::decision::{Order, PlanOptions, SourceRule, Spread, Strategy};
 use crate::rank::Rank;
-use crate::sim::Instance;
+use crate::sim::{Instance, LinkKind};
 use serde::Serialize;
 use shrink::shrunk;
 use std::sync::Arc;
@@ -56,8 +56,19 @@ const ALIKE_PERMILLE: u64 = 5;
 pub struct Candidate {
     pub strategy: Strategy,
     pub source_rule: SourceRule,
+    pub spread: Spread,
+    pub source_relay: bool,
     pub bucket_count: u32,
     pub predicted_ns: u64,
+}
+
+/// What held the last draft up.
+#[derive(Clone, Copy, Default)]
+struct Limit {
+    /// It takes little longer than its busiest link.
+    is_load: bool,
+    /// That link leads from a NIC of a source rank.
+    is_sending: bool,
 }
 
 /// What was tried, and what came out best.
@@ -74,13 +85,16 @@ pub struct Choice {
     pub is_sampled: bool,
 }
 
-/// Plans with whatever is predicted to be fastest. Strategy and source rule of
-/// `options` are not looked at; a bucket count that is given is kept.
+/// Plans with whatever is predicted to be fastest. Strategy, source rule,
+/// spread and source relay of `options` are not looked at; the order and a
+/// bucket count that is given are kept.
 pub fn plan(source: Arc<Layout>, destination: Arc<Layout>, options: &PlanOptions) -> Result<Plan> {
     let choice = choose(&source, &destination, options)?;
     let mut made = PlanOptions {
         strategy: choice.best.strategy,
         source_rule: choice.best.source_rule,
+        spread: choice.best.spread,
+        source_relay: choice.best.source_relay,
         bucket_count: choice.best.bucket_count,
         ..options.clone()
     };
@@ -109,18 +123,14 @@ pub fn choose(
     let mut tried: Vec<Candidate> = Vec::new();
     let mut lower_ns = 0;
     let mut failure: Option<Error> = None;
-    let mut is_at_load = false;
-    for (strategy, source_rule) in portfolio() {
-        // Another rule sends the same bytes over the same links: it helps
-        // where links stood idle.
-        if source_rule == SourceRule::Rotate && is_at_load {
+    let mut limit = Limit::default();
+    for route in portfolio() {
+        if route.is_idle(limit) {
             continue;
         }
         let made = PlanOptions {
-            strategy,
-            source_rule,
             topology: small.topology.clone(),
-            ..options.clone()
+            ..route.options(options)
         };
         let draft = match Plan::draft(small.source.clone(), small.destination.clone(), &made) {
             Ok(draft) => draft,
@@ -132,7 +142,7 @@ pub fn choose(
         if lower_ns == 0 {
             lower_ns = draft.bounds(draft.topology())?.lower_ns;
         }
-        is_at_load = try_buckets(&draft, options, lower_ns, &mut tried)?;
+        limit = try_buckets(&draft, options, lower_ns, &mut tried)?;
         let best = tried.iter().map(|c| c.predicted_ns).min();
         if best.is_some_and(|ns| ns <= lower_ns + lower_ns / 100 * GOOD_PERCENT) {
             break;
@@ -159,14 +169,73 @@ fn best_of(tried: &[Candidate]) -> Option<&Candidate> {
     tried.iter().find(|c| c.predicted_ns <= limit)
 }
 
-/// Strategies in the order in which equal ones are preferred.
-fn portfolio() -> Vec<(Strategy, SourceRule)> {
-    let strategies = Strategy::ALL
+/// What a candidate decides beside its bucket count.
+#[derive(Clone, Copy)]
+struct Route {
+    strategy: Strategy,
+    source_rule: SourceRule,
+    spread: Spread,
+    source_relay: bool,
+}
+
+impl Route {
+    const fn new(strategy: Strategy, source_rule: SourceRule) -> Route {
+        Route {
+            strategy,
+            source_rule,
+            spread: Spread::Scatter,
+            source_relay: false,
+        }
+    }
+
+    /// True if it cannot help against what held the last draft up.
+    fn is_idle(&self, last: Limit) -> bool {
+        // Another rule, or a chain, sends the same bytes over the same links:
+        // it helps where links stood idle.
+        let is_same_load = self.source_rule == SourceRule::Rotate || self.spread == Spread::Chain;
+        (is_same_load && last.is_load) || (self.source_relay && !last.is_sending)
+    }
+
+    fn options(&self, given: &PlanOptions) -> PlanOptions {
+        PlanOptions {
+            strategy: self.strategy,
+            source_rule: self.source_rule,
+            spread: self.spread,
+            source_relay: self.source_relay,
+            ..given.clone()
+        }
+    }
+}
+
+/// Routes in the order in which equal ones are preferred.
+fn portfolio() -> Vec<Route> {
+    let strategies = [Strategy::Direct, Strategy::Relay, Strategy::Fanout];
+    let rules = [SourceRule::Wrap, SourceRule::Rotate];
+    let mut routes: Vec<Route> = strategies
         .into_iter()
-        .filter(|s| *s != Strategy::TwoStage);
-    strategies
-        .into_iter()
-        .flat_map(|s| [(s, SourceRule::Wrap), (s, SourceRule::Rotate)])
+        .flat_map(|s| rules.map(|rule| Route::new(s, rule)))
+        .collect();
+    routes.push(Route {
+        spread: Spread::Chain,
+        ..Route::new(Strategy::Fanout, SourceRule::Wrap)
+    });
+    routes.extend([Strategy::Relay, Strategy::Fanout].map(|s| Route {
+        source_relay: true,
+        ..Route::new(s, SourceRule::Wrap)
+    }));
+    routes
+}
+
+/// Bucket counts worth a try; in layer order, ranks hold what they exchange in
+/// a part of the buckets, so the staging budget may ask for many more.
+fn counts_above(needed: u32, order: Order) -> Vec<u32> {
+    let spread = match order {
+        Order::Fraction => 1,
+        Order::Layer => needed.next_power_of_two(),
+    };
+    let counts = BUCKET_COUNTS.into_iter().map(|k| k.saturating_mul(spread));
+    counts
+        .filter(|k| (needed + 1..=BUCKET_COUNT_MAX).contains(k))
         .collect()
 }
 
@@ -197,14 +266,14 @@ fn instance_of(draft: &Plan) -> Result<(Instance, u64)> {
     Instance::of_ranks(draft, draft.topology(), &sample)
 }
 
-/// Simulates one draft with every bucket count that fits; says whether the
-/// best of them takes little longer than its busiest link.
+/// Simulates one draft with every bucket count that fits; says what held the
+/// best of them up.
 fn try_buckets(
     draft: &Plan,
     options: &PlanOptions,
     lower_ns: u64,
     tried: &mut Vec<Candidate>,
-) -> Result<bool> {
+) -> Result<Limit> {
     let (instance, staging) = instance_of(draft)?;
     let small = instance.compressed();
     let budget = u128::from(options.staging_bytes_max);
@@ -213,7 +282,7 @@ fn try_buckets(
     let needed = (2 * u128::from(staging) * 33).div_ceil(budget * 32);
     let needed = u32::try_from(needed).unwrap_or(u32::MAX).max(1);
     let mut counts: Vec<u32> = match options.bucket_count {
-        0 => BUCKET_COUNTS.into_iter().filter(|&k| k > needed).collect(),
+        0 => counts_above(needed, options.order),
         given => vec![given],
     };
     if options.bucket_count == 0 && needed <= BUCKET_COUNT_MAX {
@@ -221,13 +290,31 @@ fn try_buckets(
     }
     let first = tried.len();
     let most = (FLOWS_ENOUGH / small.flows.len().max(1)).max(BUCKET_COUNTS[0] as usize);
+    let most = u32::try_from(most).unwrap_or(u32::MAX);
     for bucket_count in counts {
-        let simulated = bucket_count.min(u32::try_from(most).unwrap_or(u32::MAX));
-        let ran = buckets::bucketed(&small, simulated).run_roughly(lower_ns, STEP_QUANTA);
         let before = tried[first..].last().map(|c| c.predicted_ns);
+        let simulated = match options.order {
+            Order::Fraction => bucket_count.min(most),
+            Order::Layer => bucket_count,
+        };
+        let bucketed = match options.order {
+            Order::Fraction => buckets::bucketed(&small, simulated),
+            Order::Layer => {
+                let plan = draft.draft_in_buckets(bucket_count)?;
+                let (cut, staging) = instance_of(&plan)?;
+                if u128::from(staging) > budget && options.bucket_count == 0 {
+                    continue;
+                }
+                cut.compressed()
+            }
+        };
+        let ran = bucketed.run_roughly(lower_ns, STEP_QUANTA);
+        let d = draft.decision();
         tried.push(Candidate {
-            strategy: draft.decision().strategy,
-            source_rule: draft.decision().source_rule,
+            strategy: d.strategy,
+            source_rule: d.source_rule,
+            spread: d.spread,
+            source_relay: d.source_relay,
             bucket_count,
             predicted_ns: ran.total_ns,
         });
@@ -239,5 +326,26 @@ fn try_buckets(
     }
     let load_ns = instance.busiest_ns();
     let best = tried[first..].iter().map(|c| c.predicted_ns).min();
-    Ok(best.is_some_and(|ns| ns <= load_ns + load_ns / 100 * GOOD_PERCENT))
+    Ok(Limit {
+        is_load: best.is_some_and(|ns| ns <= load_ns + load_ns / 100 * GOOD_PERCENT),
+        is_sending: is_sending(draft, &instance),
+    })
+}
+
+/// True if the busiest link of a draft leads from the NIC of a source rank.
+fn is_sending(draft: &Plan, instance: &Instance) -> bool {
+    let Some(busiest) = instance.busiest() else {
+        return false;
+    };
+    let is_source = |node: u32| {
+        let rank = instance.nodes[node as usize].rank;
+        draft.source().place(rank).is_some()
+    };
+    let mut flows = instance.flows.iter();
+    let uses_it = |path: u32| {
+        let mut links = instance.paths[path as usize].iter();
+        links.any(|l| l.0 as usize == busiest)
+    };
+    instance.links[busiest].kind == LinkKind::NicOut
+        && flows.any(|f| uses_it(f.path) && is_source(f.from))
 }

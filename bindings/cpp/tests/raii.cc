@@ -102,6 +102,9 @@ void describes_and_plans() {
   CHECK(plan.buffers(1)[0].side == ws::Side::source);
   CHECK(plan.tensor_last_step(0, "w").has_value());
   CHECK(plan.origin(0, "w", {0, 0}).find("\"hops\"") != std::string::npos);
+  ws::PlanOptions layers;
+  layers.order = static_cast<std::uint32_t>(ws::Order::layer);
+  CHECK(ws::Plan::create(layout, layout, layers).serialize() != plan.serialize());
   const ws::Plan part = plan.select({"w*"}, {"x"});
   CHECK(part.tensor_count() == 1);
   const ws::Fingerprint a = plan.fingerprint();

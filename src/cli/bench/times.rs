@@ -58,6 +58,8 @@ fn time_large(case: &Case, out: &mut Vec<Timing>) -> Result<()> {
     let options = PlanOptions {
         strategy: choice.best.strategy,
         source_rule: choice.best.source_rule,
+        spread: choice.best.spread,
+        source_relay: choice.best.source_relay,
         bucket_count: choice.best.bucket_count,
         ..case.options()
     };

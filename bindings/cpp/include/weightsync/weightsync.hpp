@@ -167,6 +167,20 @@ enum class SourceRule : std::uint32_t {
   rotate = WSYNC_SOURCE_RULE_ROTATE,
 };
 
+/** How the NVLink domains of one copy pass it on to each other. */
+enum class Spread : std::uint32_t {
+  by_default = WSYNC_SPREAD_DEFAULT,
+  scatter = WSYNC_SPREAD_SCATTER,
+  chain = WSYNC_SPREAD_CHAIN,
+};
+
+/** Which bytes travel first. */
+enum class Order : std::uint32_t {
+  by_default = WSYNC_ORDER_DEFAULT,
+  fraction = WSYNC_ORDER_FRACTION,
+  layer = WSYNC_ORDER_LAYER,
+};
+
 /** Flags of one execution; several are joined by `|`. */
 enum class RequestFlag : std::uint32_t {
   verify = WSYNC_REQUEST_FLAG_VERIFY,

@@ -357,6 +357,10 @@ class wsync_plan_options(Structure):
         ("unused_allowed_count", c_size_t),
         ("two_stage", POINTER(wsync_two_stage_options)),
         ("topology", wsync_topology_p),
+        ("order", c_uint32),
+        ("spread", c_uint32),
+        ("source_relay", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 

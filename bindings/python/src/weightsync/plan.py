@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Optional, Union
 from . import _ffi
 from ._handle import Handle
 from ._loader import call, lib, name_bytes, read_bytes, read_ranks, read_text, text_array
-from .enums import SourceRule, Strategy, number
+from .enums import Order, SourceRule, Spread, Strategy, number
 from .layout import BufferInfo, Layout, read_buffers
 from .mapping import _set_lists
 from .topology import Topology
@@ -98,6 +98,9 @@ class Plan(Handle):
         unused_allowed: Iterable[str] = (),
         two_stage: Optional[TwoStageOptions] = None,
         topology: Optional[Topology] = None,
+        order: Union[Order, str] = Order.DEFAULT,
+        spread: Union[Spread, str] = Spread.DEFAULT,
+        source_relay: bool = False,
     ) -> None:
         """Plans the way from `source` to `destination`; 0 is a default.
 
@@ -109,6 +112,11 @@ class Plan(Handle):
         two_stage: for strategy "two_stage", how ranks are mapped; without it
         that is read from the layouts. topology: what stands between the
         ranks. Strategy "auto" takes whatever is predicted to be fastest on it.
+        order: "layer" completes early layers early, see tensor_last_step;
+        "fraction" keeps all links busy. spread: for strategy "fanout", how
+        the NVLink domains of one copy pass it on, "scatter" or "chain".
+        source_relay: for strategies "relay" and "fanout", bytes leave a source
+        domain through the NICs of all its source ranks.
         """
         options = _ffi.wsync_plan_options()
         options.struct_size = ctypes.sizeof(options)
@@ -118,6 +126,9 @@ class Plan(Handle):
         options.direct_bytes_min = direct_bytes_min
         options.bucket_count = bucket_count
         options.copy_count = copy_count
+        options.order = number(Order, order)
+        options.spread = number(Spread, spread)
+        options.source_relay = int(source_relay)
         mapped = two_stage._options() if two_stage else None
         if mapped is not None:
             options.two_stage = ctypes.pointer(mapped)
