@@ -2675,7 +2675,8 @@ wsync_status wsync_layout_to_json(const struct wsync_layout *layout,
  *   { "errors": 47,                 all that hinder
  *     "source": S,                  each layout alone
  *     "destination": S,             null if `destination` is NULL
- *     "pair": P }                   both together, if each alone is well-formed
+ *     "pair": P,                    both together, as far as each is well-formed
+ *     "unpaired": ["w", ..] }       tensors that P leaves out for errors of theirs
  *   S = { "findings": [F, ..], "omitted": 0, "errors": 0 }
  *   F = { "kind": "never_held",     of a small set of words
  *         "side": "source",         the layout it is about

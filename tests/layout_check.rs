@@ -877,7 +877,9 @@ fn what_is_written_twice_names_the_axis() {
         b.contiguous(t, &[(0, 8), (0, 4)], buffer, 0).unwrap();
         b.build().unwrap()
     };
-    let axis = |views: &[(&[(u64, u64)], u64, &[i64])]| {
+    /// Ranges, where they begin in the buffer, and strides.
+    type Strided<'a> = (&'a [(u64, u64)], u64, &'a [i64]);
+    let axis = |views: &[Strided<'_>]| {
         let mut b = ExplicitBuilder::new(Rank(1), 0);
         let t = b.tensor(w.clone());
         let buffer = b.buffer("w", 200, Memory::Host);

@@ -124,9 +124,10 @@ fn ranks_are_drained() {
         .unwrap();
     check(&before, &calm, Some(topology));
     let sent = |plan: &Plan| plan.program(Rank(3)).unwrap().bytes_sent;
-    assert!(sent(&calm) <= sent(&before));
+    assert!(sent(&calm) < sent(&before));
     let diff = before.diff(&calm).unwrap();
     assert!(diff.topology_differs && !diff.is_equal);
+    assert!(diff.ranks_changed.contains(&3), "{diff:?}");
     assert!(!diff.source_differs && !diff.destination_differs && !diff.decision_differs);
 }
 

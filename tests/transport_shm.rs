@@ -114,7 +114,7 @@ fn later_plans_find_room_for_their_rings() {
     };
     let world = World::stream(24 << 20, 1 << 10, 0, 1);
     for (ranks, most) in [(2, budget), (3, budget / 2)] {
-        let all = transports(ranks, options.clone());
+        let all = transports(ranks, options);
         let mut memory = world.memory(0, 1);
         let binding = world.bind(0, &mut memory, MemoryRange::EMPTY, all[0].abort_cell());
         all[0].connect(&binding, soon()).unwrap();

@@ -539,7 +539,9 @@ impl MappingObject {
             sends: PeerLists::by_sender(pairs),
             receives: PeerLists::by_receiver(pairs),
         };
-        Ok(self.peers[list as usize - 1].get_or_init(make))
+        let kept = self.peers.get(list as usize - 1);
+        let kept = kept.ok_or_else(|| args::unknown("list", list))?;
+        Ok(kept.get_or_init(make))
     }
 
     /// `rank`, if the mapping has it.

@@ -1,7 +1,7 @@
 //! What each order of bytes costs.
 
 use super::Instance;
-use crate::error::Result;
+use crate::error::{Result, Status};
 use crate::plan::Plan;
 use crate::plan::decision::Order;
 use crate::plan::topology::Topology;
@@ -22,21 +22,26 @@ pub struct OrderCost {
 }
 
 impl OrderCost {
-    /// Of both orders, all else being the same; `None` for plans of more than
-    /// 512 ranks.
+    /// Of both orders, all else being the same, without one that no bucket
+    /// count keeps inside the staging budget; `None` for plans of more than 512
+    /// ranks.
     pub fn of_both(plan: &Plan, topology: &Topology) -> Result<Option<Vec<OrderCost>>> {
         if plan.participants().len() > RANK_COUNT_MAX {
             return Ok(None);
         }
-        let cost = |order| match order == plan.decision().order {
-            true => OrderCost::of(plan, topology),
-            false => OrderCost::of(&plan.in_order(order)?, topology),
-        };
-        Order::ALL
-            .into_iter()
-            .map(cost)
-            .collect::<Result<_>>()
-            .map(Some)
+        let mut costs = Vec::new();
+        for order in Order::ALL {
+            if order == plan.decision().order {
+                costs.push(OrderCost::of(plan, topology)?);
+                continue;
+            }
+            match plan.in_order(order) {
+                Ok(other) => costs.push(OrderCost::of(&other, topology)?),
+                Err(e) if e.status == Status::StagingTooSmall => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(Some(costs))
     }
 
     fn of(plan: &Plan, topology: &Topology) -> Result<OrderCost> {

@@ -97,6 +97,7 @@ def test_a_plan_is_made_anew_for_what_changed() -> None:
     diff = plan.diff(calm)
     assert diff["topology_differs"] and not diff["is_equal"]
     assert not diff["destination_differs"] and not diff["decision_differs"]
+    assert 0 in diff["ranks_changed"]
     source, destination = layouts()
     assert calm.replan(source, destination, Topology.from_json('{"weightsync_topology": 1}'))
     with pytest.raises(CallerError, match="has no place"):
