@@ -162,6 +162,16 @@ fn values_are_pinned() {
         WSYNC_SOURCE_RULE_WRAP = 1,
         WSYNC_SOURCE_RULE_ROTATE = 2,
     });
+    values!(wsync_spread: u32, {
+        WSYNC_SPREAD_DEFAULT = 0,
+        WSYNC_SPREAD_SCATTER = 1,
+        WSYNC_SPREAD_CHAIN = 2,
+    });
+    values!(wsync_order: u32, {
+        WSYNC_ORDER_DEFAULT = 0,
+        WSYNC_ORDER_FRACTION = 1,
+        WSYNC_ORDER_LAYER = 2,
+    });
     values!(wsync_transport_kind: u32, {
         WSYNC_TRANSPORT_KIND_LOOPBACK = 1,
         WSYNC_TRANSPORT_KIND_SHM = 2,

@@ -196,7 +196,10 @@ impl Candidate {
         match (self.error_ppm <= TOLERANCE_PPM, is_small) {
             // As large as is allowed among equals.
             (true, true) => (0, self.error_ppm, u64::MAX - self.ranks),
-            (true, false) if self.ranks <= SAMPLED_MAX => (1, self.ranks, 0),
+            // A percent off is as bad as a percent more ranks.
+            (true, false) if self.ranks <= SAMPLED_MAX => {
+                (1, self.ranks * (1_000_000 + self.error_ppm), 0)
+            }
             (false, true) => (2, self.error_ppm, self.ranks),
             (_, false) => (3, self.ranks, 0),
         }
