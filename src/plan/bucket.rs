@@ -28,6 +28,8 @@ const SAFE_BUCKET_COUNT: u128 = 8;
 const ALIGNMENT_BYTES: u64 = 1 << 20;
 /// Budgets that are tried for the sake of a good error, up and down.
 const BUDGET_ATTEMPT_COUNT: usize = 32;
+/// Counts are tried in steps of this fraction of them, at least.
+const COUNT_STEP_FRACTION: u128 = 32;
 /// Of ranks that were not asked, none needs more than those asked by more than
 /// this fraction of the budget.
 const UNASKED_FRACTION: u64 = 64;
@@ -55,8 +57,8 @@ enum Tried {
 }
 
 impl Plan {
-    /// Takes the smallest bucket count that keeps staging inside the budget,
-    /// or checks the one that was given.
+    /// Takes the smallest bucket count, or one little larger, that keeps
+    /// staging inside the budget, or checks the one that was given.
     pub(super) fn choose_buckets(&mut self, is_given: bool) -> Result<()> {
         let (ranks, is_exact) = self.sample_ranks();
         if is_given {
@@ -163,7 +165,9 @@ impl Plan {
             }
             smallest = Some(best);
             let scaled = count * u128::from(peak.bytes) / u128::from(room.max(1));
-            count = scaled.min(2 * count).max(count + 1).min(most);
+            // A few too many buckets cost less than to try every count.
+            let next = count + 1 + count / COUNT_STEP_FRACTION;
+            count = scaled.min(2 * count).max(next).min(most);
         }
     }
 
