@@ -11,7 +11,7 @@
 
 use super::message::{Answer, Carrier, Failure, Order};
 use super::worker;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -23,9 +23,6 @@ use weightsync::{Error, Rank, Result, Status};
 /// How long we listen on after a failure, to hear who is to blame.
 const AFTERMATH: Duration = Duration::from_millis(1500);
 
-/// How long a process that has closed its sockets takes to be reported dead.
-const REAPED: Duration = Duration::from_millis(100);
-
 /// How much of a worker's standard error is kept.
 const STDERR_BYTES_MAX: usize = 4096;
 
@@ -33,6 +30,9 @@ const STDERR_BYTES_MAX: usize = 4096;
 pub struct Fleet {
     members: BTreeMap<Rank, Member>,
     events: Receiver<(Rank, Event)>,
+    /// Those that went after their last answer: a worker that has left ends,
+    /// maybe before others leave.
+    gone: BTreeSet<Rank>,
     deadline: Duration,
 }
 
@@ -61,6 +61,7 @@ impl Fleet {
         let mut fleet = Fleet {
             members: BTreeMap::new(),
             events,
+            gone: BTreeSet::new(),
             deadline,
         };
         for &rank in ranks {
@@ -85,6 +86,9 @@ impl Fleet {
             // Whoever cannot hear it any more is found to be gone.
             let _ = member.orders.send(order(rank));
         }
+        if let Some(&rank) = self.gone.first() {
+            return Err(self.failed(rank, None, what));
+        }
         let until = Instant::now() + self.deadline;
         let mut answers = BTreeMap::new();
         while answers.len() < self.members.len() {
@@ -97,8 +101,9 @@ impl Fleet {
                     answers.insert(rank, answer);
                     heard();
                 }
-                // A worker that has left ends, maybe before others leave.
-                Ok((rank, Event::Gone)) if answers.contains_key(&rank) => {}
+                Ok((rank, Event::Gone)) if answers.contains_key(&rank) => {
+                    self.gone.insert(rank);
+                }
                 Ok((rank, Event::Gone)) => return Err(self.failed(rank, None, what)),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     return Err(self.late(&answers, what));
@@ -150,16 +155,15 @@ impl Fleet {
         let mut failures: Vec<(Rank, Failure)> = Vec::new();
         let mut dead = Vec::new();
         match failure {
-            Some(f) => failures.push((first, f)),
+            // Who it blames may have gone after an answer of its own.
+            Some(f) => {
+                dead.extend(f.culprit.filter(|c| self.gone.contains(c)));
+                failures.push((first, f));
+            }
             None => dead.push(first),
         }
         let until = Instant::now() + AFTERMATH;
         while dead.is_empty() {
-            // A rank that had answered before it died is not heard to go.
-            if let Some(rank) = self.dead_culprit(&failures) {
-                dead.push(rank);
-                break;
-            }
             // A rank that blames itself or nobody needs no second opinion.
             let is_clear = |(rank, f): &(Rank, Failure)| f.culprit.is_none_or(|c| c == *rank);
             if failures.iter().any(is_clear) {
@@ -188,18 +192,6 @@ impl Fleet {
                 format!("{what}: rank {rank}: {}", f.message),
             )
         }
-    }
-
-    /// A rank that others blame and whose process has ended badly.
-    fn dead_culprit(&mut self, failures: &[(Rank, Failure)]) -> Option<Rank> {
-        let blamed = failures.iter().filter_map(|(_, f)| f.culprit);
-        blamed.into_iter().find(|rank| {
-            let member = self.members.get_mut(rank);
-            let process = member.and_then(|m| m.process.as_mut());
-            // A process that has just died may not be reported yet.
-            let status = process.and_then(|p| p.wait(Instant::now() + REAPED));
-            status.is_some_and(|s| !s.success())
-        })
     }
 
     fn describe_death(&mut self, rank: Rank, what: &str) -> Error {

@@ -160,9 +160,9 @@ struct Devices {
 /** Half of the source is drained: lists say who is left. */
 void maps_experts_of_given_ranks() {
   const Devices devices{{0, 1, 2, 3}, {4, 5}};
-  const std::vector<std::uint32_t> whole{3, 2}, rows[] = {{3}, {2}}, replica{5, 4};
+  const std::vector<std::uint32_t> whole{3, 2}, expert_rows[] = {{3}, {2}}, replica{5, 4};
   const wsync_rank_list expert{whole.data(), whole.size()};
-  const wsync_rank_list rest[] = {{rows[0].data(), 1}, {rows[1].data(), 1}};
+  const wsync_rank_list rest[] = {{expert_rows[0].data(), 1}, {expert_rows[1].data(), 1}};
   const wsync_rank_list served{replica.data(), replica.size()};
   ws::MappingOptions options = devices.options(WSYNC_MAPPING_KIND_EXPERT);
   options.flags = WSYNC_MAPPING_FLAG_VLLM;
