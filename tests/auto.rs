@@ -232,8 +232,8 @@ fn links_of_cells_by_rail_have_names_of_their_own() {
     assert_eq!(names.len(), all);
 }
 
-/// Figures that `weightsync bench plan` prints: they are whole numbers, the same
-/// on every machine.
+/// Figures that `weightsync bench plan` prints, which has the larger models too:
+/// they are whole numbers, the same on every machine.
 fn stays_near_its_bound(case: &Case) {
     let (source, destination) = case.layouts().unwrap();
     let plan = tune::plan(source, destination, &case.options()).unwrap();
@@ -255,21 +255,6 @@ fn llama_stays_near_its_bound() {
 #[test]
 fn qwen_stays_near_its_bound() {
     stays_near_its_bound(&CASES[1]);
-}
-
-#[test]
-fn deepseek_of_few_experts_a_rank_stays_near_its_bound() {
-    stays_near_its_bound(&CASES[2]);
-}
-
-#[test]
-fn deepseek_with_data_parallel_attention_stays_near_its_bound() {
-    stays_near_its_bound(&CASES[3]);
-}
-
-#[test]
-fn kimi_stays_near_its_bound() {
-    stays_near_its_bound(&CASES[4]);
 }
 
 #[test]
