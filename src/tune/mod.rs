@@ -90,6 +90,17 @@ pub struct Choice {
 /// bucket count that is given are kept.
 pub fn plan(source: Arc<Layout>, destination: Arc<Layout>, options: &PlanOptions) -> Result<Plan> {
     let choice = choose(&source, &destination, options)?;
+    plan_as(&choice, source, destination, options)
+}
+
+/// Plans in the way that was chosen, in more buckets where the whole layouts
+/// have more to stage than the copy that was tried.
+pub fn plan_as(
+    choice: &Choice,
+    source: Arc<Layout>,
+    destination: Arc<Layout>,
+    options: &PlanOptions,
+) -> Result<Plan> {
     let mut made = PlanOptions {
         strategy: choice.best.strategy,
         source_rule: choice.best.source_rule,
@@ -100,7 +111,6 @@ pub fn plan(source: Arc<Layout>, destination: Arc<Layout>, options: &PlanOptions
     };
     loop {
         match Plan::create(source.clone(), destination.clone(), &made) {
-            // The smaller copy may have had a little less to stage.
             Err(e) if e.status == Status::StagingTooSmall && options.bucket_count == 0 => {
                 let more = made.bucket_count + made.bucket_count.div_ceil(8);
                 if more > BUCKET_COUNT_MAX {

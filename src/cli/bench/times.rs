@@ -55,15 +55,8 @@ fn time_large(case: &Case, out: &mut Vec<Timing>) -> Result<()> {
         took,
         AUTO_TARGET_S,
     ));
-    let options = PlanOptions {
-        strategy: choice.best.strategy,
-        source_rule: choice.best.source_rule,
-        spread: choice.best.spread,
-        source_relay: choice.best.source_relay,
-        bucket_count: choice.best.bucket_count,
-        ..case.options()
-    };
-    let plan = Plan::create(source.clone(), destination, &options)?;
+    let options = case.options();
+    let plan = tune::plan_as(&choice, source.clone(), destination, &options)?;
     let name = choice.best.strategy.name();
     out.push(timing(
         format!(
