@@ -754,8 +754,8 @@ enum wsync_strategy
    */
   WSYNC_STRATEGY_FANOUT = 4,
   /**
-   * Whichever of these (but TWO_STAGE), with whichever source rule and
-   * bucket count, is predicted to be fastest on the topology. The plan
+   * Whichever of these (but TWO_STAGE), with whichever source rule, spread,
+   * source relay and bucket count, is predicted to be fastest on the topology. The plan
    * keeps what was decided.
    */
   WSYNC_STRATEGY_AUTO = 5,
@@ -794,6 +794,68 @@ enum wsync_source_rule
 typedef enum wsync_source_rule wsync_source_rule;
 #else
 typedef uint32_t wsync_source_rule;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * How the NVLink domains of one copy pass it on to each other.
+ *
+ * Since: 0.1
+ */
+enum wsync_spread
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  WSYNC_SPREAD_DEFAULT = 0,
+  /**
+   * The copy is scattered over all of them, and each sends its part to all
+   * others: two hops, many peers. The default.
+   */
+  WSYNC_SPREAD_SCATTER = 1,
+  /**
+   * The first takes it in whole, and each passes it on to the next, bucket
+   * by bucket: as many hops as domains, one peer.
+   */
+  WSYNC_SPREAD_CHAIN = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum wsync_spread wsync_spread;
+#else
+typedef uint32_t wsync_spread;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Which bytes travel first.
+ *
+ * Since: 0.1
+ */
+enum wsync_order
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  WSYNC_ORDER_DEFAULT = 0,
+  /**
+   * A step carries the same fraction of what every pair exchanges: all
+   * links work all the time, and the layers of all stages come side by
+   * side. The default.
+   */
+  WSYNC_ORDER_FRACTION = 1,
+  /**
+   * A step carries the next layers: early layers are complete early
+   * (wsync_plan_tensor_last_step), and links to later ones stand idle
+   * meanwhile.
+   */
+  WSYNC_ORDER_LAYER = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum wsync_order wsync_order;
+#else
+typedef uint32_t wsync_order;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -964,8 +1026,8 @@ typedef struct wsync_mapping wsync_mapping;
  * decision. Equal wherever it is made from equal input. Immutable; may be
  * used by any number of threads.
  *
- * wsync_plan_create, wsync_plan_create_from_bytes, wsync_plan_select,
- * wsync_plan_serialize, wsync_plan_fingerprint, wsync_plan_verify,
+ * wsync_plan_create, wsync_plan_create_from_bytes, wsync_plan_replan,
+ * wsync_plan_select, wsync_plan_serialize, wsync_plan_fingerprint, wsync_plan_verify,
  * wsync_plan_rank_count, wsync_plan_ranks, wsync_plan_tensor_count,
  * wsync_plan_step_count, wsync_plan_program_info, wsync_plan_buffer_count,
  * wsync_plan_buffer_at, wsync_plan_tensor_last_step, wsync_plan_rank_ops,
@@ -1587,7 +1649,8 @@ typedef struct wsync_rank_place {
    */
   uint32_t reserved;
   /**
-   * Equal on all ranks of a host, and on no others.
+   * Equal on all ranks of a host, and on no others; empty is the boot id of
+   * this host.
    */
   struct wsync_text host;
   /**
@@ -1599,7 +1662,8 @@ typedef struct wsync_rank_place {
    */
   struct wsync_text domain;
   /**
-   * Names of the NICs near the GPU.
+   * Names of the NICs near the GPU: NICs of one name are one rail on all
+   * hosts, and rails are in the order of these names.
    */
   const struct wsync_text *nics;
   /**
@@ -1921,8 +1985,8 @@ typedef struct wsync_plan_options {
    */
   uint64_t direct_bytes_min;
   /**
-   * Steps of the plan; 0 is the smallest number that keeps staging inside
-   * its budget.
+   * Parts that every pair's bytes are cut into; 0 is the smallest number
+   * that keeps staging inside its budget.
    */
   uint32_t bucket_count;
   /**
@@ -1948,6 +2012,24 @@ typedef struct wsync_plan_options {
    * What stands between the ranks; NULL is the default topology.
    */
   const struct wsync_topology *topology;
+  /**
+   * A wsync_order.
+   */
+  uint32_t order;
+  /**
+   * A wsync_spread, for WSYNC_STRATEGY_FANOUT.
+   */
+  uint32_t spread;
+  /**
+   * WSYNC_STRATEGY_RELAY and _FANOUT: not 0 lets bytes leave a source
+   * domain through the NICs of all its source ranks, whichever of them
+   * holds the bytes. Costs relay memory, which counts as staging.
+   */
+  uint32_t source_relay;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
 } wsync_plan_options;
 
 /**
@@ -2741,7 +2823,8 @@ wsync_status wsync_topology_create_from_json(const char *json,
  * channel and given to wsync_topology_create_from_places. With a `capacity`
  * of 0 only `out_needed` is written: the number of bytes.
  *
- * Errors: INVALID_ARGUMENT if host or device is empty; BUFFER_TOO_SMALL.
+ * Errors: INVALID_ARGUMENT if the device is empty, or the host on a system
+ * without a boot id; BUFFER_TOO_SMALL.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_topology_place(const struct wsync_rank_place *place,
@@ -2977,6 +3060,24 @@ wsync_status wsync_plan_create_from_bytes(const void *bytes,
                                           struct wsync_error *err);
 
 /**
+ * Makes `plan` anew for sides or a topology that changed a little: a replica
+ * joins or leaves, ranks are drained, experts move. The decision stays, so
+ * this takes milliseconds; only how many copies leave each source group is
+ * counted anew, and there are more buckets if a rank would exceed the staging
+ * budget. `source`, `destination` and `topology` may be NULL: those of `plan`.
+ *
+ * Errors: as wsync_plan_create, but that source tensors may be unused;
+ * INVALID_ARGUMENT if the topology leaves ranks out.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_plan_replan(const struct wsync_plan *plan,
+                               const struct wsync_layout *source,
+                               const struct wsync_layout *destination,
+                               const struct wsync_topology *topology,
+                               struct wsync_plan **out_plan,
+                               struct wsync_error *err);
+
+/**
  * Makes the plan that moves only the selected tensors of `plan`, with a
  * fingerprint of its own. Selecting again narrows further.
  *
@@ -3148,7 +3249,8 @@ wsync_status wsync_plan_origin(const struct wsync_plan *plan,
 /**
  * Writes how near the plan is to what is possible as JSON, NUL-terminated:
  * lower_bound_s, predicted_s, ratio, bottleneck and more. `topology` may be
- * NULL: the one that the plan was made for. Derives and simulates all ranks.
+ * NULL: the one that the plan was made for. Derives and simulates all ranks;
+ * of very many only some in proportion, and then is_exact is false.
  * With a `capacity` of 0 only `out_needed` is written: the number of bytes,
  * the NUL included.
  *
@@ -3703,7 +3805,7 @@ static inline int wsync_header_matches(void) {
 #define WSYNC_TWO_STAGE_OPTIONS_INIT \
   { sizeof(wsync_two_stage_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0 }
 #define WSYNC_PLAN_OPTIONS_INIT \
-  { sizeof(wsync_plan_options), 0, 0, 0, 0, 0, 0, NULL, 0, NULL, NULL }
+  { sizeof(wsync_plan_options), 0, 0, 0, 0, 0, 0, NULL, 0, NULL, NULL, 0, 0, 0, 0 }
 #define WSYNC_SIMULATE_OPTIONS_INIT { sizeof(wsync_simulate_options), 0, 0, 0, 0, 0 }
 #define WSYNC_TOPOLOGY_OPTIONS_INIT \
   { sizeof(wsync_topology_options), NULL, 0, sizeof(wsync_host_group), NULL, 0, \

@@ -29,8 +29,9 @@ pub const CELL_COUNT_MAX: u64 = 1 << 20;
 pub const FILE_BYTES_MAX: usize = 1 << 28;
 /// Entries of one list of a topology.
 pub const TOPOLOGY_ENTRY_COUNT_MAX: usize = 1 << 20;
-/// Buckets of a plan.
-pub const BUCKET_COUNT_MAX: u32 = 1 << 16;
+/// Buckets of a plan: so many that the messages of no real model are worth
+/// sending any more.
+pub const BUCKET_COUNT_MAX: u32 = 1 << 12;
 /// Bytes of one control message.
 pub const CONTROL_BYTES_MAX: usize = 1 << 26;
 /// Bytes of a greeting.

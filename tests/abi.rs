@@ -162,6 +162,16 @@ fn values_are_pinned() {
         WSYNC_SOURCE_RULE_WRAP = 1,
         WSYNC_SOURCE_RULE_ROTATE = 2,
     });
+    values!(wsync_spread: u32, {
+        WSYNC_SPREAD_DEFAULT = 0,
+        WSYNC_SPREAD_SCATTER = 1,
+        WSYNC_SPREAD_CHAIN = 2,
+    });
+    values!(wsync_order: u32, {
+        WSYNC_ORDER_DEFAULT = 0,
+        WSYNC_ORDER_FRACTION = 1,
+        WSYNC_ORDER_LAYER = 2,
+    });
     values!(wsync_transport_kind: u32, {
         WSYNC_TRANSPORT_KIND_LOOPBACK = 1,
         WSYNC_TRANSPORT_KIND_SHM = 2,
@@ -347,7 +357,7 @@ fn structs_are_pinned() {
         destination_ranks: 64,
         destination_list_count: 72,
     });
-    layout!(wsync_plan_options, 72, 8, {
+    layout!(wsync_plan_options, 88, 8, {
         struct_size: 0,
         strategy: 8,
         source_rule: 12,
@@ -359,6 +369,10 @@ fn structs_are_pinned() {
         unused_allowed_count: 48,
         two_stage: 56,
         topology: 64,
+        order: 72,
+        spread: 76,
+        source_relay: 80,
+        reserved: 84,
     });
     layout!(wsync_simulate_options, 32, 8, {
         struct_size: 0,

@@ -219,6 +219,15 @@ fn a_plan_is_reported_saved_and_read() {
         (&rotated["source_rule"], &rotated["steps"]),
         (&"rotate".into(), &3.into())
     );
+    let options = ["--order", "layer", "--bucket-count", "8", "--json"];
+    let layers = json(&[&["plan", TRAINER, INFERENCE][..], &options].concat());
+    assert_eq!(layers["order"], "layer");
+    // Each order with its cost, the taken one as in the certificate.
+    let orders = layers["orders"].as_array().unwrap();
+    let predicted = |i: usize| orders[i]["predicted_ns"].as_u64().unwrap();
+    assert_eq!(orders[1]["order"], "layer");
+    assert_eq!(layers["certificate"]["predicted_ns"], predicted(1));
+    assert!(predicted(0) < predicted(1));
     let text = std::fs::read(&saved).unwrap();
     std::fs::write(&saved, &text[..text.len() - 1]).unwrap();
     assert!(fail(&["explain", &saved]).contains("plan.bin"));

@@ -148,3 +148,20 @@ fn a_diff_names_what_differs() {
     assert_eq!(json["source_differs"], false);
     assert_eq!(json["tensors_added"].as_array().unwrap().len(), 0);
 }
+
+#[test]
+fn a_plan_made_like_another_differs_in_what_changed() {
+    let one = plan("like_one.plan", &["--bucket-count", "3"]);
+    let topology = Path::new(env!("CARGO_TARGET_TMPDIR")).join("like_topology.json");
+    let drained = r#"{"weightsync_topology": 1, "speeds": [{"ranks": [1], "drained": true}]}"#;
+    std::fs::write(&topology, drained).unwrap();
+    let other = plan(
+        "like_other.plan",
+        &["--like", text(&one), "--topology", text(&topology)],
+    );
+    let said = succeed(&["diff", text(&one), text(&other)]);
+    assert!(said.contains("  topology\n"), "{said}");
+    // The decision is that of the plan: none may be given beside it.
+    let args = ["plan", TRAINER, INFERENCE, "--like", text(&one), "--rotate"];
+    assert!(fail(&args, 2).contains("--rotate"));
+}

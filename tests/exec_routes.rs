@@ -1,4 +1,5 @@
-//! Strategies `relay` and `fanout`, end to end: small models through sessions.
+//! Strategies `relay` and `fanout` in all their forms, end to end: small models
+//! through sessions.
 
 mod route_support;
 
@@ -6,12 +7,13 @@ use route_support::exec_support::{Carrier, HOST_CARRIERS};
 use route_support::{Attention, Sizes, deliver, engine, range, trainer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use weightsync::Rank;
 use weightsync::layout::Layout;
 use weightsync::plan::Plan;
-use weightsync::plan::decision::{PlanOptions, SourceRule, Strategy};
+use weightsync::plan::decision::{Order, PlanOptions, SourceRule, Spread, Strategy};
 use weightsync::plan::program::{Direction, Program, Side};
 use weightsync::plan::topology::{HostGroup, TopologySpec};
+use weightsync::sim::{SimulateOptions, simulate};
+use weightsync::{Rank, tune};
 
 /// Hosts of so many GPUs, one NVLink domain each.
 fn hosts(gpus: u32) -> TopologySpec {
@@ -136,24 +138,41 @@ fn as_many_copies_leave_as_the_nics_allow() {
     assert!(load(&plan).unwrap() * 2 < load(&direct).unwrap());
 }
 
+/// Every form of route.
+fn ways(gpus: u32) -> Vec<PlanOptions> {
+    let (relay, fanout) = (
+        options(Strategy::Relay, gpus),
+        options(Strategy::Fanout, gpus),
+    );
+    let chain = PlanOptions {
+        spread: Spread::Chain,
+        ..fanout.clone()
+    };
+    let plain = [relay, fanout, chain];
+    let relayed = plain.clone().map(|way| PlanOptions {
+        source_relay: true,
+        ..way
+    });
+    plain.into_iter().chain(relayed).collect()
+}
+
 #[test]
 fn routes_deliver_over_every_carrier() {
     // Domains of two ranks, of a replica, of two replicas.
     for (i, (carrier, gpus)) in HOST_CARRIERS.into_iter().zip([2, 4, 8]).enumerate() {
-        let rules = [SourceRule::Wrap, SourceRule::Rotate];
-        let ways = [Strategy::Relay, Strategy::Fanout].map(|way| rules.map(|rule| (way, rule)));
-        for (strategy, source_rule) in ways.into_iter().flatten() {
-            let plan = plan(
-                4,
-                &PlanOptions {
-                    source_rule,
-                    copy_count: 1 + i as u32,
-                    ..options(strategy, gpus)
-                },
-            );
+        for (w, way) in ways(gpus).into_iter().enumerate() {
+            let way = PlanOptions {
+                source_rule: [SourceRule::Wrap, SourceRule::Rotate][(w + i) % 2],
+                order: [Order::Fraction, Order::Layer][(w / 2 + i) % 2],
+                copy_count: 1 + i as u32,
+                ..way
+            };
+            let plan = plan(4, &way);
             for d in deliver(&plan, carrier, 2) {
                 let p = plan.program(d.rank).unwrap();
-                assert_eq!(p.relay_bytes, 0, "members need what they pass on");
+                if !way.source_relay {
+                    assert_eq!(p.relay_bytes, 0, "members need what they pass on");
+                }
                 let expected: u64 = p.messages.iter().map(|m| m.bytes).sum();
                 let moved = d.bytes_sent + d.bytes_received;
                 assert!(moved >= 2 * expected, "{carrier:?} {d:?}");
@@ -224,6 +243,157 @@ fn neighbouring_streams_do_not_pull_from_one_trainer() {
             );
         }
     }
+}
+
+#[test]
+fn a_chain_passes_a_copy_from_domain_to_domain() {
+    let one_copy = PlanOptions {
+        copy_count: 1,
+        spread: Spread::Chain,
+        ..options(Strategy::Fanout, 4)
+    };
+    let plan = plan(4, &one_copy);
+    assert_eq!(
+        plan.step_count(),
+        4 + 4,
+        "four domains, and inside the last"
+    );
+    let domain = |r: Rank| (r.0 / 4).saturating_sub(1);
+    let copy = distinct_bytes(plan.destination(), &range(8, 4));
+    for stage in 0..5 {
+        let mut entering = BTreeMap::<u32, u64>::new();
+        for ((from, to), bytes) in sent(&plan, stage) {
+            if domain(from) != domain(to) {
+                assert_eq!(domain(to), domain(from) + 1, "{from} to {to}");
+                *entering.entry(domain(to)).or_default() += bytes;
+            }
+        }
+        let want = (stage < 4).then(|| (1 + stage, copy));
+        assert_eq!(entering, BTreeMap::from_iter(want), "stage {stage}");
+    }
+}
+
+/// One trainer of four on a host holds everything; two engines of four ranks.
+fn one_holder(options: &PlanOptions) -> Plan {
+    let stage = |at: u32| format!(r#"{{"axis": "pp", "at": {at}}}"#);
+    let source = format!(
+        r#"{{"weightsync_layout": 1, "ranks": {{"first": 0, "count": 4}},
+            "meshes": {{"m": [["pp", 4]]}}, "tensors": [
+            {{"name": "w", "shape": [64, 1024], "dtype": "bf16", "stage": {}}},
+            {{"name": "x", "shape": [4, 16], "dtype": "bf16", "stage": {}}}]}}"#,
+        stage(0),
+        stage(1)
+    );
+    let destination = r#"{"weightsync_layout": 1, "ranks": {"first": 4, "count": 8},
+            "meshes": {"m": [["replica", 2], ["tp", 4]]}, "copies": {"axes": ["replica"]}, "tensors": [
+            {"name": "w", "shape": [64, 1024], "dtype": "bf16", "cuts": [{"dim": 0, "axes": ["tp"]}]},
+            {"name": "x", "shape": [4, 16], "dtype": "bf16", "cuts": [{"dim": 0, "axes": ["tp"]}]}]}"#;
+    let read = |text: &str| Arc::new(Layout::from_json(text.as_bytes()).unwrap());
+    let plan = Plan::create(read(&source), read(destination), options).unwrap();
+    plan.verify().unwrap();
+    plan
+}
+
+#[test]
+fn what_one_trainer_holds_leaves_through_all_nics_of_its_host() {
+    let mut fast = options(Strategy::Relay, 4);
+    fast.topology.as_mut().unwrap().latency_ns = 10;
+    let straight = one_holder(&fast);
+    let relayed = one_holder(&PlanOptions {
+        source_relay: true,
+        ..fast.clone()
+    });
+    let leaving = |plan: &Plan| {
+        let mut bytes = [0u64; 4];
+        for ((from, to), n) in [0, 1].into_iter().flat_map(|stage| sent(plan, stage)) {
+            if from.0 < 4 && to.0 >= 4 {
+                bytes[from.0 as usize] += n;
+            }
+        }
+        bytes
+    };
+    let all = 2 * (64 * 1024 + 4 * 16) * 2;
+    assert_eq!(leaving(&straight).iter().sum::<u64>(), all);
+    assert!(leaving(&straight)[0] > all - 1024, "one NIC sends");
+    let even = leaving(&relayed);
+    assert_eq!(even.iter().sum::<u64>(), all);
+    assert!(even.iter().all(|n| n.abs_diff(all / 4) < 1024), "{even:?}");
+    let time = |plan: &Plan| {
+        let ran = simulate(plan, plan.topology(), &SimulateOptions::default()).unwrap();
+        ran.total_ns
+    };
+    assert!(
+        2 * time(&relayed) < time(&straight),
+        "{} and {} ns",
+        time(&relayed),
+        time(&straight)
+    );
+    // Memory for what is relayed counts as staging.
+    let budget = 16 << 10;
+    let tight = one_holder(&PlanOptions {
+        source_relay: true,
+        bucket_count: 0,
+        staging_bytes_max: budget,
+        ..fast
+    });
+    for p in programs(&tight) {
+        assert!(p.memory_bytes() <= budget, "rank {}", p.rank);
+        assert_eq!(p.relay_bytes > 0, p.rank.0 < 4, "rank {}", p.rank);
+    }
+    for carrier in HOST_CARRIERS {
+        deliver(
+            &Arc::new(one_holder(&PlanOptions {
+                source_relay: true,
+                ..options(Strategy::Relay, 4)
+            })),
+            carrier,
+            2,
+        );
+    }
+}
+
+#[test]
+fn auto_relays_on_the_source_side_where_one_nic_would_send_it_all() {
+    let mut given = options(Strategy::Direct, 4);
+    given.topology.as_mut().unwrap().latency_ns = 10;
+    let plan = one_holder(&given);
+    let choice = tune::choose(plan.source(), plan.destination(), &given).unwrap();
+    assert!(choice.best.source_relay, "{choice:?}");
+    // Trainers that all hold something have no use for it.
+    let even = self::plan(2, &given);
+    let choice = tune::choose(even.source(), even.destination(), &given).unwrap();
+    assert!(!choice.best.source_relay, "{choice:?}");
+}
+
+/// Nanoseconds of one chain to two engines of four ranks whose layers come in
+/// order, from four data-parallel trainers of two ranks.
+fn layers_in_a_chain(rotation: Option<u32>) -> u64 {
+    let mut chain = PlanOptions {
+        copy_count: 1,
+        spread: Spread::Chain,
+        order: Order::Layer,
+        rotation,
+        ..options(Strategy::Fanout, 4)
+    };
+    chain.topology.as_mut().unwrap().latency_ns = 10;
+    let (from, to) = (Sizes::new(2, 1, 4), Sizes::new(4, 1, 2));
+    let attention = Attention::new(8, 8, from, to);
+    let source = trainer(from, attention, &range(0, 8));
+    let engine = engine(to, attention, &range(8, 8));
+    let plan = Plan::create(Arc::new(source), Arc::new(engine), &chain).unwrap();
+    plan.verify().unwrap();
+    let ran = simulate(&plan, plan.topology(), &SimulateOptions::default()).unwrap();
+    assert_eq!(ran.stuck, None);
+    ran.total_ns
+}
+
+#[test]
+fn streams_of_a_chain_do_not_walk_the_trainers_in_step() {
+    // Neighbouring ranks need halves of what one set of trainers holds. In
+    // layer order each of them takes its stream from one trainer at a time:
+    // the same one, unless their sources are turned against each other.
+    let (turned, in_step) = (layers_in_a_chain(None), layers_in_a_chain(Some(0)));
+    assert!(10 * in_step > 13 * turned, "{in_step} and {turned} ns");
 }
 
 #[test]

@@ -4,21 +4,17 @@ mod layout_support;
 #[path = "naive/layouts.rs"]
 mod layouts;
 mod naive;
+#[path = "naive/ways.rs"]
+mod ways;
 
 use layout_support::{Dice, random_pair};
 use naive::World;
 use proptest::prelude::*;
 use std::sync::Arc;
 use weightsync::layout::Layout;
-use weightsync::layout::mesh::RankList;
 use weightsync::plan::Plan;
-use weightsync::plan::decision::{
-    PlanOptions, SourceCopies, SourceGroup, SourceRule, Strategy as Way,
-};
-use weightsync::plan::mapping::{DestinationSizes, SourceSizes};
+use weightsync::plan::decision::{PlanOptions, SourceRule, Strategy as Way};
 use weightsync::plan::program::Side;
-use weightsync::plan::topology::{HostGroup, PlacementRun, TopologySpec};
-use weightsync::plan::two_stage::TwoStageOptions;
 
 fn options(rotate: bool, buckets: u32, direct: u64) -> PlanOptions {
     PlanOptions {
@@ -30,61 +26,6 @@ fn options(rotate: bool, buckets: u32, direct: u64) -> PlanOptions {
         bucket_count: buckets,
         direct_bytes_min: direct,
         ..PlanOptions::default()
-    }
-}
-
-/// Hosts of a few GPUs, with sources and destinations apart or side by side.
-fn topology() -> impl Strategy<Value = TopologySpec> {
-    (1u32..6, 1u32..4, 0u32..4).prop_map(|(gpus, domain_hosts, mix)| {
-        let ranks = RankList::Range {
-            first: 0,
-            count: 128,
-        };
-        TopologySpec {
-            hosts: vec![HostGroup {
-                count: 512 / gpus * domain_hosts,
-                gpus,
-                nics: 1,
-                domain_hosts,
-                ..TopologySpec::default().hosts[0].clone()
-            }],
-            placement: match mix {
-                0 => vec![PlacementRun {
-                    ranks,
-                    gpu: 0,
-                    ranks_per_gpu: 1,
-                }],
-                1 => vec![PlacementRun {
-                    ranks,
-                    gpu: 3,
-                    ranks_per_gpu: 2,
-                }],
-                _ => Vec::new(),
-            },
-            ..TopologySpec::default()
-        }
-    })
-}
-
-/// The mapping's lists, as the sizes of both sides say.
-fn two_stage(source: &layouts::Side, destination: &layouts::Side) -> TwoStageOptions {
-    let ([dp, pp, tp], [replicas, stages, width]) = (source.sizes(), destination.sizes());
-    TwoStageOptions {
-        source: Some(SourceSizes {
-            tp,
-            pp,
-            dp,
-            ..SourceSizes::ONE
-        }),
-        destination: Some(DestinationSizes {
-            tp: width,
-            pp: stages,
-            replicas,
-            ..DestinationSizes::ONE
-        }),
-        source_ranks: Some(source.copies()),
-        destination_ranks: Some(destination.copies()),
-        avoid_same_device: false,
     }
 }
 
@@ -132,6 +73,26 @@ proptest! {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    /// The same by any strategy and in any order, whatever the ranks stand on:
+    /// clusters that scatter and chains, relays on either side.
+    #[test]
+    fn every_destination_element_arrives_once_by_every_way(
+        tensors in layouts::tensors(),
+        source in layouts::side(0u32..4),
+        destination in layouts::side(0u32..30),
+        way in ways::options(),
+    ) {
+        let options = PlanOptions {
+            two_stage: ways::two_stage(&source, &destination),
+            ..way
+        };
+        deliver(&tensors, &source, &destination, &options);
+    }
+}
+
+proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// The same with everything that a layout can say: several meshes and parts,
@@ -143,7 +104,7 @@ proptest! {
         rotate: bool,
         buckets in 1u32..6,
         direct in prop_oneof![Just(1u64), Just(8), Just(1 << 20)],
-        in_clusters in prop::option::of((topology(), any::<bool>())),
+        in_clusters in prop::option::of((ways::topology(), any::<bool>())),
     ) {
         let (source, destination) = random_pair(&mut Dice(seed));
         let mut options = options(rotate, buckets, direct);
@@ -165,39 +126,12 @@ proptest! {
         source in layouts::side(0u32..4),
         destination in layouts::side(0u32..30),
         buckets in 1u32..6,
-        direct in prop_oneof![Just(1u64), Just(8), Just(1 << 20)],
+        direct in ways::direct_bytes_min(),
     ) {
         let options = PlanOptions {
             strategy: Way::TwoStage,
-            two_stage: two_stage(&source, &destination),
+            two_stage: ways::two_stage(&source, &destination),
             ..options(false, buckets, direct)
-        };
-        deliver(&tensors, &source, &destination, &options);
-    }
-
-    /// The same with clusters of needers that pass bytes on to each other,
-    /// whatever hosts the ranks are on.
-    #[test]
-    fn every_destination_element_arrives_once_in_clusters(
-        tensors in layouts::tensors(),
-        source in layouts::side(0u32..4),
-        destination in layouts::side(0u32..30),
-        rotate: bool,
-        (buckets, rotation) in (1u32..6, 0u32..3),
-        direct in prop_oneof![Just(1u64), Just(8), Just(1 << 20)],
-        topology in topology(),
-        copies in prop::option::of(1u32..5),
-    ) {
-        let group = |stage| SourceGroup { part: 0, stage };
-        let groups = [group(None), group(Some(0)), group(Some(1))];
-        let options = PlanOptions {
-            strategy: if copies.is_some() { Way::Fanout } else { Way::Relay },
-            topology: Some(topology),
-            rotation: Some(rotation),
-            copies: copies.map_or(Vec::new(), |copies| {
-                groups.map(|group| SourceCopies { group, copies }).to_vec()
-            }),
-            ..options(rotate, buckets, direct)
         };
         deliver(&tensors, &source, &destination, &options);
     }
@@ -209,14 +143,14 @@ proptest! {
         source in layouts::side(0u32..4),
         destination in layouts::side(20u32..30),
         budget in 64u64..4096,
-        two_stages: bool,
+        way in ways::options(),
     ) {
         let (s, d) = (source.layout(&tensors), destination.layout(&tensors));
         let options = PlanOptions {
             staging_bytes_max: budget,
-            strategy: if two_stages { Way::TwoStage } else { Way::Direct },
-            two_stage: two_stage(&source, &destination),
-            ..PlanOptions::default()
+            bucket_count: 0,
+            two_stage: ways::two_stage(&source, &destination),
+            ..way
         };
         let (s, d) = (Arc::new(s), Arc::new(d));
         match Plan::create(s.clone(), d.clone(), &options) {
@@ -225,7 +159,7 @@ proptest! {
                     prop_assert!(plan.program(rank).unwrap().memory_bytes() <= budget);
                 }
             }
-            Err(e) if two_stages && e.status == weightsync::Status::Unsupported => {}
+            Err(e) if e.status == weightsync::Status::Unsupported => {}
             Err(e) => {
                 prop_assert_eq!(e.status, weightsync::Status::StagingTooSmall);
                 let advice = e.message.split("set it to ").nth(1);
@@ -234,11 +168,13 @@ proptest! {
                     panic!("no budget that works: {e}");
                 };
                 let options = PlanOptions { staging_bytes_max, ..options };
-                let plan = Plan::create(s, d, &options).unwrap();
+                let plan = Plan::create(s.clone(), d.clone(), &options).unwrap();
                 for rank in plan.ranks() {
                     let bytes = plan.program(rank).unwrap().memory_bytes();
                     prop_assert!(bytes <= staging_bytes_max);
                 }
+                let less = PlanOptions { staging_bytes_max: staging_bytes_max - 1, ..options };
+                prop_assert!(less.staging_bytes_max == 0 || Plan::create(s, d, &less).is_err());
             }
         }
     }

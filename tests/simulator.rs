@@ -3,15 +3,17 @@
 #[path = "naive/layouts.rs"]
 mod layouts;
 mod naive;
+#[path = "naive/ways.rs"]
+mod ways;
 
 use naive::World;
 use proptest::prelude::*;
 use std::sync::Arc;
 use weightsync::Rank;
 use weightsync::plan::Plan;
-use weightsync::plan::decision::{PlanOptions, SourceRule};
+use weightsync::plan::decision::PlanOptions;
 use weightsync::plan::program::Side;
-use weightsync::plan::topology::{HostGroup, Topology, TopologySpec};
+use weightsync::plan::topology::Topology;
 use weightsync::sim::{
     Certificate, Flow, Instance, Link, LinkKind, Node, SimulateOptions, execute_exactly, simulate,
 };
@@ -229,55 +231,40 @@ fn rates_at_quanta_waste_bandwidth_and_invent_none() {
     }
 }
 
-/// Hosts of two GPUs, so that small layouts use all kinds of links.
-fn small_hosts() -> TopologySpec {
-    TopologySpec {
-        hosts: vec![HostGroup {
-            gpus: 2,
-            nics: 2,
-            ..HostGroup::default()
-        }],
-        latency_ns: 100,
-        ..TopologySpec::default()
-    }
-}
-
+/// `None` if the mapping refuses the sizes.
 fn plan_of(
     tensors: &[weightsync::layout::tensor::Tensor],
     source: &layouts::Side,
     destination: &layouts::Side,
-    options: PlanOptions,
-) -> Plan {
+    way: PlanOptions,
+) -> Option<Plan> {
     let (s, d) = (source.layout(tensors), destination.layout(tensors));
-    Plan::create(Arc::new(s), Arc::new(d), &options).unwrap()
-}
-
-fn options(rotate: bool, buckets: u32, direct: u64) -> PlanOptions {
-    PlanOptions {
-        source_rule: match rotate {
-            true => SourceRule::Rotate,
-            false => SourceRule::Wrap,
-        },
-        bucket_count: buckets,
-        direct_bytes_min: direct,
-        topology: Some(small_hosts()),
-        ..PlanOptions::default()
+    let options = PlanOptions {
+        two_stage: ways::two_stage(source, destination),
+        ..way
+    };
+    match Plan::create(Arc::new(s), Arc::new(d), &options) {
+        Ok(plan) => Some(plan),
+        Err(e) if e.status == weightsync::Status::Unsupported => None,
+        Err(e) => panic!("{e}"),
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
-    /// No plan is faster than the bound, and none gets stuck.
+    /// No plan of any strategy is faster than the bound, wherever its ranks
+    /// are, and none gets stuck.
     #[test]
     fn no_plan_beats_the_bound(
         tensors in layouts::tensors(),
         source in layouts::side(0u32..4),
         destination in layouts::side(0u32..30),
-        rotate: bool,
-        buckets in 1u32..6,
+        way in ways::options(),
     ) {
-        let plan = plan_of(&tensors, &source, &destination, options(rotate, buckets, 8));
+        let Some(plan) = plan_of(&tensors, &source, &destination, way) else {
+            return Ok(());
+        };
         let bounds = plan.bounds(plan.topology()).unwrap();
         let ran = simulate(&plan, plan.topology(), &SimulateOptions::default()).unwrap();
         prop_assert_eq!(&ran.stuck, &None);
@@ -295,11 +282,11 @@ proptest! {
         tensors in layouts::tensors(),
         source in layouts::side(0u32..4),
         destination in layouts::side(0u32..30),
-        rotate: bool,
-        buckets in 1u32..6,
-        direct in prop_oneof![Just(1u64), Just(8), Just(1 << 20)],
+        way in ways::options(),
     ) {
-        let plan = plan_of(&tensors, &source, &destination, options(rotate, buckets, direct));
+        let Some(plan) = plan_of(&tensors, &source, &destination, way) else {
+            return Ok(());
+        };
         let mut world = World::new();
         naive::memory(plan.source(), Side::Source, &mut world);
         naive::memory(plan.destination(), Side::Destination, &mut world);

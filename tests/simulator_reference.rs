@@ -9,7 +9,7 @@ use weightsync::Rank;
 use weightsync::layout::Layout;
 use weightsync::layout::models::{Inventory, MegatronSizes, VllmSizes};
 use weightsync::plan::Plan;
-use weightsync::plan::decision::{PlanOptions, SourceRule, Strategy};
+use weightsync::plan::decision::{Order, PlanOptions, SourceRule, Spread, Strategy};
 use weightsync::sim::{SimulateOptions, simulate};
 
 const REFERENCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sim_reference.py");
@@ -71,7 +71,7 @@ fn agree(source: &str, destination: &str, options: PlanOptions) {
     let destination = Arc::new(Layout::vllm(&model, &[group], sides[0]).unwrap());
     let options = PlanOptions {
         unused_allowed: vec!["*".into()],
-        staging_bytes_max: 4 << 30,
+        staging_bytes_max: 16 << 30,
         bucket_count: 3,
         ..options
     };
@@ -107,11 +107,31 @@ fn a_rotating_source_takes_as_long_as_the_reference_says() {
 
 #[test]
 fn forwards_take_as_long_as_the_reference_says() {
-    for strategy in [Strategy::Relay, Strategy::Fanout] {
-        let options = PlanOptions {
-            strategy,
-            ..PlanOptions::default()
-        };
+    let way = |strategy| PlanOptions {
+        strategy,
+        ..PlanOptions::default()
+    };
+    let chain = PlanOptions {
+        spread: Spread::Chain,
+        ..way(Strategy::Fanout)
+    };
+    let both_sides = PlanOptions {
+        source_relay: true,
+        ..way(Strategy::Relay)
+    };
+    let in_layers = PlanOptions {
+        order: Order::Layer,
+        ..way(Strategy::Fanout)
+    };
+    // A receiver that passes on what it does not need packs relay memory.
+    agree("tp=2,pp=2,dp=2", "tp=8,replicas=2", way(Strategy::TwoStage));
+    for options in [
+        way(Strategy::Relay),
+        way(Strategy::Fanout),
+        chain,
+        both_sides,
+        in_layers,
+    ] {
         agree("tp=2,pp=2,dp=2", "tp=4,replicas=6", options);
     }
 }

@@ -223,6 +223,48 @@ fn ranks_that_say_where_they_are_make_a_topology() {
 }
 
 #[test]
+fn rails_follow_the_names_of_nics() {
+    let near = |rank: u32, host: &str, nic: u32| RankPlace {
+        rank: Rank(rank),
+        host: host.into(),
+        device: format!("GPU-{rank}"),
+        domain: String::new(),
+        nics: vec![format!("mlx5_{nic}")],
+    };
+    // Two hosts that number their ranks against each other; on the second no
+    // rank is near mlx5_2.
+    let said = [
+        (0, "a", 10),
+        (1, "a", 9),
+        (2, "a", 2),
+        (3, "a", 1),
+        (4, "b", 1),
+        (5, "b", 9),
+        (6, "b", 10),
+    ];
+    let said = said.map(|(rank, host, nic)| near(rank, host, nic));
+    let t = Topology::discover(&said, &TopologySpec::default()).unwrap();
+    let rails = [0, 1, 2, 3, 4, 5, 6].map(|r| site(&t, r).rail);
+    assert_eq!(rails, [3, 2, 1, 0, 0, 2, 3]);
+    assert_eq!(site(&t, 6).host, 1);
+}
+
+#[test]
+fn gpus_that_share_a_nic_share_its_rail() {
+    let near = |rank: u32, nic: u32| RankPlace {
+        rank: Rank(rank),
+        host: "a".into(),
+        device: format!("GPU-{rank}"),
+        domain: String::new(),
+        nics: vec![format!("mlx5_{nic}")],
+    };
+    let said = [near(0, 1), near(1, 0), near(2, 1), near(3, 0)];
+    let t = Topology::discover(&said, &TopologySpec::default()).unwrap();
+    assert_eq!([0, 1, 2, 3].map(|r| site(&t, r).rail), [1, 0, 1, 0]);
+    assert_eq!(site(&t, 0).port, site(&t, 2).port);
+}
+
+#[test]
 fn ranks_of_one_device_are_colocated() {
     let mut said = places("");
     said[3].device = said[1].device.clone();

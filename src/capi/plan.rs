@@ -14,10 +14,12 @@ use super::types::{
 use super::{count_u32, guard, guard_value};
 use crate::env;
 use crate::error::{Error, Result};
+use crate::layout::Layout;
 use crate::limits::{DIM_COUNT_MAX, FILE_BYTES_MAX, TENSOR_COUNT_MAX};
 use crate::log::{Level, line};
 use crate::plan::decision::{
-    DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Strategy,
+    DIRECT_BYTES_MIN_DEFAULT, Order, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Spread,
+    Strategy,
 };
 use crate::plan::mapping::{DestinationSizes, SourceSizes};
 use crate::plan::program::BufferUse;
@@ -25,7 +27,7 @@ use crate::plan::topology::Topology;
 use crate::plan::two_stage::TwoStageOptions;
 use crate::plan::{Plan, Selector};
 use crate::rank::Rank;
-use crate::sim::{Certificate, Instance, StressOptions};
+use crate::sim::{Instance, StressOptions};
 use crate::tune;
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
@@ -34,8 +36,8 @@ use std::sync::Arc;
 /// decision. Equal wherever it is made from equal input. Immutable; may be
 /// used by any number of threads.
 ///
-/// wsync_plan_create, wsync_plan_create_from_bytes, wsync_plan_select,
-/// wsync_plan_serialize, wsync_plan_fingerprint, wsync_plan_verify,
+/// wsync_plan_create, wsync_plan_create_from_bytes, wsync_plan_replan,
+/// wsync_plan_select, wsync_plan_serialize, wsync_plan_fingerprint, wsync_plan_verify,
 /// wsync_plan_rank_count, wsync_plan_ranks, wsync_plan_tensor_count,
 /// wsync_plan_step_count, wsync_plan_program_info, wsync_plan_buffer_count,
 /// wsync_plan_buffer_at, wsync_plan_tensor_last_step, wsync_plan_rank_ops,
@@ -78,8 +80,8 @@ pub enum wsync_strategy {
     /// Only some copies leave the source; the ranks that get them pass them on
     /// to the others.
     WSYNC_STRATEGY_FANOUT = 4,
-    /// Whichever of these (but TWO_STAGE), with whichever source rule and
-    /// bucket count, is predicted to be fastest on the topology. The plan
+    /// Whichever of these (but TWO_STAGE), with whichever source rule, spread,
+    /// source relay and bucket count, is predicted to be fastest on the topology. The plan
     /// keeps what was decided.
     WSYNC_STRATEGY_AUTO = 5,
 }
@@ -96,6 +98,38 @@ pub enum wsync_source_rule {
     /// The holder moves on with every item: more pairs, each with a share of
     /// every tensor.
     WSYNC_SOURCE_RULE_ROTATE = 2,
+}
+
+/// How the NVLink domains of one copy pass it on to each other.
+///
+/// Since: 0.1
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum wsync_spread {
+    WSYNC_SPREAD_DEFAULT = 0,
+    /// The copy is scattered over all of them, and each sends its part to all
+    /// others: two hops, many peers. The default.
+    WSYNC_SPREAD_SCATTER = 1,
+    /// The first takes it in whole, and each passes it on to the next, bucket
+    /// by bucket: as many hops as domains, one peer.
+    WSYNC_SPREAD_CHAIN = 2,
+}
+
+/// Which bytes travel first.
+///
+/// Since: 0.1
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum wsync_order {
+    WSYNC_ORDER_DEFAULT = 0,
+    /// A step carries the same fraction of what every pair exchanges: all
+    /// links work all the time, and the layers of all stages come side by
+    /// side. The default.
+    WSYNC_ORDER_FRACTION = 1,
+    /// A step carries the next layers: early layers are complete early
+    /// (wsync_plan_tensor_last_step), and links to later ones stand idle
+    /// meanwhile.
+    WSYNC_ORDER_LAYER = 2,
 }
 
 /// How WSYNC_STRATEGY_TWO_STAGE maps ranks. A side whose TP is 0 is read from
@@ -164,8 +198,8 @@ pub struct wsync_plan_options {
     /// Contiguous runs of at least that many bytes travel without staging; 0
     /// is WSYNC_DIRECT_BYTES_MIN from the environment, or 256 KiB.
     pub direct_bytes_min: u64,
-    /// Steps of the plan; 0 is the smallest number that keeps staging inside
-    /// its budget.
+    /// Parts that every pair's bytes are cut into; 0 is the smallest number
+    /// that keeps staging inside its budget.
     pub bucket_count: u32,
     /// WSYNC_STRATEGY_FANOUT: copies that leave the source; 0 is as many as
     /// can leave while the fullest NVLink domain receives.
@@ -180,9 +214,19 @@ pub struct wsync_plan_options {
     pub two_stage: *const wsync_two_stage_options,
     /// What stands between the ranks; NULL is the default topology.
     pub topology: *const wsync_topology,
+    /// A wsync_order.
+    pub order: u32,
+    /// A wsync_spread, for WSYNC_STRATEGY_FANOUT.
+    pub spread: u32,
+    /// WSYNC_STRATEGY_RELAY and _FANOUT: not 0 lets bytes leave a source
+    /// domain through the NICs of all its source ranks, whichever of them
+    /// holds the bytes. Costs relay memory, which counts as staging.
+    pub source_relay: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
-plain_struct!(wsync_plan_options, 72, "wsync_plan_options");
+plain_struct!(wsync_plan_options, 88, "wsync_plan_options");
 
 /// What a simulation does to a plan; all 0 does nothing to it. Equal seeds
 /// choose equal ranks and times.
@@ -348,6 +392,50 @@ pub unsafe extern "C" fn wsync_plan_create_from_bytes(
         // SAFETY: the header asks for `byte_count` readable bytes.
         let bytes = unsafe { args::bytes(bytes, byte_count, "bytes", FILE_BYTES_MAX)? };
         out.put(PlanObject::new(Plan::from_bytes(bytes)?));
+        Ok(())
+    })
+}
+
+/// Makes `plan` anew for sides or a topology that changed a little: a replica
+/// joins or leaves, ranks are drained, experts move. The decision stays, so
+/// this takes milliseconds; only how many copies leave each source group is
+/// counted anew, and there are more buckets if a rank would exceed the staging
+/// budget. `source`, `destination` and `topology` may be NULL: those of `plan`.
+///
+/// Errors: as wsync_plan_create, but that source tensors may be unused;
+/// INVALID_ARGUMENT if the topology leaves ranks out.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_replan(
+    plan: *const wsync_plan,
+    source: *const wsync_layout,
+    destination: *const wsync_layout,
+    topology: *const wsync_topology,
+    out_plan: *mut *mut wsync_plan,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for a place for the handle.
+        let out = unsafe { Out::new(out_plan, "out_plan")? };
+        // SAFETY: the header asks for a live plan.
+        let plan = &unsafe { shared(plan)? }.plan;
+        // SAFETY: the header asks for NULL or live layouts.
+        let (source, destination) = unsafe {
+            (
+                layout_or(source, plan.source())?,
+                layout_or(destination, plan.destination())?,
+            )
+        };
+        let topology = match topology.is_null() {
+            true => None,
+            // SAFETY: the header asks for NULL or a live topology.
+            false => Some(unsafe { shared(topology)? }.spec().clone()),
+        };
+        out.put(PlanObject::new(plan.replan(
+            source,
+            destination,
+            topology,
+        )?));
         Ok(())
     })
 }
@@ -652,7 +740,8 @@ pub unsafe extern "C" fn wsync_plan_origin(
 
 /// Writes how near the plan is to what is possible as JSON, NUL-terminated:
 /// lower_bound_s, predicted_s, ratio, bottleneck and more. `topology` may be
-/// NULL: the one that the plan was made for. Derives and simulates all ranks.
+/// NULL: the one that the plan was made for. Derives and simulates all ranks;
+/// of very many only some in proportion, and then is_exact is false.
 /// With a `capacity` of 0 only `out_needed` is written: the number of bytes,
 /// the NUL included.
 ///
@@ -675,7 +764,7 @@ pub unsafe extern "C" fn wsync_plan_certificate(
         let plan = unsafe { shared(plan)? };
         // SAFETY: the header asks for NULL or a live topology.
         let topology = unsafe { topology_for(&plan.plan, topology)? };
-        out.write_json(&Certificate::of(&plan.plan, &topology)?)
+        out.write_json(&tune::certificate(&plan.plan, &topology)?)
     })
 }
 
@@ -850,6 +939,9 @@ unsafe fn plan_options(options: *const wsync_plan_options) -> Result<(PlanOption
     made.source_rule = source_rule(given.source_rule)?;
     made.bucket_count = given.bucket_count;
     made.copy_count = given.copy_count;
+    made.order = order(given.order)?;
+    made.spread = spread(given.spread)?;
+    made.source_relay = given.source_relay != 0;
     // SAFETY: passed on.
     if let Some(two_stage) = unsafe { args::optional(given.two_stage)? } {
         // SAFETY: its lists have the counts that stand beside them.
@@ -903,6 +995,19 @@ unsafe fn selector_of(selector: *const wsync_selector) -> Result<Selector> {
             )?,
         })
     }
+}
+
+/// A layout, or the one that a plan has.
+///
+/// # Safety
+///
+/// `layout` is NULL or a live layout.
+unsafe fn layout_or(layout: *const wsync_layout, own: &Arc<Layout>) -> Result<Arc<Layout>> {
+    if layout.is_null() {
+        return Ok(own.clone());
+    }
+    // SAFETY: passed on.
+    Ok(unsafe { shared(layout)? }.layout.clone())
 }
 
 /// A topology with the ranks of a plan placed, or the plan's own.
@@ -991,6 +1096,28 @@ fn strategy(value: u32) -> Result<Strategy> {
         RELAY => Ok(Strategy::Relay),
         FANOUT => Ok(Strategy::Fanout),
         other => Err(args::unknown("strategy", other)),
+    }
+}
+
+fn order(value: u32) -> Result<Order> {
+    const DEFAULT: u32 = wsync_order::WSYNC_ORDER_DEFAULT as u32;
+    const FRACTION: u32 = wsync_order::WSYNC_ORDER_FRACTION as u32;
+    const LAYER: u32 = wsync_order::WSYNC_ORDER_LAYER as u32;
+    match value {
+        DEFAULT | FRACTION => Ok(Order::Fraction),
+        LAYER => Ok(Order::Layer),
+        other => Err(args::unknown("order", other)),
+    }
+}
+
+fn spread(value: u32) -> Result<Spread> {
+    const DEFAULT: u32 = wsync_spread::WSYNC_SPREAD_DEFAULT as u32;
+    const SCATTER: u32 = wsync_spread::WSYNC_SPREAD_SCATTER as u32;
+    const CHAIN: u32 = wsync_spread::WSYNC_SPREAD_CHAIN as u32;
+    match value {
+        DEFAULT | SCATTER => Ok(Spread::Scatter),
+        CHAIN => Ok(Spread::Chain),
+        other => Err(args::unknown("spread", other)),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::plan::topology::{
     FabricCut, HostGroup, PlacementRun, RankPlace, SpeedFactor, Topology, TopologySpec,
 };
 use crate::rank::Rank;
+use crate::transport::host::boot_id;
 use std::ffi::{c_char, c_void};
 
 /// What stands between the ranks: hosts, NVLink domains, NICs, the network
@@ -166,13 +167,15 @@ pub struct wsync_rank_place {
     pub rank: u32,
     /// 0.
     pub reserved: u32,
-    /// Equal on all ranks of a host, and on no others.
+    /// Equal on all ranks of a host, and on no others; empty is the boot id of
+    /// this host.
     pub host: wsync_text,
     /// The uuid of the GPU; ranks of one uuid share it.
     pub device: wsync_text,
     /// Of the NVLink fabric, where it spans hosts; else empty.
     pub domain: wsync_text,
-    /// Names of the NICs near the GPU.
+    /// Names of the NICs near the GPU: NICs of one name are one rail on all
+    /// hosts, and rails are in the order of these names.
     pub nics: *const wsync_text,
     /// How many there are.
     pub nic_count: usize,
@@ -252,7 +255,8 @@ pub unsafe extern "C" fn wsync_topology_create_from_json(
 /// channel and given to wsync_topology_create_from_places. With a `capacity`
 /// of 0 only `out_needed` is written: the number of bytes.
 ///
-/// Errors: INVALID_ARGUMENT if host or device is empty; BUFFER_TOO_SMALL.
+/// Errors: INVALID_ARGUMENT if the device is empty, or the host on a system
+/// without a boot id; BUFFER_TOO_SMALL.
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_topology_place(
@@ -476,7 +480,10 @@ unsafe fn rank_place(place: *const wsync_rank_place) -> Result<RankPlace> {
     unsafe {
         Ok(RankPlace {
             rank: Rank(given.rank),
-            host: args::text(&given.host, "host")?.to_string(),
+            host: match args::text(&given.host, "host")? {
+                "" => boot_id(),
+                host => host.to_string(),
+            },
             device: args::text(&given.device, "device")?.to_string(),
             domain: args::text(&given.domain, "domain")?.to_string(),
             nics: args::texts(given.nics, given.nic_count, "nics", 64)?,

@@ -1,34 +1,38 @@
 //! What a plan amounts to: the report and, where it can be simulated, the
-//! certificate. Printed alike by `plan` and `explain`.
+//! certificate and what each order would cost. Printed alike by `plan` and `explain`.
 
 use super::plan::report_text;
 use super::simulate::certificate_rows;
 use super::table::Table;
 use serde::Serialize;
-use weightsync::Result;
 use weightsync::plan::Plan;
 use weightsync::plan::report::PlanReport;
-use weightsync::sim::Certificate;
+use weightsync::sim::{Certificate, OrderCost};
+use weightsync::{Result, Status, tune};
 
 /// Report and certificate of one plan; as JSON, the fields of the report with
-/// `certificate` beside them.
+/// `certificate` and `orders` beside them.
 #[derive(Serialize)]
 pub struct Account {
     #[serde(flatten)]
     pub report: PlanReport,
-    /// Missing for plans of too many ranks to simulate.
+    /// Missing for plans of too many ranks that do not shrink.
     pub certificate: Option<Certificate>,
+    /// What the plan takes in each order; missing above 512 ranks.
+    pub orders: Option<Vec<OrderCost>>,
 }
 
 impl Account {
     pub fn of(plan: &Plan) -> Result<Account> {
-        let certificate = match Certificate::is_possible(plan) {
-            true => Some(Certificate::of(plan, plan.topology())?),
-            false => None,
+        let certificate = match tune::certificate(plan, plan.topology()) {
+            Ok(certificate) => Some(certificate),
+            Err(e) if e.status == Status::LimitExceeded => None,
+            Err(e) => return Err(e),
         };
         Ok(Account {
             report: plan.report()?,
             certificate,
+            orders: OrderCost::of_both(plan, plan.topology())?,
         })
     }
 }
@@ -38,6 +42,11 @@ impl std::fmt::Display for Account {
         let mut rows = Table::default();
         if let Some(c) = &self.certificate {
             certificate_rows(c, &mut rows);
+        }
+        for cost in self.orders.iter().flatten() {
+            let name = format!("in {} order", cost.order.name());
+            let took = format!("{:.6} s, {} buckets", cost.predicted_s, cost.bucket_count);
+            rows.row([&name, &took]);
         }
         write!(f, "{}{rows}", report_text(&self.report))
     }

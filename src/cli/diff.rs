@@ -1,11 +1,11 @@
 //! `weightsync diff`: what a second plan does otherwise than a first.
 
-use super::check::of_file;
-use super::table::{Table, print, print_json, read_file};
+use super::plan::read_plan;
+use super::table::{Table, print, print_json};
 use clap::Args;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use weightsync::Result;
-use weightsync::plan::{Plan, PlanDiff};
+use weightsync::plan::PlanDiff;
 
 /// How many names or ranks are printed of a list; JSON has all.
 const SHOWN_COUNT: usize = 8;
@@ -31,26 +31,22 @@ pub fn run(args: &DiffArgs) -> Result<()> {
     }
 }
 
-fn read_plan(path: &Path) -> Result<Plan> {
-    Plan::from_bytes(&read_file(path)?).map_err(|e| of_file(path, e))
-}
-
 fn text(d: &PlanDiff) -> String {
     let mut t = Table::default();
     t.row(["first", &d.fingerprints[0]]);
     t.row(["second", &d.fingerprints[1]]);
-    if d.is_equal {
-        t.row(["differ in", "nothing"]);
-        return t.to_string();
-    }
     let parts = [
         ("source", d.source_differs),
         ("destination", d.destination_differs),
         ("decision", d.decision_differs),
         ("selection", d.selection_differs),
+        ("topology", d.topology_differs),
     ];
     let differing: Vec<&str> = parts.iter().filter(|p| p.1).map(|p| p.0).collect();
-    t.row(["differ in", &differing.join(", ")]);
+    match differing.as_slice() {
+        [] => t.row(["differ in", "nothing"]),
+        some => t.row(["differ in", &some.join(", ")]),
+    }
     let lists = [
         ("tensors only in the first", shown(&d.tensors_removed)),
         ("tensors only in the second", shown(&d.tensors_added)),

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use weightsync::layout::Layout;
 use weightsync::plan::Plan;
 use weightsync::plan::decision::{
-    DIRECT_BYTES_MIN_DEFAULT, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Strategy,
+    DIRECT_BYTES_MIN_DEFAULT, Order, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Spread,
+    Strategy,
 };
 use weightsync::plan::report::{Op, PlanReport};
 use weightsync::plan::topology::TopologySpec;
@@ -31,6 +32,13 @@ pub struct PlanArgs {
     /// a line; an array with --json
     #[arg(long, value_name = "RANK")]
     ops: Option<u32>,
+    /// Keep the decision of a plan that was made for other ranks; the topology,
+    /// too, unless another is given
+    #[arg(long, value_name = "PLAN", conflicts_with_all = [
+        "staging_bytes_max", "bucket_count", "rotate", "strategy", "copy_count",
+        "avoid_same_device", "allow_unused",
+    ])]
+    like: Option<PathBuf>,
     #[command(flatten)]
     options: OptionArgs,
     #[command(flatten)]
@@ -46,7 +54,8 @@ pub struct OptionArgs {
     /// Staging memory per rank that the plan may use
     #[arg(long, value_name = "N")]
     staging_bytes_max: Option<u64>,
-    /// Steps of the transfer; as few as staging allows, unless given
+    /// Parts that every pair's bytes are cut into; as few as staging allows,
+    /// unless given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     bucket_count: Option<u32>,
     /// Take the next holder for every item, instead of cutting all items at
@@ -60,6 +69,18 @@ pub struct OptionArgs {
     /// while the fullest NVLink domain receives, unless given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     copy_count: Option<u32>,
+    /// With strategy fanout, how the NVLink domains of one copy pass it on:
+    /// scatter or chain
+    #[arg(long, value_name = "NAME", default_value = "scatter", value_parser = spread)]
+    spread: Spread,
+    /// With strategies relay and fanout, let bytes leave a source domain
+    /// through the NICs of all its source ranks
+    #[arg(long)]
+    source_relay: bool,
+    /// Which bytes travel first: fraction keeps all links busy, layer completes
+    /// early layers early
+    #[arg(long, value_name = "NAME", default_value = "fraction", value_parser = order)]
+    order: Order,
     /// With strategy two_stage, choose another receiver where a pair would be
     /// within one device
     #[arg(long)]
@@ -90,6 +111,9 @@ impl OptionArgs {
                 Way::Of(strategy) => strategy,
             },
             copy_count: self.copy_count.unwrap_or(0),
+            spread: self.spread,
+            source_relay: self.source_relay,
+            order: self.order,
             two_stage: TwoStageOptions {
                 avoid_same_device: self.avoid_same_device,
                 ..TwoStageOptions::default()
@@ -99,9 +123,13 @@ impl OptionArgs {
             direct_bytes_min: env::direct_bytes_min()?.unwrap_or(DIRECT_BYTES_MIN_DEFAULT),
             bucket_count: self.bucket_count.unwrap_or(0),
             unused_allowed: self.allow_unused.clone(),
-            topology: self.topology.as_deref().map(read_topology).transpose()?,
+            topology: self.to_topology()?,
             ..PlanOptions::default()
         })
+    }
+
+    fn to_topology(&self) -> Result<Option<TopologySpec>> {
+        self.topology.as_deref().map(read_topology).transpose()
     }
 
     /// Plans as these options say.
@@ -132,11 +160,25 @@ fn way(name: &str) -> std::result::Result<Way, String> {
     })
 }
 
+fn order(name: &str) -> std::result::Result<Order, String> {
+    Order::from_name(name).ok_or_else(|| "orders are fraction and layer".to_string())
+}
+
+fn spread(name: &str) -> std::result::Result<Spread, String> {
+    Spread::from_name(name).ok_or_else(|| "spreads are scatter and chain".to_string())
+}
+
 /// Runs `weightsync plan`.
 pub fn run(args: &PlanArgs) -> Result<()> {
     let source = Arc::new(read_layout(&args.source)?);
     let destination = Arc::new(read_layout(&args.destination)?);
-    let plan = args.options.plan(source, destination)?;
+    let plan = match &args.like {
+        None => args.options.plan(source, destination)?,
+        Some(path) => {
+            let topology = args.options.to_topology()?;
+            read_plan(path)?.replan(source, destination, topology)?
+        }
+    };
     let plan = args.select.apply(plan)?;
     if let Some(path) = &args.output {
         std::fs::write(path, plan.to_bytes()?)
@@ -148,6 +190,11 @@ pub fn run(args: &PlanArgs) -> Result<()> {
 /// The layout in a file; the error names the file.
 pub fn read_layout(path: &Path) -> Result<Layout> {
     Layout::from_json(&read_file(path)?).map_err(|e| of_file(path, e))
+}
+
+/// The plan in a file; the error names the file.
+pub fn read_plan(path: &Path) -> Result<Plan> {
+    Plan::from_bytes(&read_file(path)?).map_err(|e| of_file(path, e))
 }
 
 /// The topology in a file; the error names the file.
@@ -227,6 +274,7 @@ pub fn report_text(r: &PlanReport) -> String {
     );
     t.row(["messages", &messages]);
     t.row(["buckets", &grouped(r.steps.into())]);
+    t.row(["order", r.order.name()]);
     let staging = format!(
         "{} at most on a rank, {} allowed",
         bytes(r.staging_bytes_peak),

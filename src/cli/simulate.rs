@@ -172,7 +172,10 @@ pub fn certificate_rows(c: &Certificate, t: &mut Table) {
         },
     );
     t.row(["lower bound", &bound]);
-    let predicted = format!("{:.6} s, {:.3} x the bound", c.predicted_s, c.ratio);
+    let mut predicted = format!("{:.6} s, {:.3} x the bound", c.predicted_s, c.ratio);
+    if !c.is_exact {
+        predicted += &format!(", by {} ranks in proportion", grouped(c.ranks_simulated));
+    }
     t.row(["predicted", &predicted]);
     if let Some(b) = &c.bottleneck {
         let busiest = format!("{}, {} in {:.6} s", b.link, bytes(b.bytes), b.time_s);

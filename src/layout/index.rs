@@ -9,6 +9,7 @@ use super::LayoutSpec;
 use super::mesh::RankList;
 use crate::error::{Error, Result};
 use crate::rank::Rank;
+use std::ops::Range;
 
 /// Ranks `first..first + count` sit at positions `position..` of `part`.
 /// Explicit ranks count as one more part.
@@ -61,6 +62,18 @@ impl RankIndex {
         let run = self.runs.get(after.checked_sub(1)?)?;
         let ahead = rank.0 - run.first;
         (ahead < run.count).then_some((run.part, run.position + ahead))
+    }
+
+    /// Every rank as ranges, ascending and apart from each other.
+    pub(super) fn ranges(&self) -> Vec<Range<u32>> {
+        let mut out: Vec<Range<u32>> = Vec::new();
+        for r in &self.runs {
+            match out.last_mut() {
+                Some(last) if last.end == r.first => last.end += r.count,
+                _ => out.push(r.first..r.first + r.count),
+            }
+        }
+        out
     }
 
     /// Every rank, ascending.

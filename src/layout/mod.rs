@@ -52,6 +52,7 @@ use index::RankIndex;
 use marks::Marks;
 use placement::{LocalBuffer, Part, Seat};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use tensor::{Tensor, TensorIndex};
 use view::{NamedBuffer, RankViews, View};
 
@@ -199,6 +200,12 @@ impl Layout {
     /// Every rank of the layout, ascending.
     pub fn ranks(&self) -> Vec<Rank> {
         self.index.ranks().collect()
+    }
+
+    /// The same as ranges, apart from each other: as many as the layout has
+    /// gaps, not as it has ranks.
+    pub fn rank_ranges(&self) -> Vec<Range<u32>> {
+        self.index.ranges()
     }
 
     /// The lowest rank of the layout.

@@ -413,6 +413,38 @@ impl Part {
         }
     }
 
+    /// Per mesh, the axes that some rule cuts by or stages on: bit `a` is axis
+    /// `a`. Ranks that differ on other axes alone have the same.
+    pub fn axes_in_use(&self) -> Vec<u8> {
+        let mut masks = vec![0u8; self.meshes.len()];
+        for rule in &self.rules {
+            let axes = rule.cuts.iter().flat_map(|c| c.axes.iter());
+            for &a in axes.chain(rule.stage_axis.iter()) {
+                masks[rule.mesh as usize] |= 1 << a;
+            }
+        }
+        masks
+    }
+
+    /// True if ranks of both parts have and store the same: the parts differ at
+    /// most in who the ranks are, and in how many have the same.
+    pub fn is_cut_like(&self, other: &Part) -> bool {
+        let is_same_mesh = |((a, b), used): ((&Mesh, &Mesh), &u8)| {
+            let axes = a.axes.iter().zip(&b.axes).enumerate();
+            let differ = |(i, (x, y))| used >> i & 1 == 1 && x != y;
+            a.axes.len() == b.axes.len() && !axes.into_iter().any(differ)
+        };
+        let used = self.axes_in_use();
+        let meshes = self.meshes.iter().zip(&other.meshes).zip(&used);
+        self.meshes.len() == other.meshes.len()
+            && self.rules == other.rules
+            && self.placements == other.placements
+            && self.spacers == other.spacers
+            && self.buffers == other.buffers
+            && self.padding == other.padding
+            && meshes.into_iter().all(is_same_mesh)
+    }
+
     /// The placements of one tensor.
     pub fn placements_of(&self, tensor: TensorIndex) -> &[Placement] {
         let lo = self.placements.partition_point(|p| p.tensor < tensor);

@@ -10,8 +10,12 @@
 //!                              ▲                                      │
 //!                              └────────── one that does not fit ◄────┘
 //! ```
+//!
+//! A budget that no count suits is refused with one that was tried and works,
+//! and of which a byte less does not.
 
 use super::Plan;
+use super::decision::Order;
 use crate::error::{Error, Result, Status};
 use crate::limits::BUCKET_COUNT_MAX;
 use crate::rank::Rank;
@@ -22,8 +26,13 @@ const PROBE_COUNT: usize = 4;
 /// alignment, is not asked: two are in flight, the rest is for rounding.
 const SAFE_BUCKET_COUNT: u128 = 8;
 const ALIGNMENT_BYTES: u64 = 1 << 20;
-/// Budgets that are tried for the sake of a good error.
-const BUDGET_ATTEMPT_COUNT: usize = 8;
+/// Budgets that are tried for the sake of a good error, up and down.
+const BUDGET_ATTEMPT_COUNT: usize = 32;
+/// Counts are tried in steps of this fraction of them, at least.
+const COUNT_STEP_FRACTION: u128 = 32;
+/// Of ranks that were not asked, none needs more than those asked by more than
+/// this fraction of the budget.
+const UNASKED_FRACTION: u64 = 64;
 
 /// What a rank needs and moves with one bucket.
 struct Load {
@@ -34,61 +43,93 @@ struct Load {
 
 /// The most memory that any of some ranks needs with a bucket count.
 #[derive(Clone, Copy)]
-struct Peak {
+pub(super) struct Peak {
     rank: Rank,
     bytes: u64,
     bucket_count: u32,
 }
 
-impl Plan {
-    /// Takes the smallest bucket count that keeps staging inside the budget,
-    /// or checks the one that was given.
-    pub(super) fn choose_buckets(&mut self, is_given: bool) -> Result<()> {
-        match self.try_buckets(is_given)? {
-            None => Ok(()),
-            Some(peak) => self.refuse(is_given, peak),
-        }
-    }
+/// Whether some bucket count keeps everybody inside the budget: the most that
+/// any rank needs with that count, or else with the best one.
+enum Tried {
+    Fits(Peak),
+    Exceeds(Peak),
+}
 
-    /// The same; what cannot be kept inside the budget, if anything.
-    fn try_buckets(&mut self, is_given: bool) -> Result<Option<Peak>> {
-        let budget = self.decision.staging_bytes_max;
+impl Plan {
+    /// Takes the smallest bucket count, or one little larger, that keeps
+    /// staging inside the budget, or checks the one that was given.
+    pub(super) fn choose_buckets(&mut self, is_given: bool) -> Result<()> {
         let (ranks, is_exact) = self.sample_ranks();
         if is_given {
             let peak = self.peak(&ranks)?;
-            return Ok((peak.bytes > budget).then_some(peak));
+            let budget = self.decision.staging_bytes_max;
+            return match peak.bytes <= budget {
+                true => Ok(()),
+                false => Err(refusal(budget, peak, peak.bytes, ", or take more buckets")),
+            };
         }
-        // Of ranks that were not asked, none is much heavier.
-        let room = if is_exact {
-            budget
-        } else {
-            budget - budget / 64
-        };
         self.decision.bucket_count = 1;
         let loads = self.loads(&ranks)?;
+        match self.try_budget(&loads, is_exact)? {
+            Tried::Fits(_) => Ok(()),
+            Tried::Exceeds(peak) => self.refuse(&loads, is_exact, peak),
+        }
+    }
+
+    /// Keeps the bucket count that was decided in `before` if `ranks` stay
+    /// inside the budget with it, or need no more than they did.
+    pub(super) fn keep_buckets(&mut self, ranks: &[Rank], before: &Plan) -> Result<()> {
+        let peak = self.peak(ranks)?;
+        let budget = self.decision.staging_bytes_max;
+        if peak.bytes <= room(budget, false) {
+            return Ok(());
+        }
+        if peak.bytes <= budget && peak.bytes <= before.peak(ranks)?.bytes {
+            return Ok(());
+        }
+        self.choose_buckets(false)
+    }
+
+    /// Finds a bucket count for the budget.
+    fn try_budget(&mut self, loads: &[Load], is_exact: bool) -> Result<Tried> {
+        self.decision.bucket_count = 1;
         let Some(heaviest) = loads.first() else {
-            return Ok(None);
+            return Ok(Tried::Fits(self.peak(&[])?));
         };
+        let room = room(self.decision.staging_bytes_max, is_exact);
         if heaviest.memory_bytes <= room {
-            return Ok(None);
+            return Ok(Tried::Fits(Peak {
+                rank: heaviest.rank,
+                bytes: heaviest.memory_bytes,
+                bucket_count: 1,
+            }));
         }
         let twice = 2 * u128::from(heaviest.memory_bytes);
         let mut count = twice.div_ceil(u128::from(room.max(1)));
         let mut probes: Vec<Rank> = loads.iter().take(PROBE_COUNT).map(|l| l.rank).collect();
         loop {
-            count = match self.count_that_suits(&probes, count, room)? {
-                Ok(count) => count,
-                Err(peak) => return Ok(Some(peak)),
+            let peak = match self.count_that_suits(&probes, count, room)? {
+                Tried::Fits(peak) => peak,
+                exceeds => return Ok(exceeds),
             };
+            count = u128::from(peak.bucket_count);
             let safe = count * u128::from(room.saturating_sub(ALIGNMENT_BYTES));
+            // In layer order a rank may move all it has in a few buckets.
+            let is_even = self.decision.order == Order::Fraction;
             let may_exceed = |l: &&Load| {
-                SAFE_BUCKET_COUNT * u128::from(l.moved_bytes) > safe && !probes.contains(&l.rank)
+                let is_safe = is_even && SAFE_BUCKET_COUNT * u128::from(l.moved_bytes) <= safe;
+                !is_safe && !probes.contains(&l.rank)
             };
             let asked: Vec<Rank> = loads.iter().filter(may_exceed).map(|l| l.rank).collect();
-            match self.first_above(&asked, room)? {
-                None => return Ok(None),
-                Some(rank) => probes.push(rank),
+            let others = self.peak_up_to(&asked, room)?;
+            if others.bytes <= room {
+                return Ok(Tried::Fits(match others.bytes > peak.bytes {
+                    true => others,
+                    false => peak,
+                }));
             }
+            probes.push(others.rank);
         }
     }
 
@@ -107,36 +148,36 @@ impl Plan {
         Ok(loads)
     }
 
-    /// The first bucket count from `count` on that keeps `ranks` inside `room`;
-    /// if there is none, the least that they need.
-    fn count_that_suits(
-        &mut self,
-        ranks: &[Rank],
-        count: u128,
-        room: u64,
-    ) -> Result<Result<u128, Peak>> {
-        let mut count = count;
+    /// The first bucket count from `count` on that keeps `ranks` inside `room`.
+    fn count_that_suits(&mut self, ranks: &[Rank], count: u128, room: u64) -> Result<Tried> {
+        let most = u128::from(BUCKET_COUNT_MAX);
+        let mut count = count.min(most);
         let mut smallest: Option<Peak> = None;
-        while count <= u128::from(BUCKET_COUNT_MAX) {
+        loop {
             self.decision.bucket_count = count as u32;
             let peak = self.peak(ranks)?;
             if peak.bytes <= room {
-                return Ok(Ok(count));
+                return Ok(Tried::Fits(peak));
             }
-            if smallest.is_none_or(|s| peak.bytes < s.bytes) {
-                smallest = Some(peak);
+            let best = smallest.filter(|s| s.bytes <= peak.bytes).unwrap_or(peak);
+            if count == most {
+                return Ok(Tried::Exceeds(best));
             }
+            smallest = Some(best);
             let scaled = count * u128::from(peak.bytes) / u128::from(room.max(1));
-            count = scaled.min(2 * count).max(count + 1);
-        }
-        match smallest {
-            Some(peak) => Ok(Err(peak)),
-            None => Ok(Err(self.peak(ranks)?)),
+            // A few too many buckets cost less than to try every count.
+            let next = count + 1 + count / COUNT_STEP_FRACTION;
+            count = scaled.min(2 * count).max(next).min(most);
         }
     }
 
     /// The rank of `ranks` that needs most, and how much.
     fn peak(&self, ranks: &[Rank]) -> Result<Peak> {
+        self.peak_up_to(ranks, u64::MAX)
+    }
+
+    /// The same, or the first rank that needs more than `room`.
+    fn peak_up_to(&self, ranks: &[Rank], room: u64) -> Result<Peak> {
         let mut peak = Peak {
             rank: Rank(0),
             bytes: 0,
@@ -151,49 +192,65 @@ impl Plan {
                     ..peak
                 };
             }
+            if bytes > room {
+                break;
+            }
         }
         Ok(peak)
     }
 
-    /// The first of `ranks` that needs more than `room`.
-    fn first_above(&self, ranks: &[Rank], room: u64) -> Result<Option<Rank>> {
-        for &rank in ranks {
-            if self.derive(rank)?.memory_bytes() > room {
-                return Ok(Some(rank));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Says what was given, what is needed, and with which budget it works:
-    /// that one was tried.
-    fn refuse(&mut self, is_given: bool, peak: Peak) -> Result<()> {
-        let budget = self.decision.staging_bytes_max;
-        let mut enough = None;
-        let mut wanted = peak.bytes;
+    /// Says what was given, what is needed, and with which budget it works.
+    fn refuse(&mut self, loads: &[Load], is_exact: bool, peak: Peak) -> Result<()> {
+        let given = self.decision.staging_bytes_max;
+        // With one bucket everybody fits.
+        let mut enough = loads.first().map_or(peak.bytes, |l| l.memory_bytes);
+        let mut wanted = peak.bytes.min(enough);
+        let mut is_known = false;
         for _ in 0..BUDGET_ATTEMPT_COUNT {
-            self.decision.staging_bytes_max = wanted;
-            match self.try_buckets(is_given)? {
-                None => {
-                    enough = Some(wanted);
-                    break;
+            self.decision.staging_bytes_max = budget_with(wanted, is_exact);
+            match self.try_budget(loads, is_exact)? {
+                Tried::Fits(least) => {
+                    (enough, is_known) = (wanted, true);
+                    wanted = least.bytes.min(wanted - 1);
                 }
-                // Ranks that were not asked may need a little more.
-                Some(more) => wanted = more.bytes.max(wanted + wanted / 32 + 1),
+                // What a rank needs is not always what everybody can keep to.
+                Tried::Exceeds(more) if !is_known => wanted = more.bytes.max(wanted + 1),
+                Tried::Exceeds(_) if wanted + 1 < enough => wanted = enough - 1,
+                Tried::Exceeds(_) => break,
             }
         }
-        self.decision.staging_bytes_max = budget;
-        let advice = match (enough, is_given) {
-            (Some(n), false) => format!("set it to {n} or more"),
-            (Some(n), true) => format!("set it to {n} or more, or take more buckets"),
-            (None, _) => "set it much higher".into(),
-        };
-        Err(Error::new(
-            Status::StagingTooSmall,
-            format!(
-                "staging_bytes_max is {budget}; rank {} needs {} with {} buckets: {advice}",
-                peak.rank, peak.bytes, peak.bucket_count
-            ),
-        ))
+        self.decision.staging_bytes_max = given;
+        Err(refusal(given, peak, budget_with(enough, is_exact), ""))
     }
+}
+
+/// What a rank that was asked may need, so that no other exceeds the budget.
+fn room(budget: u64, is_exact: bool) -> u64 {
+    match is_exact {
+        true => budget,
+        false => budget - budget / UNASKED_FRACTION,
+    }
+}
+
+/// The smallest budget with that much room.
+fn budget_with(room_bytes: u64, is_exact: bool) -> u64 {
+    if is_exact {
+        return room_bytes;
+    }
+    let mut budget = room_bytes.saturating_add(room_bytes / UNASKED_FRACTION);
+    while room(budget, false) < room_bytes {
+        budget += 1;
+    }
+    budget
+}
+
+fn refusal(given: u64, peak: Peak, enough: u64, otherwise: &str) -> Error {
+    Error::new(
+        Status::StagingTooSmall,
+        format!(
+            "staging_bytes_max is {given}; rank {} needs {} with {} buckets: set it to {enough} or \
+             more{otherwise}",
+            peak.rank, peak.bytes, peak.bucket_count
+        ),
+    )
 }

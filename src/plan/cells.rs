@@ -142,6 +142,18 @@ impl Splitter<'_> {
         self.product(&axes)
     }
 
+    /// The cells of all that placement `needer` needs of `bounds`.
+    pub fn demanded(&self, needer: usize, bounds: &IndexBox) -> Result<Vec<IndexBox>> {
+        if self.tensor.explicit_holders.is_empty() {
+            return self.grid(bounds, Some(needer));
+        }
+        let mut cells = Vec::new();
+        for needed in self.needed_boxes(needer, bounds)? {
+            cells.extend(self.cells(&needed, None)?);
+        }
+        Ok(cells)
+    }
+
     /// Who holds a cell.
     pub fn holders(&self, cell: &IndexBox) -> HolderSet {
         let mut set = HolderSet::default();

@@ -45,6 +45,11 @@ impl Strategy {
     pub fn from_name(name: &str) -> Option<Strategy> {
         Strategy::ALL.into_iter().find(|s| s.name() == name)
     }
+
+    /// True if needers are put into clusters of NVLink domains.
+    pub const fn is_clustered(self) -> bool {
+        matches!(self, Strategy::Relay | Strategy::Fanout)
+    }
 }
 
 /// Which of several holders sends.
@@ -57,6 +62,64 @@ pub enum SourceRule {
     /// The holder moves on with every item: equal loads only over many items,
     /// but no pair carries more than its share of any tensor.
     Rotate,
+}
+
+/// Which bytes travel first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// A bucket carries the same fraction of every pair's stream: all links
+    /// work all the time, and the layers of all stages come side by side.
+    #[default]
+    Fraction,
+    /// A bucket carries the next layers: early layers are complete early, and
+    /// links to later ones stand idle meanwhile.
+    Layer,
+}
+
+impl Order {
+    pub const ALL: [Order; 2] = [Order::Fraction, Order::Layer];
+
+    /// As the command line and the bindings spell it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Order::Fraction => "fraction",
+            Order::Layer => "layer",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Order> {
+        Order::ALL.into_iter().find(|o| o.name() == name)
+    }
+}
+
+/// How the NVLink domains of one copy pass it on to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Spread {
+    /// The copy is scattered over all of them, and each sends its part to all
+    /// others: two hops, many peers.
+    #[default]
+    Scatter,
+    /// The first takes it in whole, and each passes it on to the next, bucket
+    /// by bucket: as many hops as domains, one peer.
+    Chain,
+}
+
+impl Spread {
+    pub const ALL: [Spread; 2] = [Spread::Scatter, Spread::Chain];
+
+    /// As the command line and the bindings spell it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Spread::Scatter => "scatter",
+            Spread::Chain => "chain",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Spread> {
+        Spread::ALL.into_iter().find(|s| s.name() == name)
+    }
 }
 
 /// Source ranks of one stage of one part: they hold about the same bytes.
@@ -95,6 +158,12 @@ pub struct PlanOptions {
     pub copy_count: u32,
     /// The same for single source groups.
     pub copies: Vec<SourceCopies>,
+    /// Strategy `fanout`: how the domains of one copy pass it on.
+    pub spread: Spread,
+    /// Strategies `relay` and `fanout`: bytes leave a source domain through
+    /// the NICs of all its source ranks, whichever of them holds the bytes.
+    pub source_relay: bool,
+    pub order: Order,
     /// By how many holders neighbouring streams are turned against each other;
     /// `None` is 1 where bytes are forwarded, else 0.
     pub rotation: Option<u32>,
@@ -119,6 +188,9 @@ impl Default for PlanOptions {
             two_stage: TwoStageOptions::default(),
             copy_count: 0,
             copies: Vec::new(),
+            spread: Spread::default(),
+            source_relay: false,
+            order: Order::default(),
             rotation: None,
             topology: None,
         }
@@ -137,6 +209,18 @@ impl PlanOptions {
             return Err(Error::invalid(format!(
                 "staging_bytes_max is {} and direct_bytes_min {}; both are at least 1",
                 self.staging_bytes_max, self.direct_bytes_min
+            )));
+        }
+        let name = self.strategy.name();
+        if self.source_relay && !self.strategy.is_clustered() {
+            return Err(Error::invalid(format!(
+                "source_relay goes with strategies relay and fanout, and not with {name}"
+            )));
+        }
+        if self.spread != Spread::Scatter && self.strategy != Strategy::Fanout {
+            return Err(Error::invalid(format!(
+                "spread {} goes with strategy fanout, and not with {name}",
+                self.spread.name()
             )));
         }
         Ok(())
@@ -160,15 +244,16 @@ pub struct Decision {
     /// Copies that leave each source group, by group; empty unless the
     /// strategy is `fanout`.
     pub copies: Vec<SourceCopies>,
+    pub spread: Spread,
+    /// Bytes leave a source domain through the NICs of all its source ranks.
+    pub source_relay: bool,
+    pub order: Order,
 }
 
 impl Decision {
     /// The decision that options fix by themselves.
     pub fn new(options: &PlanOptions) -> Decision {
-        let forwards = match options.strategy {
-            Strategy::Direct | Strategy::TwoStage => false,
-            Strategy::Relay | Strategy::Fanout => true,
-        };
+        let forwards = options.strategy.is_clustered();
         let is_two_stage = options.strategy == Strategy::TwoStage;
         Decision {
             strategy: options.strategy,
@@ -183,6 +268,18 @@ impl Decision {
                 Strategy::Fanout => options.copies.clone(),
                 Strategy::Direct | Strategy::TwoStage | Strategy::Relay => Vec::new(),
             },
+            spread: options.spread,
+            source_relay: options.source_relay,
+            order: options.order,
+        }
+    }
+
+    /// The same for other sides: copies that leave each source group are not
+    /// yet counted.
+    pub(super) fn without_copies(&self) -> Decision {
+        Decision {
+            copies: Vec::new(),
+            ..self.clone()
         }
     }
 

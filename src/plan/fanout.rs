@@ -14,9 +14,13 @@ use super::decision::{SourceCopies, SourceGroup};
 use super::derive::{Inputs, needs};
 use super::tables::placement;
 use crate::error::Result;
+use crate::layout::Place;
 use crate::layout::dtype::Dtype;
+use crate::layout::placement::Rule;
 use crate::layout::tensor::IndexBox;
 use crate::rank::Rank;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Destination domains that are looked at; they are much alike.
@@ -40,11 +44,14 @@ impl Load {
 /// already, else as many as can leave while the fullest domain receives.
 pub fn copies(inputs: Inputs<'_>) -> Result<Vec<SourceCopies>> {
     let decision = inputs.decision;
-    let groups = source_groups(inputs);
+    let mut groups = source_groups(inputs);
     let named = |group| decision.copies.iter().find(|c| c.group == group);
     let by_time = decision.copy_count == 0 && groups.keys().any(|&g| named(g).is_none());
     let receive = match by_time {
-        true => fullest_domain(inputs)?,
+        true => {
+            add_speeds(inputs, &mut groups);
+            fullest_domain(inputs)?
+        }
         false => Load::default(),
     };
     let mut all = Vec::new();
@@ -67,28 +74,23 @@ pub fn copies(inputs: Inputs<'_>) -> Result<Vec<SourceCopies>> {
 
 /// The destination domain that takes longest to receive what it needs once.
 fn fullest_domain(inputs: Inputs<'_>) -> Result<Load> {
-    let topology = inputs.topology;
-    let mut members: BTreeMap<u32, Vec<Rank>> = BTreeMap::new();
-    for rank in inputs.destination.ranks() {
-        if let Some(domain) = topology.domain(rank) {
-            members.entry(domain).or_default().push(rank);
-        }
-    }
+    // Domains whose ranks sit alike in the layout need the same.
+    let mut known: FxHashMap<Vec<SeatKey>, u128> = FxHashMap::default();
     let mut fullest = Load::default();
-    let step = members.len().div_ceil(DOMAIN_COUNT).max(1);
-    for ranks in members.values().step_by(step) {
-        let mut distinct: BTreeSet<(u32, IndexBox)> = BTreeSet::new();
-        let mut load = Load {
-            bytes: 0,
+    for ranks in some_domains(inputs).into_values() {
+        let kinds: Vec<SeatKey> = ranks.iter().map(|&r| seat_key(inputs, r)).collect();
+        let bytes = match known.get(&kinds) {
+            Some(&bytes) => bytes,
+            None => {
+                let bytes = needed_once(inputs, &ranks)?;
+                known.insert(kinds, bytes);
+                bytes
+            }
+        };
+        let load = Load {
+            bytes,
             bytes_per_s: speed(inputs, ranks.iter().copied()),
         };
-        for &rank in ranks {
-            for (tensor, bounds, bytes) in needs(inputs, rank)? {
-                if distinct.insert((tensor, bounds)) {
-                    load.bytes += u128::from(bytes);
-                }
-            }
-        }
         if load.exceeds(&fullest) {
             fullest = load;
         }
@@ -96,7 +98,61 @@ fn fullest_domain(inputs: Inputs<'_>) -> Result<Load> {
     Ok(fullest)
 }
 
-/// What each source group holds, and how fast its NICs are.
+/// Domains spread over the destination, with their ranks.
+fn some_domains(inputs: Inputs<'_>) -> BTreeMap<u32, Vec<Rank>> {
+    let ranges = inputs.topology.domain_ranges(inputs.destination);
+    let mut all: Vec<u32> = ranges.into_iter().flatten().collect();
+    all.sort_unstable();
+    all.dedup();
+    let step = all.len().div_ceil(DOMAIN_COUNT).max(1);
+    let picked: BTreeSet<u32> = all.into_iter().step_by(step).collect();
+    let mut members: BTreeMap<u32, Vec<Rank>> = BTreeMap::new();
+    for rank in inputs.destination.ranks() {
+        let domain = inputs.topology.domain(rank);
+        if let Some(domain) = domain.filter(|d| picked.contains(d)) {
+            members.entry(domain).or_default().push(rank);
+        }
+    }
+    members
+}
+
+/// Part and coordinates that matter to what a rank needs; the rank itself
+/// where it may hold some of that.
+type SeatKey = SmallVec<[u32; 8]>;
+
+fn seat_key(inputs: Inputs<'_>, rank: Rank) -> SeatKey {
+    let mut key = SeatKey::new();
+    match inputs.destination.place(rank) {
+        Some(Place::Part(part, seat)) if inputs.source.place(rank).is_none() => {
+            key.push(u32::from(seat.part));
+            for (coords, used) in seat.coords.iter().zip(part.axes_in_use()) {
+                let in_use = coords
+                    .iter()
+                    .enumerate()
+                    .filter(|(a, _)| used >> a & 1 == 1);
+                key.extend(in_use.map(|(_, &c)| c));
+            }
+        }
+        _ => key.extend([u32::MAX, rank.0]),
+    }
+    key
+}
+
+/// Distinct bytes that some ranks need.
+fn needed_once(inputs: Inputs<'_>, ranks: &[Rank]) -> Result<u128> {
+    let mut distinct: BTreeSet<(u32, IndexBox)> = BTreeSet::new();
+    let mut total = 0;
+    for &rank in ranks {
+        for (tensor, bounds, bytes) in needs(inputs, rank)? {
+            if distinct.insert((tensor, bounds)) {
+                total += u128::from(bytes);
+            }
+        }
+    }
+    Ok(total)
+}
+
+/// What each source group holds.
 fn source_groups(inputs: Inputs<'_>) -> BTreeMap<SourceGroup, Load> {
     let source = inputs.source;
     let mut groups: BTreeMap<SourceGroup, Load> = BTreeMap::new();
@@ -116,31 +172,52 @@ fn source_groups(inputs: Inputs<'_>) -> BTreeMap<SourceGroup, Load> {
         let wire = Dtype::wire(t.source_dtype, tensor.dtype);
         groups.entry(group).or_default().bytes += u128::from(elements * wire.bytes());
     }
-    for (group, load) in &mut groups {
-        load.bytes_per_s = match source.parts().get(usize::from(group.part)) {
-            None => speed(inputs, source.explicit().iter().map(|r| r.rank)),
-            Some(part) => {
-                let stage_axis = |r: &crate::layout::placement::Rule| Some((r.mesh, r.stage_axis?));
-                let axis = part.rules.iter().find_map(stage_axis);
-                let is_in = |position: u32| match (group.stage, axis) {
-                    (Some(stage), Some((mesh, axis))) => {
-                        part.meshes[usize::from(mesh)].coords(position)[usize::from(axis)] == stage
-                    }
-                    _ => true,
-                };
-                let positions = (0..part.ranks.count()).filter(|&i| is_in(i));
-                speed(inputs, positions.map(|i| part.ranks.rank(i)))
-            }
-        };
-    }
     groups
+}
+
+/// How fast the NICs are of those ranks of each source group that send.
+fn add_speeds(inputs: Inputs<'_>, groups: &mut BTreeMap<SourceGroup, Load>) {
+    let source = inputs.source;
+    let sends = |r: &Rank| !inputs.topology.is_drained(*r);
+    if source.parts().is_empty() {
+        let all = speed(
+            inputs,
+            source.explicit().iter().map(|r| r.rank).filter(sends),
+        );
+        groups.values_mut().for_each(|load| load.bytes_per_s = all);
+        return;
+    }
+    for (p, part) in source.parts().iter().enumerate() {
+        let stage_axis = |r: &Rule| Some((r.mesh, r.stage_axis?));
+        let axis = part.rules.iter().find_map(stage_axis);
+        let mut by_stage: BTreeMap<Option<u32>, Vec<Rank>> = BTreeMap::new();
+        for position in 0..part.ranks.count() {
+            let stage = axis.map(|(mesh, axis)| {
+                part.meshes[usize::from(mesh)].coords(position)[usize::from(axis)]
+            });
+            let ranks = by_stage.entry(stage).or_default();
+            ranks.push(part.ranks.rank(position));
+        }
+        for (group, load) in groups.iter_mut().filter(|(g, _)| usize::from(g.part) == p) {
+            let is_in = |stage: &Option<u32>| {
+                axis.is_none() || group.stage.is_none() || *stage == group.stage
+            };
+            let ranks = by_stage.iter().filter(|(stage, _)| is_in(stage));
+            load.bytes_per_s = speed(
+                inputs,
+                ranks.flat_map(|(_, ranks)| ranks.iter().copied().filter(sends)),
+            );
+        }
+    }
 }
 
 /// Bytes per second of the NICs of some ranks together, each port once.
 fn speed(inputs: Inputs<'_>, ranks: impl Iterator<Item = Rank>) -> u128 {
     let sites = ranks.filter_map(|r| inputs.topology.site(r));
-    let ports: BTreeMap<u32, u64> = sites
+    let mut ports: Vec<(u32, u64)> = sites
         .filter_map(|s| Some((s.port?, s.nic_bytes_per_s)))
         .collect();
-    ports.values().map(|&s| u128::from(s)).sum()
+    ports.sort_unstable();
+    ports.dedup();
+    ports.iter().map(|&(_, speed)| u128::from(speed)).sum()
 }

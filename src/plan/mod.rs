@@ -28,6 +28,7 @@ pub mod topology;
 pub mod traffic;
 pub mod two_stage;
 pub mod verify;
+pub mod waterfill;
 
 mod boxes;
 mod bucket;
@@ -35,9 +36,14 @@ mod cells;
 mod derive;
 mod domains;
 mod fanout;
+mod layers;
 mod line;
+mod locality;
 mod piece;
 mod ranks;
+mod replan;
+mod senders;
+mod slots;
 mod tables;
 mod wire;
 
@@ -47,11 +53,14 @@ use crate::layout::tensor::Tensor;
 use crate::layout::view::NamedBuffer;
 use crate::layout::{Layout, LayoutSpec, Place};
 use crate::rank::Rank;
-use decision::{Decision, PlanOptions, Strategy};
+use decision::{Decision, Order, PlanOptions, Strategy};
 use derive::Inputs;
 use domains::Domains;
+use layers::LayerLine;
+use locality::Locality;
 use program::{BufferUse, Program, Side};
 pub use selector::Selector;
+use senders::Senders;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
@@ -63,7 +72,7 @@ pub use wire::{PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, PlanDiff};
 
 /// Version of the rules by which programs are derived; part of every
 /// fingerprint, so ranks with other rules never exchange a byte.
-pub const PLANNER_VERSION: u32 = 1;
+pub const PLANNER_VERSION: u32 = 2;
 
 /// Up to this many ranks every program is derived to choose the bucket count;
 /// above, one rank of each kind and some between.
@@ -83,6 +92,9 @@ pub struct Plan {
     tables: Tables,
     two_stage: Option<Arc<TwoStage>>,
     domains: Domains,
+    senders: Senders,
+    locality: Locality,
+    layers: LayerLine,
     tensors: Arc<[Tensor]>,
     fingerprint: u128,
     participants: OnceLock<Participants>,
@@ -211,18 +223,57 @@ impl Plan {
             selectors,
         )?;
         if plan.tables.tensors.is_empty() {
-            return Err(Error::new(
-                Status::NotFound,
-                format!(
-                    "no tensor matches {selector}; the plan has {} tensors, the first is \"{}\"",
-                    self.tensors.len(),
-                    self.tensors.first().map_or("", |t| &t.name)
-                ),
-            ));
+            return Err(self.nothing_matches(selector));
         }
         plan.choose_buckets(false)?;
         plan.seal()?;
         Ok(plan)
+    }
+
+    fn nothing_matches(&self, selector: &Selector) -> Error {
+        Error::new(
+            Status::NotFound,
+            format!(
+                "no tensor matches {selector}; the plan has {} tensors, the first is \"{}\"",
+                self.tensors.len(),
+                self.tensors.first().map_or("", |t| &t.name)
+            ),
+        )
+    }
+
+    /// The same plan with its bytes in another order; in more buckets where
+    /// these would not keep staging inside its budget.
+    pub fn in_order(&self, order: Order) -> Result<Plan> {
+        let mut plan = self.decided_anew(Decision {
+            order,
+            ..self.decision.clone()
+        })?;
+        plan.keep_buckets(&plan.sample_ranks().0, self)?;
+        plan.seal()?;
+        Ok(plan)
+    }
+
+    /// A draft of the same in so many buckets.
+    pub(crate) fn draft_in_buckets(&self, bucket_count: u32) -> Result<Plan> {
+        self.decided_anew(Decision {
+            bucket_count,
+            ..self.decision.clone()
+        })
+    }
+
+    fn decided_anew(&self, decision: Decision) -> Result<Plan> {
+        let ground = Ground {
+            spec: self.topology_spec.clone(),
+            placed: self.topology.clone(),
+        };
+        let (source, destination) = (self.source.clone(), self.destination.clone());
+        Plan::assemble(
+            source,
+            destination,
+            decision,
+            ground,
+            self.selectors.clone(),
+        )
     }
 
     fn assemble(
@@ -254,8 +305,13 @@ impl Plan {
         let domains = match decision.strategy {
             Strategy::Direct | Strategy::TwoStage => Domains::default(),
             Strategy::Relay | Strategy::Fanout => {
-                Domains::new(&source, &destination, &ground.placed)
+                let relays = decision.source_relay;
+                Domains::new(&source, &destination, &ground.placed, relays)
             }
+        };
+        let layers = match decision.order {
+            Order::Fraction => LayerLine::default(),
+            Order::Layer => LayerLine::new(&tables, &destination),
         };
         let mut plan = Plan {
             source,
@@ -267,6 +323,9 @@ impl Plan {
             tables,
             two_stage,
             domains,
+            senders: Senders::default(),
+            locality: Locality::default(),
+            layers,
             tensors,
             fingerprint: 0,
             participants: OnceLock::new(),
@@ -274,7 +333,22 @@ impl Plan {
         if plan.decision.strategy == Strategy::Fanout {
             plan.decision.copies = fanout::copies(plan.inputs())?;
         }
+        plan.choose_senders()?;
         Ok(plan)
+    }
+
+    /// How much each holder sends, and whom it sends it to first.
+    fn choose_senders(&mut self) -> Result<()> {
+        match self.decision.strategy {
+            // The mapping names the senders.
+            Strategy::TwoStage => {}
+            Strategy::Relay | Strategy::Fanout => self.senders = Senders::new(self.inputs())?,
+            Strategy::Direct => {
+                self.senders = Senders::new(self.inputs())?;
+                self.locality = Locality::new(&self.source, &self.destination, &self.topology);
+            }
+        }
+        Ok(())
     }
 
     /// Source tensors that no destination rank wants are an error unless named.
@@ -348,7 +422,10 @@ impl Plan {
     /// True if programs may differ with the topology.
     fn topology_decides(&self) -> bool {
         match self.decision.strategy {
-            Strategy::Direct => !self.topology.spec().speeds.is_empty(),
+            Strategy::Direct => {
+                let has_speeds = !self.topology.spec().speeds.is_empty();
+                has_speeds || self.senders.decide() || self.locality.decides()
+            }
             // Which ranks share a device.
             Strategy::TwoStage => {
                 let options = self.decision.two_stage.as_ref();
@@ -380,6 +457,9 @@ impl Plan {
             decision: &self.decision,
             two_stage: self.two_stage.as_deref(),
             domains: &self.domains,
+            senders: &self.senders,
+            locality: &self.locality,
+            layers: &self.layers,
             topology: &self.topology,
         }
     }
@@ -524,7 +604,13 @@ impl Plan {
 
     fn participation(&self) -> &Participants {
         self.participants.get_or_init(|| {
-            let source = self.involved(&self.source, |t| &t.holders, |t| &t.explicit_holders);
+            let mut source = self.involved(&self.source, |t| &t.holders, |t| &t.explicit_holders);
+            // A source rank may relay what it does not hold.
+            if self.decision.source_relay {
+                let domain = |r: &Rank| self.topology.domain(*r);
+                let sending: BTreeSet<u32> = source.iter().filter_map(domain).collect();
+                source.extend(sending.iter().flat_map(|&d| self.domains.source_ranks(d)));
+            }
             let needing = self.involved(&self.destination, |t| &t.needers, |t| &t.explicit_needers);
             // A receiver may pass on what it does not need.
             let mut needing = needing;

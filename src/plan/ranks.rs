@@ -9,7 +9,7 @@ use crate::layout::mesh::MeshSlice;
 use crate::rank::Rank;
 
 /// Ranks in ascending order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum RankSet {
     Slice(MeshSlice),
     List(Vec<Rank>),

@@ -1,5 +1,6 @@
 //! What a plan moves, out of all that it could.
 
+use super::layers::layer_of;
 use crate::error::{Error, Result, Status};
 use crate::layout::Layout;
 use crate::layout::marks::Marks;
@@ -171,11 +172,6 @@ fn merged(ranges: &[(u32, u32)]) -> Vec<(u32, u32)> {
         }
     }
     out
-}
-
-/// The first component of a name that is a number.
-fn layer_of(name: &str) -> Option<u32> {
-    name.split('.').find_map(|c| c.parse().ok())
 }
 
 /// How a name tells of experts.

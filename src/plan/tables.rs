@@ -106,6 +106,32 @@ impl Tables {
         tables.class_count = classes.len() as u32;
         Ok(tables)
     }
+
+    /// One tensor of each class and stages, by index, and how many there are.
+    /// Explicit tensors stand for themselves.
+    pub fn kinds(&self, source: &Layout, destination: &Layout) -> Vec<(usize, u64)> {
+        let mut kinds: BTreeMap<(u32, Vec<u32>), (usize, u64)> = BTreeMap::new();
+        for (i, t) in self.tensors.iter().enumerate() {
+            let is_regular = t.explicit_holders.is_empty() && t.explicit_needers.is_empty();
+            let class = match is_regular {
+                true => t.class,
+                false => u32::MAX - i as u32,
+            };
+            let key = (class, t.stages(source, destination));
+            kinds.entry(key).or_insert((i, 0)).1 += 1;
+        }
+        kinds.into_values().collect()
+    }
+}
+
+impl PlanTensor {
+    /// The stages of its placements, on both sides.
+    fn stages(&self, source: &Layout, destination: &Layout) -> Vec<u32> {
+        let of = |layout, r| placement(layout, r).1.stage.unwrap_or(u32::MAX);
+        let held = self.holders.iter().map(|r| of(source, *r));
+        let needed = self.needers.iter().map(|r| of(destination, *r));
+        held.chain(needed).collect()
+    }
 }
 
 /// The dtype in which all holders store a tensor.

@@ -79,6 +79,9 @@ pub struct PlanDiff {
     pub decision_differs: bool,
     /// True if they select other tensors.
     pub selection_differs: bool,
+    /// True if other things stand between the ranks; programs may be the same
+    /// in spite of that.
+    pub topology_differs: bool,
     /// Tensors that only one of the plans moves.
     pub tensors_removed: Vec<String>,
     pub tensors_added: Vec<String>,
@@ -95,6 +98,7 @@ impl Plan {
         let names =
             |p: &Plan| -> Vec<String> { p.tensors.iter().map(|t| t.name.clone()).collect() };
         let ranks = |p: &Plan| -> Vec<u32> { p.participants().iter().map(|r| r.0).collect() };
+        let ground = |p: &Plan| p.topology_spec.clone().unwrap_or_default();
         let (a, b) = (names(self), names(other));
         let (r, s) = (ranks(self), ranks(other));
         let mut diff = PlanDiff {
@@ -104,6 +108,7 @@ impl Plan {
             destination_differs: self.destination.spec() != other.destination.spec(),
             decision_differs: self.decision != other.decision,
             selection_differs: self.selectors != other.selectors,
+            topology_differs: ground(self) != ground(other),
             tensors_removed: without(&a, &b),
             tensors_added: without(&b, &a),
             ranks_removed: without(&r, &s),

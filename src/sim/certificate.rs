@@ -5,7 +5,8 @@ use super::instance::{Instance, SIMULATED_RANK_COUNT_MAX};
 use super::network::{Link, LinkKind};
 use crate::error::Result;
 use crate::plan::Plan;
-use crate::plan::bounds::{BoundTerm, PlacementHint};
+use crate::plan::bounds::{BoundTerm, Bounds, PlacementHint};
+use crate::plan::report::PlanReport;
 use crate::plan::topology::Topology;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -35,6 +36,11 @@ pub struct Certificate {
     pub staging_bytes_peak: u64,
     /// A placement of ranks that would lower the bound.
     pub placement_hint: Option<PlacementHint>,
+    /// False if the plan has too many ranks to simulate: prediction, links,
+    /// bottleneck and bytes per kind of link are then those of a smaller plan
+    /// with the same proportions, the prediction scaled by the bounds.
+    pub is_exact: bool,
+    pub ranks_simulated: u64,
 }
 
 /// One link.
@@ -97,8 +103,31 @@ impl Certificate {
             messages: report.messages,
             staging_bytes_peak: report.staging_bytes_peak,
             placement_hint: hint,
+            is_exact: true,
+            ranks_simulated: instance.nodes.len() as u64,
         };
         Ok((certificate, instance, ran))
+    }
+
+    /// The certificate of a larger plan with the same proportions, of which
+    /// only bounds and totals are known.
+    pub fn of_larger(self, bounds: Bounds, report: &PlanReport) -> Certificate {
+        let scaled = u128::from(self.predicted_ns) * u128::from(bounds.lower_ns)
+            / u128::from(self.lower_bound_ns.max(1));
+        let predicted_ns = u64::try_from(scaled).unwrap_or(u64::MAX);
+        Certificate {
+            lower_bound_s: seconds(bounds.lower_ns),
+            predicted_s: seconds(predicted_ns),
+            lower_bound_ns: bounds.lower_ns,
+            predicted_ns,
+            bounds: bounds.terms,
+            bytes_local: report.bytes_local,
+            peers_max: report.peers_max,
+            messages: report.messages,
+            staging_bytes_peak: report.staging_bytes_peak,
+            is_exact: false,
+            ..self
+        }
     }
 
     /// True if a plan of this many ranks is simulated rank by rank.

@@ -31,20 +31,24 @@ impl Instance {
         if self.flows.len() <= EXACT_FLOW_COUNT {
             return self.run(&SimulateOptions::default());
         }
-        let small = self.compressed();
-        let quantum_ns = match small.flows.len() > EXACT_FLOW_COUNT {
-            true => lower_ns / (u64::from(self.step_count) * STEP_QUANTA),
-            false => 0,
-        };
-        let options = SimulateOptions {
-            quantum_ns,
-            ..SimulateOptions::default()
-        };
-        let ran = small.run(&options);
+        let ran = self.compressed().run_roughly(lower_ns, STEP_QUANTA);
         Simulated {
             flow_count: self.flows.len() as u64,
             ..ran
         }
+    }
+
+    /// Runs an instance as it is; of many flows, rates change only `quanta`
+    /// times in a step of the bound `lower_ns`.
+    pub fn run_roughly(&self, lower_ns: u64, quanta: u64) -> Simulated {
+        let quantum_ns = match self.flows.len() > EXACT_FLOW_COUNT {
+            true => lower_ns / (u64::from(self.step_count) * quanta),
+            false => 0,
+        };
+        self.run(&SimulateOptions {
+            quantum_ns,
+            ..SimulateOptions::default()
+        })
     }
 
     /// A smaller instance that takes the same time: exact where flows have

@@ -64,10 +64,10 @@ pub enum SpanKind {
 
 /// A piece of device work of a node; they run in order.
 #[derive(Clone, Copy, Debug)]
-struct Task {
-    kind: SpanKind,
-    step: u32,
-    bytes: u64,
+pub struct Task {
+    pub kind: SpanKind,
+    pub step: u32,
+    pub bytes: u64,
 }
 
 /// How far a node is.
@@ -457,51 +457,47 @@ impl<'a> Engine<'a> {
 }
 
 /// The device work of a node, in the order in which a session enqueues it.
-fn node_state(node: &super::Node) -> NodeState {
-    let steps = node.pack.len() as u32;
-    let mut state = NodeState {
-        packed_after: vec![0; steps as usize],
-        unpacked_after: vec![0; steps as usize],
-        flows_left: vec![0; steps as usize],
-        ..NodeState::default()
+pub fn device_work(node: &super::Node) -> Vec<Task> {
+    let steps = node.pack.len();
+    let mut tasks = Vec::new();
+    let mut add = |kind, bytes: &[u64], step: usize| {
+        if let Some(&bytes) = bytes.get(step).filter(|&&bytes| bytes > 0) {
+            let step = step as u32;
+            tasks.push(Task { kind, step, bytes });
+        }
     };
-    let pack = |state: &mut NodeState, s: u32| {
-        state.add(SpanKind::Pack, s, node.pack[s as usize]);
-    };
-    let land = |state: &mut NodeState, s: u32| {
-        state.add(SpanKind::Unpack, s, node.unpack[s as usize]);
-        state.add(SpanKind::Local, s, node.local[s as usize]);
-    };
+    // A rank that forwards nothing packs a step ahead.
+    let ahead = usize::from(!node.is_serial);
     for s in 0..steps {
-        if node.is_serial {
-            pack(&mut state, s);
-            land(&mut state, s);
-            continue;
-        }
         if s == 0 {
-            pack(&mut state, 0);
+            add(SpanKind::Pack, &node.pack, 0);
         }
-        if s + 1 < steps {
-            pack(&mut state, s + 1);
+        if s > 0 || ahead > 0 {
+            add(SpanKind::Pack, &node.pack, s + ahead);
         }
-        land(&mut state, s);
+        add(SpanKind::Unpack, &node.unpack, s);
+        add(SpanKind::Local, &node.local, s);
     }
-    state
+    tasks
 }
 
-impl NodeState {
-    fn add(&mut self, kind: SpanKind, step: u32, bytes: u64) {
-        if bytes == 0 {
-            return;
-        }
-        self.tasks.push(Task { kind, step, bytes });
-        let after = self.tasks.len() as u32;
-        match kind {
-            SpanKind::Pack => self.packed_after[step as usize] = after,
-            SpanKind::Unpack => self.unpacked_after[step as usize] = after,
+fn node_state(node: &super::Node) -> NodeState {
+    let steps = node.pack.len();
+    let mut state = NodeState {
+        tasks: device_work(node),
+        packed_after: vec![0; steps],
+        unpacked_after: vec![0; steps],
+        flows_left: vec![0; steps],
+        ..NodeState::default()
+    };
+    for (after, task) in (1u32..).zip(&state.tasks) {
+        match task.kind {
+            SpanKind::Pack => state.packed_after[task.step as usize] = after,
+            SpanKind::Unpack => state.unpacked_after[task.step as usize] = after,
             SpanKind::Local | SpanKind::Flow => {}
         }
     }
+    state
 }
 
 /// Flows of each node and step: ranges, and the flows.

@@ -6,7 +6,7 @@ use super::engine::{Engine, Simulated};
 use super::network::{Link, Network, Path};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
-use crate::plan::program::{BufferSlot, Direction, Program};
+use crate::plan::program::{Direction, Program};
 use crate::plan::topology::{Site, Topology};
 use crate::rank::Rank;
 use rustc_hash::FxHashMap;
@@ -90,10 +90,22 @@ impl Instance {
 
     /// How long the busiest link would take on its own.
     pub fn busiest_ns(&self) -> u64 {
-        let times = self.links.iter().zip(self.loads()).map(|(link, bytes)| {
+        let longest = self.times_ns().max().unwrap_or(0);
+        longest.min(u128::from(u64::MAX)) as u64
+    }
+
+    /// The link that takes longest on its own, the first of equals.
+    pub fn busiest(&self) -> Option<usize> {
+        let times = self.times_ns().enumerate();
+        let longest = times.max_by_key(|&(i, ns)| (ns, std::cmp::Reverse(i)));
+        longest.map(|(i, _)| i)
+    }
+
+    /// How long each link would take on its own.
+    fn times_ns(&self) -> impl Iterator<Item = u128> {
+        self.links.iter().zip(self.loads()).map(|(link, bytes)| {
             u128::from(bytes) * 1_000_000_000 / u128::from(link.bytes_per_s.max(1))
-        });
-        times.max().unwrap_or(0).min(u128::from(u64::MAX)) as u64
+        })
     }
 
     /// Bytes that each link carries in all.
@@ -108,19 +120,23 @@ impl Instance {
     }
 }
 
-struct Builder<'a> {
+pub(super) struct Builder<'a> {
     ranks: &'a [Rank],
     sites: Vec<Site>,
     network: Network<'a>,
     path_of: FxHashMap<(u32, u32), u32>,
     flow_of: FxHashMap<(u32, u32, u32), u32>,
     /// Bytes each flow has been announced with by its receiver.
-    expected: Vec<u64>,
-    instance: Instance,
+    pub(super) expected: Vec<u64>,
+    pub(super) instance: Instance,
 }
 
 impl<'a> Builder<'a> {
-    fn new(plan: &Plan, topology: &'a Topology, ranks: &'a [Rank]) -> Result<Builder<'a>> {
+    pub(super) fn new(
+        plan: &Plan,
+        topology: &'a Topology,
+        ranks: &'a [Rank],
+    ) -> Result<Builder<'a>> {
         let mut sites = Vec::with_capacity(ranks.len());
         for &rank in ranks {
             sites.push(topology.site(rank).ok_or_else(|| {
@@ -144,7 +160,7 @@ impl<'a> Builder<'a> {
         })
     }
 
-    fn add(&mut self, at: u32, program: &Program) -> Result<()> {
+    pub(super) fn add(&mut self, at: u32, program: &Program) -> Result<()> {
         let steps = self.instance.step_count as usize;
         let mut node = Node {
             rank: program.rank,
@@ -173,7 +189,8 @@ impl<'a> Builder<'a> {
                 Direction::Receive => &mut node.unpack,
             };
             if !m.is_direct {
-                staged[m.step as usize] += packed_bytes(program, m);
+                let pieces = program.pieces_of(m).iter();
+                staged[m.step as usize] += pieces.map(|p| p.bytes).sum::<u64>();
             }
             let flow = self.flow(from, to, m.step);
             match m.direction {
@@ -213,7 +230,7 @@ impl<'a> Builder<'a> {
         f as usize
     }
 
-    fn finish(self) -> Result<Instance> {
+    pub(super) fn finish(self) -> Result<Instance> {
         for (flow, expected) in self.instance.flows.iter().zip(&self.expected) {
             if flow.bytes != *expected {
                 let rank = |i: u32| self.ranks[i as usize];
@@ -231,14 +248,4 @@ impl<'a> Builder<'a> {
             ..self.instance
         })
     }
-}
-
-/// Bytes that a message is packed from or unpacked to: not those that lie in
-/// relay memory as they travel.
-fn packed_bytes(program: &Program, message: &crate::plan::program::Message) -> u64 {
-    let pieces = program.pieces_of(message).iter();
-    pieces
-        .filter(|p| p.region.slot != BufferSlot::RELAY || p.region.loops.0 != p.region.loops.1)
-        .map(|p| p.bytes)
-        .sum()
 }

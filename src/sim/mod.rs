@@ -26,6 +26,8 @@ mod fair;
 mod goal;
 mod instance;
 mod network;
+mod orders;
+mod sample;
 mod stress;
 mod trace;
 
@@ -34,6 +36,7 @@ pub use engine::{Simulated, Span, SpanKind, Stuck};
 pub use exact::{ExactRun, VirtualMemory, execute_exactly};
 pub use instance::{Flow, Instance, Node};
 pub use network::{Link, LinkKind};
+pub use orders::OrderCost;
 pub use stress::{StressOptions, StressReport};
 
 use crate::error::Result;

@@ -112,7 +112,10 @@ impl<'a> Network<'a> {
             LinkKind::CutOut => c.out_bytes_per_s,
             _ => c.in_bytes_per_s,
         };
-        let name = format!("\"{}\", cell {}", c.name, cell >> 32 | cell & 0xffff_ffff);
+        let name = match c.by_rail {
+            true => format!("\"{}\", cell {}, rail {}", c.name, cell >> 32, cell as u32),
+            false => format!("\"{}\", cell {cell}", c.name),
+        };
         self.link((kind, cut as u32, cell), speed, || name)
     }
 

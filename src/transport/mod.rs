@@ -13,6 +13,7 @@
 pub mod bootstrap;
 pub mod control;
 pub mod greeting;
+pub mod host;
 pub mod loopback;
 pub mod nccl;
 pub mod rendezvous;

@@ -1,4 +1,4 @@
-//! `auto`: which strategy, source rule and bucket count, decided by simulation.
+//! `auto`: which route, source rule and bucket count, decided by simulation.
 //!
 //! Every candidate is planned on a smaller copy of the layouts with the same
 //! proportions, turned into one node per class of ranks, and simulated with
@@ -6,9 +6,12 @@
 //!
 //! ```text
 //!   layouts ─► shrink (dp 3200 -> 64, replicas 3200 -> 64)
-//!           ─► for each strategy x rule: programs ─► classes ─► K = 4, 8, 16 ..
+//!           ─► for each route x rule: programs ─► classes ─► K = 4, 8, 16 ..
 //!           ─► fastest ─► plan of the whole layouts, which keeps the decision
 //! ```
+//!
+//! Layouts that do not shrink that far, as those of many ranks described view
+//! by view, are tried on ranks spread over both sides and what these exchange.
 //!
 //! All of it is whole numbers and depends on the inputs alone: ranks that
 //! decide for themselves decide the same.
@@ -16,18 +19,31 @@
 #![forbid(unsafe_code)]
 
 mod buckets;
+mod certify;
 mod shrink;
+
+pub use certify::certificate;
 
 use crate::error::{Error, Result, Status};
 use crate::layout::Layout;
 use crate::limits::BUCKET_COUNT_MAX;
 use crate::plan::Plan;
-use crate::plan::decision::{PlanOptions, SourceRule, Strategy};
-use crate::sim::Instance;
+use crate::plan::decision::{Order, PlanOptions, SourceRule, Spread, Strategy};
+use crate::rank::Rank;
+use crate::sim::{Instance, LinkKind};
 use serde::Serialize;
 use shrink::shrunk;
 use std::sync::Arc;
 
+/// Ranks that are planned and simulated one by one at most.
+const RANKS_MAX: u32 = 1024;
+/// Ranks that stand for all where there are more.
+const SAMPLE_COUNT: usize = 32;
+/// Flows that are simulated for one candidate, about: of larger instances
+/// fewer buckets are simulated than there will be.
+const FLOWS_ENOUGH: usize = 1 << 16;
+/// How often rates change in a step of such an instance.
+const STEP_QUANTA: u64 = 64;
 /// Bucket counts that are tried, unless the staging budget asks for more.
 const BUCKET_COUNTS: [u32; 5] = [4, 8, 16, 32, 64];
 /// A candidate this near to the bound, in percent, ends the search.
@@ -40,8 +56,19 @@ const ALIKE_PERMILLE: u64 = 5;
 pub struct Candidate {
     pub strategy: Strategy,
     pub source_rule: SourceRule,
+    pub spread: Spread,
+    pub source_relay: bool,
     pub bucket_count: u32,
     pub predicted_ns: u64,
+}
+
+/// What held the last draft up.
+#[derive(Clone, Copy, Default)]
+struct Limit {
+    /// It takes little longer than its busiest link.
+    is_load: bool,
+    /// That link leads from a NIC of a source rank.
+    is_sending: bool,
 }
 
 /// What was tried, and what came out best.
@@ -54,21 +81,36 @@ pub struct Choice {
     pub ranks: u32,
     /// By how much the layouts were shrunk.
     pub factor: u32,
+    /// True if only some of those ranks were simulated.
+    pub is_sampled: bool,
 }
 
-/// Plans with whatever is predicted to be fastest. Strategy and source rule of
-/// `options` are not looked at; a bucket count that is given is kept.
+/// Plans with whatever is predicted to be fastest. Strategy, source rule,
+/// spread and source relay of `options` are not looked at; the order and a
+/// bucket count that is given are kept.
 pub fn plan(source: Arc<Layout>, destination: Arc<Layout>, options: &PlanOptions) -> Result<Plan> {
     let choice = choose(&source, &destination, options)?;
+    plan_as(&choice, source, destination, options)
+}
+
+/// Plans in the way that was chosen, in more buckets where the whole layouts
+/// have more to stage than the copy that was tried.
+pub fn plan_as(
+    choice: &Choice,
+    source: Arc<Layout>,
+    destination: Arc<Layout>,
+    options: &PlanOptions,
+) -> Result<Plan> {
     let mut made = PlanOptions {
         strategy: choice.best.strategy,
         source_rule: choice.best.source_rule,
+        spread: choice.best.spread,
+        source_relay: choice.best.source_relay,
         bucket_count: choice.best.bucket_count,
         ..options.clone()
     };
     loop {
         match Plan::create(source.clone(), destination.clone(), &made) {
-            // The smaller copy may have had a little less to stage.
             Err(e) if e.status == Status::StagingTooSmall && options.bucket_count == 0 => {
                 let more = made.bucket_count + made.bucket_count.div_ceil(8);
                 if more > BUCKET_COUNT_MAX {
@@ -87,22 +129,18 @@ pub fn choose(
     destination: &Arc<Layout>,
     options: &PlanOptions,
 ) -> Result<Choice> {
-    let small = shrunk(source, destination, options)?;
+    let small = shrunk(source, destination, options.topology.as_ref())?;
     let mut tried: Vec<Candidate> = Vec::new();
     let mut lower_ns = 0;
     let mut failure: Option<Error> = None;
-    let mut is_at_load = false;
-    for (strategy, source_rule) in portfolio() {
-        // Another rule sends the same bytes over the same links: it helps
-        // where links stood idle.
-        if source_rule == SourceRule::Rotate && is_at_load {
+    let mut limit = Limit::default();
+    for route in portfolio() {
+        if route.is_idle(limit) {
             continue;
         }
         let made = PlanOptions {
-            strategy,
-            source_rule,
             topology: small.topology.clone(),
-            ..options.clone()
+            ..route.options(options)
         };
         let draft = match Plan::draft(small.source.clone(), small.destination.clone(), &made) {
             Ok(draft) => draft,
@@ -114,7 +152,7 @@ pub fn choose(
         if lower_ns == 0 {
             lower_ns = draft.bounds(draft.topology())?.lower_ns;
         }
-        is_at_load = try_buckets(&draft, options, lower_ns, &mut tried)?;
+        limit = try_buckets(&draft, options, lower_ns, &mut tried)?;
         let best = tried.iter().map(|c| c.predicted_ns).min();
         if best.is_some_and(|ns| ns <= lower_ns + lower_ns / 100 * GOOD_PERCENT) {
             break;
@@ -125,8 +163,9 @@ pub fn choose(
             best,
             tried,
             lower_ns,
-            ranks: small.source.rank_count() + small.destination.rank_count(),
+            ranks: small.rank_count(),
             factor: small.factor,
+            is_sampled: small.rank_count() > RANKS_MAX,
         }),
         None => Err(failure.unwrap_or_else(|| Error::internal("no strategy was tried"))),
     }
@@ -140,26 +179,112 @@ fn best_of(tried: &[Candidate]) -> Option<&Candidate> {
     tried.iter().find(|c| c.predicted_ns <= limit)
 }
 
-/// Strategies in the order in which equal ones are preferred.
-fn portfolio() -> Vec<(Strategy, SourceRule)> {
-    let strategies = Strategy::ALL
+/// What a candidate decides beside its bucket count.
+#[derive(Clone, Copy)]
+struct Route {
+    strategy: Strategy,
+    source_rule: SourceRule,
+    spread: Spread,
+    source_relay: bool,
+}
+
+impl Route {
+    const fn new(strategy: Strategy, source_rule: SourceRule) -> Route {
+        Route {
+            strategy,
+            source_rule,
+            spread: Spread::Scatter,
+            source_relay: false,
+        }
+    }
+
+    /// True if it cannot help against what held the last draft up.
+    fn is_idle(&self, last: Limit) -> bool {
+        // Another rule, or a chain, sends the same bytes over the same links:
+        // it helps where links stood idle.
+        let is_same_load = self.source_rule == SourceRule::Rotate || self.spread == Spread::Chain;
+        (is_same_load && last.is_load) || (self.source_relay && !last.is_sending)
+    }
+
+    fn options(&self, given: &PlanOptions) -> PlanOptions {
+        PlanOptions {
+            strategy: self.strategy,
+            source_rule: self.source_rule,
+            spread: self.spread,
+            source_relay: self.source_relay,
+            ..given.clone()
+        }
+    }
+}
+
+/// Routes in the order in which equal ones are preferred.
+fn portfolio() -> Vec<Route> {
+    let strategies = [Strategy::Direct, Strategy::Relay, Strategy::Fanout];
+    let rules = [SourceRule::Wrap, SourceRule::Rotate];
+    let mut routes: Vec<Route> = strategies
         .into_iter()
-        .filter(|s| *s != Strategy::TwoStage);
-    strategies
-        .into_iter()
-        .flat_map(|s| [(s, SourceRule::Wrap), (s, SourceRule::Rotate)])
+        .flat_map(|s| rules.map(|rule| Route::new(s, rule)))
+        .collect();
+    routes.push(Route {
+        spread: Spread::Chain,
+        ..Route::new(Strategy::Fanout, SourceRule::Wrap)
+    });
+    routes.extend([Strategy::Relay, Strategy::Fanout].map(|s| Route {
+        source_relay: true,
+        ..Route::new(s, SourceRule::Wrap)
+    }));
+    routes
+}
+
+/// Bucket counts worth a try; in layer order, ranks hold what they exchange in
+/// a part of the buckets, so the staging budget may ask for many more.
+fn counts_above(needed: u32, order: Order) -> Vec<u32> {
+    let spread = match order {
+        Order::Fraction => 1,
+        Order::Layer => needed.next_power_of_two(),
+    };
+    let counts = BUCKET_COUNTS.into_iter().map(|k| k.saturating_mul(spread));
+    counts
+        .filter(|k| (needed + 1..=BUCKET_COUNT_MAX).contains(k))
         .collect()
 }
 
-/// Simulates one draft with every bucket count that fits; says whether the
-/// best of them takes little longer than its busiest link.
+/// What a draft does, and the staging of the rank that has most.
+fn instance_of(draft: &Plan) -> Result<(Instance, u64)> {
+    let ranks = draft.participants();
+    if ranks.len() <= RANKS_MAX as usize {
+        return Instance::of_plan_with_staging(draft, draft.topology());
+    }
+    // Each side in its own steps: one may be much smaller.
+    let mut sample: Vec<Rank> = Vec::new();
+    for layout in [draft.source(), draft.destination()] {
+        let mut own = layout.ranks();
+        own.retain(|r| ranks.binary_search(r).is_ok());
+        let step = (2 * own.len()).div_ceil(SAMPLE_COUNT).max(1);
+        sample.extend(own.into_iter().step_by(step));
+    }
+    // The slow ones decide how long it takes.
+    let exceptional = draft.topology().spec().speeds.iter();
+    let exceptional = exceptional.flat_map(|s| s.ranks.iter());
+    sample.extend(
+        exceptional
+            .filter(|r| ranks.binary_search(r).is_ok())
+            .take(SAMPLE_COUNT / 4),
+    );
+    sample.sort_unstable();
+    sample.dedup();
+    Instance::of_ranks(draft, draft.topology(), &sample)
+}
+
+/// Simulates one draft with every bucket count that fits; says what held the
+/// best of them up.
 fn try_buckets(
     draft: &Plan,
     options: &PlanOptions,
     lower_ns: u64,
     tried: &mut Vec<Candidate>,
-) -> Result<bool> {
-    let (instance, staging) = Instance::of_plan_with_staging(draft, draft.topology())?;
+) -> Result<Limit> {
+    let (instance, staging) = instance_of(draft)?;
     let small = instance.compressed();
     let budget = u128::from(options.staging_bytes_max);
     // Two steps are in flight of what one holds now; and a little for the
@@ -167,24 +292,70 @@ fn try_buckets(
     let needed = (2 * u128::from(staging) * 33).div_ceil(budget * 32);
     let needed = u32::try_from(needed).unwrap_or(u32::MAX).max(1);
     let mut counts: Vec<u32> = match options.bucket_count {
-        0 => BUCKET_COUNTS.into_iter().filter(|&k| k > needed).collect(),
+        0 => counts_above(needed, options.order),
         given => vec![given],
     };
     if options.bucket_count == 0 && needed <= BUCKET_COUNT_MAX {
         counts.insert(0, needed);
     }
     let first = tried.len();
+    let most = (FLOWS_ENOUGH / small.flows.len().max(1)).max(BUCKET_COUNTS[0] as usize);
+    let most = u32::try_from(most).unwrap_or(u32::MAX);
     for bucket_count in counts {
-        let bucketed = buckets::bucketed(&small, bucket_count);
-        let ran = bucketed.run_fast(lower_ns);
+        let before = tried[first..].last().map(|c| c.predicted_ns);
+        let simulated = match options.order {
+            Order::Fraction => bucket_count.min(most),
+            Order::Layer => bucket_count,
+        };
+        let bucketed = match options.order {
+            Order::Fraction => buckets::bucketed(&small, simulated),
+            Order::Layer => {
+                let plan = draft.draft_in_buckets(bucket_count)?;
+                let (cut, staging) = instance_of(&plan)?;
+                if u128::from(staging) > budget && options.bucket_count == 0 {
+                    continue;
+                }
+                cut.compressed()
+            }
+        };
+        let ran = bucketed.run_roughly(lower_ns, STEP_QUANTA);
+        let d = draft.decision();
         tried.push(Candidate {
-            strategy: draft.decision().strategy,
-            source_rule: draft.decision().source_rule,
+            strategy: d.strategy,
+            source_rule: d.source_rule,
+            spread: d.spread,
+            source_relay: d.source_relay,
             bucket_count,
             predicted_ns: ran.total_ns,
         });
+        // More buckets only add latency from here on, or look the same.
+        let is_worse = before.is_some_and(|ns| ran.total_ns > ns + ns / 1000 * ALIKE_PERMILLE);
+        if is_worse || simulated < bucket_count {
+            break;
+        }
     }
     let load_ns = instance.busiest_ns();
     let best = tried[first..].iter().map(|c| c.predicted_ns).min();
-    Ok(best.is_some_and(|ns| ns <= load_ns + load_ns / 100 * GOOD_PERCENT))
+    Ok(Limit {
+        is_load: best.is_some_and(|ns| ns <= load_ns + load_ns / 100 * GOOD_PERCENT),
+        is_sending: is_sending(draft, &instance),
+    })
+}
+
+/// True if the busiest link of a draft leads from the NIC of a source rank.
+fn is_sending(draft: &Plan, instance: &Instance) -> bool {
+    let Some(busiest) = instance.busiest() else {
+        return false;
+    };
+    let is_source = |node: u32| {
+        let rank = instance.nodes[node as usize].rank;
+        draft.source().place(rank).is_some()
+    };
+    let mut flows = instance.flows.iter();
+    let uses_it = |path: u32| {
+        let mut links = instance.paths[path as usize].iter();
+        links.any(|l| l.0 as usize == busiest)
+    };
+    instance.links[busiest].kind == LinkKind::NicOut
+        && flows.any(|f| uses_it(f.path) && is_source(f.from))
 }

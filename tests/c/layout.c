@@ -159,7 +159,7 @@ OFFSET(wsync_two_stage_options, source_list_count, 56);
 OFFSET(wsync_two_stage_options, destination_ranks, 64);
 OFFSET(wsync_two_stage_options, destination_list_count, 72);
 
-SIZE(wsync_plan_options, 72);
+SIZE(wsync_plan_options, 88);
 OFFSET(wsync_plan_options, struct_size, 0);
 OFFSET(wsync_plan_options, strategy, 8);
 OFFSET(wsync_plan_options, source_rule, 12);
@@ -171,6 +171,10 @@ OFFSET(wsync_plan_options, unused_allowed, 40);
 OFFSET(wsync_plan_options, unused_allowed_count, 48);
 OFFSET(wsync_plan_options, two_stage, 56);
 OFFSET(wsync_plan_options, topology, 64);
+OFFSET(wsync_plan_options, order, 72);
+OFFSET(wsync_plan_options, spread, 76);
+OFFSET(wsync_plan_options, source_relay, 80);
+OFFSET(wsync_plan_options, reserved, 84);
 
 SIZE(wsync_simulate_options, 32);
 OFFSET(wsync_simulate_options, struct_size, 0);
@@ -449,6 +453,16 @@ SIZE(wsync_source_rule, 4);
 VALUE(WSYNC_SOURCE_RULE_DEFAULT, 0);
 VALUE(WSYNC_SOURCE_RULE_WRAP, 1);
 VALUE(WSYNC_SOURCE_RULE_ROTATE, 2);
+
+SIZE(wsync_spread, 4);
+VALUE(WSYNC_SPREAD_DEFAULT, 0);
+VALUE(WSYNC_SPREAD_SCATTER, 1);
+VALUE(WSYNC_SPREAD_CHAIN, 2);
+
+SIZE(wsync_order, 4);
+VALUE(WSYNC_ORDER_DEFAULT, 0);
+VALUE(WSYNC_ORDER_FRACTION, 1);
+VALUE(WSYNC_ORDER_LAYER, 2);
 
 SIZE(wsync_nccl_mode, 4);
 VALUE(WSYNC_NCCL_MODE_OWN, 1);

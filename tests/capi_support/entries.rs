@@ -253,19 +253,24 @@ fn plan_options() -> Arg {
         unused_allowed_count: 0,
         two_stage: std::ptr::null(),
         topology: std::ptr::null(),
+        order: 0,
+        spread: 0,
+        source_relay: 0,
+        reserved: 0,
     };
+    let unknown = |at| (at, 99, WSYNC_ERR_UNSUPPORTED);
     let buckets = offset_of!(wsync_plan_options, bucket_count);
     let unused = offset_of!(wsync_plan_options, unused_allowed_count);
     let bad = vec![
+        unknown(offset_of!(wsync_plan_options, strategy)),
+        unknown(offset_of!(wsync_plan_options, source_rule)),
+        unknown(offset_of!(wsync_plan_options, order)),
+        unknown(offset_of!(wsync_plan_options, spread)),
+        // Goes with relay and fanout.
         (
-            offset_of!(wsync_plan_options, strategy),
-            99,
-            WSYNC_ERR_UNSUPPORTED,
-        ),
-        (
-            offset_of!(wsync_plan_options, source_rule),
-            99,
-            WSYNC_ERR_UNSUPPORTED,
+            offset_of!(wsync_plan_options, source_relay),
+            1,
+            WSYNC_ERR_INVALID_ARGUMENT,
         ),
         (buckets, u64::from(u32::MAX), WSYNC_ERR_LIMIT_EXCEEDED),
         (unused, 1, WSYNC_ERR_INVALID_ARGUMENT),
@@ -316,6 +321,15 @@ fn plans(e: &mut Entries, w: &World<'_>) {
     add(e, "wsync_plan_create", Alone, ok(args));
     let args = vec![Bytes(w.plan_bytes.clone()), OutHandle(Plan), Err];
     add(e, "wsync_plan_create_from_bytes", Alone, ok(args));
+    let args = vec![
+        Handle(Plan),
+        OptionalHandle(Layout),
+        OptionalHandle(Layout),
+        OptionalHandle(Topology),
+        OutHandle(Plan),
+        Err,
+    ];
+    add(e, "wsync_plan_replan", Alone, ok(args));
     let args = vec![Handle(Plan), selector(), OutHandle(Plan), Err];
     add(e, "wsync_plan_select", Alone, ok(args));
     for name in ["wsync_plan_serialize", "wsync_plan_report"] {

@@ -18,7 +18,8 @@ pub fn tensors() -> impl Strategy<Value = Vec<Tensor>> {
             .enumerate()
             .map(|(i, (shape, d))| {
                 let dtype = [Dtype::BF16, Dtype::F32, Dtype::U8][*d];
-                Tensor::new(format!("t{i}"), shape, dtype).unwrap()
+                // Later ones are of earlier layers.
+                Tensor::new(format!("t{i}.{}", 2 - i / 2), shape, dtype).unwrap()
             })
             .collect()
     })

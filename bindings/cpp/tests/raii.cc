@@ -15,7 +15,7 @@ namespace ws = weightsync;
 
 namespace {
 
-const char *const rows = R"({"weightsync_layout": 1, "ranks": {"first": 0, "count": 2},
+const char *const two_rows = R"({"weightsync_layout": 1, "ranks": {"first": 0, "count": 2},
     "meshes": {"m": [["tp", 2]]},
     "tensors": [{"name": "w", "shape": [4, 4], "dtype": "f32",
                  "cuts": [{"dim": 0, "axes": ["tp"]}]},
@@ -26,7 +26,7 @@ void owns_and_moves() {
   ws::Layout empty;
   CHECK(!empty);
   CHECK(empty.rank_count() == 0);
-  ws::Layout first = ws::Layout::from_json(rows);
+  ws::Layout first = ws::Layout::from_json(two_rows);
   wsync_layout *raw = first.c_ptr();
   ws::Layout second = std::move(first);
   CHECK(!first && second.c_ptr() == raw);
@@ -61,7 +61,7 @@ void throws_what_the_library_says() {
   const ws::Layout bad = ws::Layout::from_json("{", err);
   CHECK(err && !bad && err.status() == ws::Status::layout_invalid);
   CHECK(std::strcmp(ws::name(err.status()), "LAYOUT_INVALID") == 0);
-  const ws::Layout good = ws::Layout::from_json(rows, err);
+  const ws::Layout good = ws::Layout::from_json(two_rows, err);
   CHECK(!err && good);
   CHECK(ws::is_transport_lost(ws::Status::aborted));
   CHECK(ws::is_retryable(ws::Status::refused));
@@ -83,7 +83,7 @@ void describes_and_plans() {
   CHECK(!one.describe().empty());
   CHECK(one.check().error_count == 0);
   CHECK(one.check(&again).error_count == 0);
-  CHECK(ws::Layout::check_json(rows).error_count == 0);
+  CHECK(ws::Layout::check_json(two_rows).error_count == 0);
 
   ws::RankViews other(1, 1);
   const auto same = other.add_tensor("w", ws::dtype::bf16, {4, 6});
@@ -93,7 +93,7 @@ void describes_and_plans() {
   both.push_back(ws::Layout::from_views(other));
   CHECK(ws::Layout::merge(both).copy_count() == 2);
 
-  const ws::Layout layout = ws::Layout::from_json(rows);
+  const ws::Layout layout = ws::Layout::from_json(two_rows);
   const ws::Plan plan = ws::Plan::create(layout, layout);
   plan.verify();
   CHECK(plan.ranks() == (std::vector<std::uint32_t>{0, 1}));
@@ -103,6 +103,9 @@ void describes_and_plans() {
   CHECK(plan.buffers(1)[0].side == ws::Side::source);
   CHECK(plan.tensor_last_step(0, "w").has_value());
   CHECK(plan.origin(0, "w", {0, 0}).find("\"hops\"") != std::string::npos);
+  ws::PlanOptions layers;
+  layers.order = static_cast<std::uint32_t>(ws::Order::layer);
+  CHECK(ws::Plan::create(layout, layout, layers).serialize() != plan.serialize());
   const ws::Plan part = plan.select({"w*"}, {"x"});
   CHECK(part.tensor_count() == 1);
   const ws::Fingerprint a = plan.fingerprint();
@@ -312,7 +315,7 @@ void one_rank(ws::Transport transport, const ws::Plan &plan,
 }
 
 void delivers() {
-  const ws::Layout layout = ws::Layout::from_json(rows);
+  const ws::Layout layout = ws::Layout::from_json(two_rows);
   const ws::Plan plan = ws::Plan::create(layout, layout);
   std::vector<ws::Transport> transports;
   std::vector<std::vector<std::uint8_t>> greetings;

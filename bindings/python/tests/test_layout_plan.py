@@ -142,6 +142,28 @@ def test_plans_are_equal_where_their_input_is() -> None:
     assert caught.value.status is ws.Status.CORRUPT
 
 
+def test_early_layers_are_complete_early_in_layer_order() -> None:
+    source = ws.Layout.from_json((FILES / "trainer_tp2_pp2_dp2.json").read_bytes())
+    destination = ws.Layout.from_json((FILES / "inference_2x_tp4.json").read_bytes())
+    plan = ws.Plan(source, destination, bucket_count=8, order="layer")
+    first, last = "model.layers.0.mlp.down_proj.weight", "model.norm.weight"
+    assert plan.tensor_last_step(8, first) < plan.tensor_last_step(8, last) == 7
+    assert plan.report()["order"] == "layer"
+
+
+def test_routes_are_chosen() -> None:
+    source = ws.Layout.from_json((FILES / "trainer_tp2_pp2_dp2.json").read_bytes())
+    destination = ws.Layout.from_json((FILES / "inference_2x_tp4.json").read_bytes())
+    plan = ws.Plan(
+        source, destination, strategy="fanout", copy_count=1, spread="chain", source_relay=True
+    )
+    plan.verify()
+    report = plan.report()
+    assert (report["spread"], report["source_relay"]) == ("chain", True)
+    with pytest.raises(ws.CallerError, match="source_relay"):
+        ws.Plan(source, destination, source_relay=True)
+
+
 def test_select() -> None:
     source = ws.Layout.from_json((FILES / "trainer_tp2_pp2_dp2.json").read_bytes())
     destination = ws.Layout.from_json((FILES / "inference_2x_tp4.json").read_bytes())

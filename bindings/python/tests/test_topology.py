@@ -65,6 +65,15 @@ def test_ranks_that_say_where_they_are_make_a_topology() -> None:
         Topology.from_places([places[0], places[0]])
 
 
+def test_a_rank_need_not_know_its_host() -> None:
+    places = [Topology.place(r, "", f"GPU-{r}") for r in range(2)]
+    places.append(Topology.place(2, "elsewhere", "GPU-2"))
+    topology = Topology.from_places(places)
+    assert [topology.site(r).host for r in range(3)] == [0, 0, 1]
+    with pytest.raises(CallerError, match='device ""'):
+        Topology.place(0, "", "")
+
+
 def test_a_plan_has_a_certificate() -> None:
     plan = Plan(*layouts(), strategy="auto")
     certificate = plan.certificate()
@@ -76,6 +85,27 @@ def test_a_plan_has_a_certificate() -> None:
     assert plan.certificate(slow)["lower_bound_s"] > 5 * certificate["lower_bound_s"]
     planned = Plan(*layouts(), topology=slow)
     assert planned.certificate()["predicted_s"] > certificate["predicted_s"]
+
+
+def test_a_plan_is_made_anew_for_what_changed() -> None:
+    plan = Plan(*layouts())
+    assert plan.replan().fingerprint == plan.fingerprint
+    drained = Topology.from_json(
+        '{"weightsync_topology": 1, "speeds": [{"ranks": [0], "drained": true}]}'
+    )
+    calm = plan.replan(topology=drained)
+    diff = plan.diff(calm)
+    assert diff["topology_differs"] and not diff["is_equal"]
+    assert not diff["destination_differs"] and not diff["decision_differs"]
+    assert 0 in diff["ranks_changed"]
+    source, destination = layouts()
+    assert calm.replan(source, destination, Topology.from_json('{"weightsync_topology": 1}'))
+    with pytest.raises(CallerError, match="has no place"):
+        plan.replan(
+            topology=Topology.from_json(
+                '{"weightsync_topology": 1, "placement": [{"ranks": [0], "gpu": 0}]}'
+            )
+        )
 
 
 def test_stragglers_and_failures_are_simulated() -> None:

@@ -138,7 +138,7 @@ impl<'a> SideKinds<'a> {
     fn new(layout: &'a Layout) -> SideKinds<'a> {
         SideKinds {
             layout,
-            axes: layout.parts().iter().map(axes_in_use).collect(),
+            axes: layout.parts().iter().map(Part::axes_in_use).collect(),
             kinds: FxHashMap::default(),
             ranks: Vec::new(),
             boxes: FxHashMap::default(),
@@ -229,18 +229,6 @@ fn boxes_of(layout: &Layout, rank: Rank, refs: &[PlacementRef], explicit: &[Expl
 
 fn is_on_stage(part: &Part, seat: &Seat, r: &PlacementRef) -> bool {
     r.part == seat.part && part.is_on_stage(&part.placements[r.placement as usize], seat)
-}
-
-/// Per mesh, the axes that some rule cuts by or stages on.
-fn axes_in_use(part: &Part) -> Vec<u8> {
-    let mut masks = vec![0u8; part.meshes.len()];
-    for rule in &part.rules {
-        let axes = rule.cuts.iter().flat_map(|c| c.axes.iter());
-        for &a in axes.chain(rule.stage_axis.iter()) {
-            masks[rule.mesh as usize] |= 1 << a;
-        }
-    }
-    masks
 }
 
 /// Bytes of an element on the wire: of the narrowest dtype on any side.

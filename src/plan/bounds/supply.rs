@@ -12,7 +12,6 @@ use crate::plan::tables::{PlanTensor, placement};
 use crate::plan::topology::Topology;
 use crate::rank::Rank;
 use rustc_hash::FxHashMap;
-use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -124,20 +123,7 @@ impl Supply {
             needers: FxHashMap::default(),
         };
         let mut supply = Supply::default();
-        // One tensor of each class and stages, and how many there are.
-        type Key = (u32, SmallVec<[u32; 4]>);
-        let mut groups: BTreeMap<Key, (usize, u64)> = BTreeMap::new();
-        for (i, t) in plan.tables.tensors.iter().enumerate() {
-            let is_regular = t.explicit_holders.is_empty() && t.explicit_needers.is_empty();
-            // Explicit tensors are groups of their own.
-            let class = match is_regular {
-                true => t.class,
-                false => u32::MAX - i as u32,
-            };
-            let entry = groups.entry((class, stages(plan, t))).or_insert((i, 0));
-            entry.1 += 1;
-        }
-        for (i, count) in groups.into_values() {
+        for (i, count) in plan.tables.kinds(&plan.source, &plan.destination) {
             supply.add(&mut finder, &plan.tables.tensors[i], count)?;
         }
         Ok(supply)
@@ -194,14 +180,6 @@ impl Held {
     }
 }
 
-/// The stages of a tensor's placements on both sides.
-fn stages(plan: &Plan, t: &PlanTensor) -> SmallVec<[u32; 4]> {
-    let of = |layout, r| placement(layout, r).1.stage.unwrap_or(u32::MAX);
-    let held = t.holders.iter().map(|r| of(&plan.source, *r));
-    let needed = t.needers.iter().map(|r| of(&plan.destination, *r));
-    held.chain(needed).collect()
-}
-
 struct Finder<'a> {
     plan: &'a Plan,
     topology: &'a Topology,
@@ -221,16 +199,7 @@ impl<'a> Finder<'a> {
         let whole = IndexBox::whole(&destination.tensors()[tensor.destination.index()].shape);
         let mut out = Vec::new();
         for j in 0..tensor.needers.len() {
-            let cells = match tensor.explicit_holders.is_empty() {
-                true => splitter.grid(&whole, Some(j))?,
-                false => {
-                    let mut cells = Vec::new();
-                    for b in splitter.needed_boxes(j, &whole)? {
-                        cells.extend(splitter.cells(&b, None)?);
-                    }
-                    cells
-                }
-            };
+            let cells = splitter.demanded(j, &whole)?;
             let held = cells.iter().map(|c| {
                 let needers = self.needers_of(tensor, &splitter.needers(j, c));
                 self.held(tensor, &splitter, c, needers, wire)

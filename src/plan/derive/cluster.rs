@@ -1,9 +1,7 @@
-//! Strategies `relay` and `fanout`: a stream reaches clusters of needers, whose
-//! members exchange it among themselves.
+//! Clusters of needers, which exchange one copy of a stream among themselves.
 //!
-//! The needers of a stream are put into clusters of whole NVLink domains. Each
-//! cluster gets the stream once: the wrap-around cut divides the holders' work
-//! over clusters, and each member of a cluster takes in an equal *slot*:
+//! A cluster is some whole NVLink domains. Its members take in an equal *slot*
+//! each, out of the holders' domains, and pass it on:
 //!
 //! ```text
 //!                         cluster of two domains, members 0 1 | 2 3
@@ -13,40 +11,47 @@
 //!   stage 2   in domain   slot 0: 2 ──► 3
 //! ```
 //!
-//! With one domain to a cluster (`relay`) each byte enters a domain once. With
-//! several (`fanout`) fewer copies leave the holders than there are domains.
 //! Every member needs what it forwards, so no memory is needed for that.
 //!
-//! Needers in a domain with a holder get everything from holders there.
+//! Spread as a chain, a cluster takes everything in through its first domain,
+//! and each domain passes it on to the next:
+//!
+//! ```text
+//!   stage 0   holders     ──► slot 0 to 0, slot 1 to 1
+//!   stage 1   in domain   slot 0: 0 ──► 1
+//!             across      slot 0: 0 ──► 2
+//!   stage 2   in domain   slot 0: 2 ──► 3        across   slot 0: 2 ──► 4 ..
+//! ```
+//!
+//! Where a byte is relayed on its way out of the holders' domain, all of this
+//! is a stage later.
 
-use super::route::{Hop, ItemRange, Routes, There};
-use super::walk::Group;
-use super::{HOLDINGS, NEEDS};
-use crate::plan::decision::{SourceRule, Strategy};
-use crate::plan::domains::{Runs, within};
-use crate::plan::line::{Line, Share};
+use super::exits::Exits;
+use super::route::{Hop, There};
+use crate::plan::decision::Spread;
+use crate::plan::domains::Runs;
 use crate::plan::program::Direction;
-use crate::plan::ranks::RankSet;
+use crate::plan::slots::Slots;
 use crate::rank::Rank;
 use smallvec::SmallVec;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// The clusters of one stream.
-struct Clusters {
-    runs: Arc<Runs>,
-    count: u64,
+pub struct Clusters {
+    pub runs: Arc<Runs>,
+    pub count: u64,
 }
 
 impl Clusters {
     /// The domains of cluster `i`.
-    fn runs_of(&self, i: u64) -> Range<u64> {
+    pub fn runs_of(&self, i: u64) -> Range<u64> {
         let domains = self.runs.len();
         i * domains / self.count..(i + 1) * domains / self.count
     }
 
     /// The cluster of a domain.
-    fn of_run(&self, run: u64) -> u64 {
+    pub fn of_run(&self, run: u64) -> u64 {
         let mut i = run * self.count / self.runs.len();
         while self.runs_of(i).end <= run {
             i += 1;
@@ -56,34 +61,38 @@ impl Clusters {
 }
 
 /// One cluster of one stream.
-struct Cluster<'c> {
-    runs: &'c Runs,
-    domains: Range<u64>,
+pub struct Cluster<'c> {
+    pub runs: &'c Runs,
+    pub domains: Range<u64>,
     /// Places of the members among the needers.
-    places: Range<u64>,
-    bytes: u64,
+    pub places: Range<u64>,
+    pub spread: Spread,
+    /// How the members that take in a slot, the first ones, share that work.
+    pub slots: Slots,
+    /// The same if all members did.
+    pub weights: Slots,
+    pub bytes: u64,
 }
 
 impl Cluster<'_> {
-    fn len(&self) -> u64 {
-        self.places.end - self.places.start
-    }
-
     /// What member `j` takes in.
-    fn slot(&self, j: u64) -> Range<u64> {
-        let cut = |j: u64| (u128::from(j) * u128::from(self.bytes) / u128::from(self.len())) as u64;
-        cut(j)..cut(j + 1)
+    pub fn slot(&self, j: u64) -> Range<u64> {
+        let units = u128::from(self.slots.units());
+        let cut = |unit: u64| (u128::from(unit) * u128::from(self.bytes) / units) as u64;
+        let slot = self.slots.range(j);
+        cut(slot.start)..cut(slot.end)
     }
 
     /// The members whose slots meet a range of the stream.
-    fn members_in(&self, range: Range<u64>) -> Range<u64> {
-        let at = |x: u64| (u128::from(x) * u128::from(self.len()) / u128::from(self.bytes)) as u64;
-        let mut first = at(range.start);
-        while first < self.len() && self.slot(first).end <= range.start {
+    pub fn members_in(&self, range: Range<u64>) -> Range<u64> {
+        let count = self.slots.count();
+        let units = u128::from(range.start) * u128::from(self.slots.units());
+        let mut first = self.slots.slot_at((units / u128::from(self.bytes)) as u64);
+        while first < count && self.slot(first).end <= range.start {
             first += 1;
         }
         let mut end = first;
-        while end < self.len() && self.slot(end).start < range.end {
+        while end < count && self.slot(end).start < range.end {
             end += 1;
         }
         first..end
@@ -105,328 +114,65 @@ impl Cluster<'_> {
             return j;
         }
         let members = self.members_of(run);
-        members.start + j % (members.end - members.start)
-    }
-}
-
-/// What one slot of the holders' line sends to one cluster: a range of the
-/// stream, or of it only some items.
-struct Load {
-    slot: u64,
-    cluster: u64,
-    from: u64,
-    to: u64,
-    items: Vec<u32>,
-}
-
-impl Load {
-    fn of(share: Share) -> Load {
-        Load {
-            slot: share.holder,
-            cluster: share.needer,
-            from: share.from,
-            to: share.to,
-            items: Vec::new(),
-        }
-    }
-
-    fn items(group: &Group, slot: u64, cluster: u64, item: u32) -> Load {
-        Load {
-            slot,
-            cluster,
-            from: 0,
-            to: group.bytes,
-            items: vec![item],
-        }
-    }
-}
-
-impl Routes<'_, '_> {
-    pub fn clustered(&mut self) {
-        let walks = self.walks;
-        for group in &walks[NEEDS].groups {
-            if let Some(own) = group.own {
-                self.take_in_cluster(group, own);
-            }
-        }
-        for group in &walks[HOLDINGS].groups {
-            if let Some(own) = group.own.filter(|_| !group.needers.is_empty()) {
-                self.give_to_clusters(group, own);
-            }
-        }
-    }
-
-    /// Needers that no holder shares a domain with; `None` if these are all.
-    fn outer(&self, group: &Group) -> Option<RankSet> {
-        if !self.inputs.domains.are_shared() {
-            return None;
-        }
-        let (source, destination) = (self.inputs.source, self.inputs.destination);
-        let domain = |r: Rank| self.inputs.topology.domain(r);
-        let mut held: Vec<u32> = group
-            .holders
-            .to_vec(source)
-            .into_iter()
-            .filter_map(domain)
-            .collect();
-        held.sort_unstable();
-        held.dedup();
-        let is_outer = |r: &Rank| domain(*r).is_none_or(|d| held.binary_search(&d).is_err());
-        let needers = group.needers.to_vec(destination);
-        let outer: Vec<Rank> = needers.iter().copied().filter(is_outer).collect();
-        (outer.len() < needers.len()).then_some(RankSet::List(outer))
-    }
-
-    fn clusters(&self, group: &Group, needers: &RankSet) -> Clusters {
-        let inputs = self.inputs;
-        let runs = inputs
-            .domains
-            .runs(needers, inputs.destination, inputs.topology);
-        let count = match inputs.decision.strategy {
-            Strategy::Fanout => inputs.decision.copies_leaving(group.origin).min(runs.len()),
-            Strategy::Direct | Strategy::TwoStage | Strategy::Relay => runs.len(),
+        let Slots::Unequal(_) = self.weights else {
+            return members.start + j % (members.end - members.start);
         };
-        Clusters { runs, count }
+        let widths = members.clone().map(|m| self.weights.width(m));
+        members.start + Slots::of_willing(widths).holder_in_turn(j, 0)
     }
 
-    fn cluster<'c>(&self, group: &Group, clusters: &'c Clusters, i: u64) -> Cluster<'c> {
-        let domains = clusters.runs_of(i);
-        Cluster {
-            runs: &clusters.runs,
-            places: clusters.runs.places(domains.clone()),
-            domains,
-            bytes: group.bytes,
+    /// Hops across domains that slot `j` has behind it when it comes to `run`.
+    fn depth(&self, run: u64, j: u64) -> u32 {
+        match self.spread {
+            Spread::Scatter => u32::from(self.run_of(j) != run),
+            Spread::Chain => (run - self.domains.start) as u32,
         }
     }
 
-    /// Everything of one stream that this rank needs and passes on.
-    fn take_in_cluster(&mut self, group: &Group, own: u64) {
-        let outer = self.outer(group);
-        let needers = outer.as_ref().unwrap_or(&group.needers);
-        let own = match &outer {
-            None => own,
-            Some(set) => match set.index_of(self.inputs.destination, self.rank) {
-                Some(own) => own,
-                None => return self.take_in_domain(group),
-            },
+    /// The domain from which slot `j` comes to `run`, unless from a holder.
+    fn run_before(&self, run: u64, j: u64) -> Option<u64> {
+        let before = match self.spread {
+            Spread::Scatter => self.run_of(j),
+            Spread::Chain => run.wrapping_sub(1),
         };
-        let destination = self.inputs.destination;
-        let clusters = self.clusters(group, needers);
-        let place = clusters.runs.place(own);
-        let i = clusters.of_run(clusters.runs.run_of(place));
-        let cluster = self.cluster(group, &clusters, i);
-        let me = place - cluster.places.start;
-        let rank = |j: u64| {
-            let needer = cluster.runs.needer(cluster.places.start + j);
-            needers.nth(destination, needer)
+        (self.depth(run, j) > 0).then_some(before)
+    }
+
+    /// The domains to which `run` passes slot `j` on.
+    fn runs_after(&self, run: u64, j: u64) -> impl Iterator<Item = u64> {
+        let after = match self.spread {
+            Spread::Scatter if self.run_of(j) == run => self.domains.clone(),
+            Spread::Scatter => 0..0,
+            Spread::Chain => run + 1..self.domains.end.min(run + 2),
         };
-        let mut hops: SmallVec<[Hop; 16]> = SmallVec::new();
-        for load in self.loads_of_cluster(group, clusters.count, i) {
-            let holder = self.turned(group, load.slot);
-            for j in cluster.members_in(load.from..load.to) {
-                hops.clear();
-                self.hops_of(&cluster, (me, j), holder, rank, &mut hops);
-                self.add_load(NEEDS, group, &load, cluster.slot(j), &hops);
-            }
-        }
+        after.filter(move |&d| d != run)
     }
 
-    /// What each slot of the holders' line sends to cluster `i`.
-    fn loads_of_cluster(&self, group: &Group, clusters: u64, i: u64) -> Vec<Load> {
-        let mut loads = Vec::new();
-        match self.inputs.decision.source_rule {
-            SourceRule::Wrap => {
-                line(group, clusters).shares_of_needer(i, |s| loads.push(Load::of(s)));
-            }
-            // The slot moves on by one with each item and cluster.
-            SourceRule::Rotate => {
-                let n = group.holders.len();
-                for (t, &item) in group.items.iter().enumerate() {
-                    match loads.get_mut(t % n as usize) {
-                        Some(load) => load.items.push(item),
-                        None => loads.push(Load::items(group, (i + t as u64) % n, i, item)),
-                    }
-                }
-            }
-        }
-        loads
-    }
-
-    /// What slot `slot` of the holders' line sends to each cluster.
-    fn loads_of_slot(&self, group: &Group, clusters: u64, slot: u64) -> Vec<Load> {
-        let mut loads: Vec<Load> = Vec::new();
-        match self.inputs.decision.source_rule {
-            SourceRule::Wrap => {
-                line(group, clusters).shares_of_holder(slot, |s| loads.push(Load::of(s)));
-            }
-            SourceRule::Rotate => {
-                let n = group.holders.len();
-                let mut sent = Vec::new();
-                for (t, &item) in group.items.iter().enumerate() {
-                    let first = (slot + n - t as u64 % n) % n;
-                    sent.extend((first..clusters).step_by(n as usize).map(|i| (i, t, item)));
-                }
-                sent.sort_unstable();
-                for (i, _, item) in sent {
-                    match loads.last_mut() {
-                        Some(load) if load.cluster == i => load.items.push(item),
-                        _ => loads.push(Load::items(group, slot, i, item)),
-                    }
-                }
-            }
-        }
-        loads
-    }
-
-    /// Sends what of a load lies in a member's slot along `hops`.
-    fn add_load(
-        &mut self,
-        walk: usize,
-        group: &Group,
-        load: &Load,
-        slot: Range<u64>,
-        hops: &[Hop],
-    ) {
-        let (from, to) = (load.from.max(slot.start), load.to.min(slot.end));
-        if load.items.is_empty() {
-            return self.add_share(walk, group, from, to, hops);
-        }
-        let items = load.items.iter();
-        let ranges: Vec<ItemRange> = items
-            .filter_map(|&i| self.walks[walk].range(i, from, to))
-            .collect();
-        self.add_ranges(walk, &ranges, hops);
-    }
-
-    /// What member `me` of a cluster does with slot `j`, which `holder` sends.
-    fn hops_of(
+    /// What member `me` does with slot `j`, which comes out of its holder's
+    /// domain by `exits`; `rank` says who a member is.
+    pub fn hops_of(
         &self,
-        cluster: &Cluster<'_>,
         (me, j): (u64, u64),
-        holder: Rank,
+        exits: &Exits,
         rank: impl Fn(u64) -> Rank,
         hops: &mut SmallVec<[Hop; 16]>,
     ) {
-        let run = cluster.run_of(me);
-        let entry = cluster.entry(run, j);
+        let run = self.run_of(me);
+        let entry = self.entry(run, j);
+        let stage = exits.stage_at(rank(j)) + self.depth(run, j);
+        let receive = |peer, stage, there| Hop::plain(peer, Direction::Receive, stage, there);
+        let send = |m| Hop::plain(rank(m), Direction::Send, stage + 1, There::Alike);
         if entry != me {
             // Out of our domain's entry, which has it a stage earlier.
-            let stage = if entry == j { 1 } else { 2 };
-            return hops.push(hop(rank(entry), Direction::Receive, stage, There::Alike));
+            return hops.push(receive(rank(entry), stage + 1, There::Alike));
         }
-        let stage = match me == j {
-            true => {
-                hops.push(hop(holder, Direction::Receive, 0, There::Across));
-                1
-            }
-            false => {
-                hops.push(hop(rank(j), Direction::Receive, 1, There::Alike));
-                2
-            }
-        };
-        let mates = cluster.members_of(run).filter(|&m| m != me);
-        hops.extend(mates.map(|m| hop(rank(m), Direction::Send, stage, There::Alike)));
-        if me == j {
-            let others = cluster.domains.clone().filter(|&d| d != run);
-            let entries = others.map(|d| cluster.entry(d, j));
-            hops.extend(entries.map(|m| hop(rank(m), Direction::Send, 1, There::Alike)));
-        }
-    }
-
-    /// Everything of one stream that this rank holds and sends.
-    fn give_to_clusters(&mut self, group: &Group, own: u64) {
-        let outer = self.outer(group);
-        if outer.is_some() {
-            self.give_in_domain(group);
-        }
-        let needers = outer.as_ref().unwrap_or(&group.needers);
-        if needers.is_empty() {
-            return;
-        }
-        let clusters = self.clusters(group, needers);
-        let slot = self.slot_of(group, own);
-        for load in self.loads_of_slot(group, clusters.count, slot) {
-            let cluster = self.cluster(group, &clusters, load.cluster);
-            for j in cluster.members_in(load.from..load.to) {
-                let needer = cluster.runs.needer(cluster.places.start + j);
-                let peer = needers.nth(self.inputs.destination, needer);
-                let hop = hop(peer, Direction::Send, 0, There::Across);
-                self.add_load(HOLDINGS, group, &load, cluster.slot(j), &[hop]);
-            }
-        }
-    }
-
-    /// A needer with holders in its domain: these send it all.
-    fn take_in_domain(&mut self, group: &Group) {
-        let Some((holders, needers)) = self.in_domain(group) else {
-            return;
-        };
-        let Ok(own) = needers.binary_search(&self.rank) else {
-            return;
-        };
-        let mut shares: SmallVec<[Share; 4]> = SmallVec::new();
-        inner_line(group, &holders, &needers).shares_of_needer(own as u64, |s| shares.push(s));
-        for s in shares {
-            let peer = holders[s.holder as usize];
-            let hop = hop(peer, Direction::Receive, 0, There::Across);
-            self.add_share(NEEDS, group, s.from, s.to, &[hop]);
-        }
-    }
-
-    /// A holder with needers in its domain.
-    fn give_in_domain(&mut self, group: &Group) {
-        let Some((holders, needers)) = self.in_domain(group) else {
-            return;
-        };
-        let Ok(own) = holders.binary_search(&self.rank) else {
-            return;
-        };
-        if needers.is_empty() {
-            return;
-        }
-        let mut shares: SmallVec<[Share; 8]> = SmallVec::new();
-        inner_line(group, &holders, &needers).shares_of_holder(own as u64, |s| shares.push(s));
-        for s in shares {
-            let peer = needers[s.needer as usize];
-            let hop = hop(peer, Direction::Send, 0, There::Across);
-            self.add_share(HOLDINGS, group, s.from, s.to, &[hop]);
-        }
-    }
-
-    /// Holders and needers of a stream in our domain.
-    fn in_domain(&self, group: &Group) -> Option<(Vec<Rank>, Vec<Rank>)> {
-        let inputs = self.inputs;
-        let domain = inputs.topology.domain(self.rank)?;
-        Some((
-            within(&group.holders, inputs.source, inputs.topology, domain),
-            within(&group.needers, inputs.destination, inputs.topology, domain),
-        ))
-    }
-}
-
-fn hop(peer: Rank, direction: Direction, stage: u32, there: There) -> Hop {
-    Hop {
-        peer,
-        direction,
-        stage,
-        is_relayed: false,
-        there,
-    }
-}
-
-/// The line of a stream over its holders and clusters.
-fn line(group: &Group, clusters: u64) -> Line {
-    Line {
-        bytes: group.bytes,
-        holders: group.holders.len(),
-        needers: clusters,
-    }
-}
-
-fn inner_line(group: &Group, holders: &[Rank], needers: &[Rank]) -> Line {
-    Line {
-        bytes: group.bytes,
-        holders: holders.len() as u64,
-        needers: needers.len() as u64,
+        hops.push(match self.run_before(run, j) {
+            None => receive(exits.towards(rank(j)), stage, exits.there(rank(j))),
+            Some(before) => receive(rank(self.entry(before, j)), stage, There::Alike),
+        });
+        let mates = self.members_of(run).filter(|&m| m != me);
+        hops.extend(mates.map(send));
+        let others = self.runs_after(run, j);
+        hops.extend(others.map(|d| send(self.entry(d, j))));
     }
 }

@@ -4,9 +4,11 @@ use super::route::{Here, ItemRange, Routes, Stretch, There};
 use super::walk::{Group, Walk};
 use super::{HOLDINGS, NEEDS};
 use crate::plan::decision::SourceRule;
-use crate::plan::line::Line;
+use crate::plan::line::Share;
+use crate::plan::locality::{Ends, Matching};
 use crate::plan::program::Direction;
 use crate::rank::Rank;
+use std::sync::Arc;
 
 impl Routes<'_, '_> {
     /// Cuts every line. Buckets are cut later, out of the stream of each pair.
@@ -45,44 +47,56 @@ impl Routes<'_, '_> {
 
 impl Walk<'_> {
     fn wrap(&self, group: &Group, own: u64, turn: u64, add: &mut impl FnMut(Rank, ItemRange)) {
-        let line = Line {
-            bytes: group.bytes,
-            holders: group.holders.len(),
-            needers: group.needers.len(),
+        let share = |s: Share| {
+            let peer = match self.direction {
+                Direction::Receive => group.holders.nth(self.inputs.source, s.holder),
+                Direction::Send => group.needers.nth(self.inputs.destination, s.needer),
+            };
+            self.ranges(group, s.from, s.to, |r| add(peer, r));
         };
-        let n = line.holders;
-        match self.direction {
-            Direction::Receive => line.shares_of_needer(own, |s| {
-                let peer = group.holders.nth(self.inputs.source, (s.holder + turn) % n);
-                self.ranges(group, s.from, s.to, |r| add(peer, r));
-            }),
-            Direction::Send => line.shares_of_holder((own + n - turn) % n, |s| {
-                let peer = group.needers.nth(self.inputs.destination, s.needer);
-                self.ranges(group, s.from, s.to, |r| add(peer, r));
-            }),
+        match (self.matching(group, turn), self.direction) {
+            (Some(m), Direction::Receive) => m.shares_of_needer(group.bytes, own, share),
+            (Some(m), Direction::Send) => m.shares_of_holder(group.bytes, own, share),
+            (None, Direction::Receive) => group.line(turn).shares_of_needer(own, share),
+            (None, Direction::Send) => group.line(turn).shares_of_holder(own, share),
         }
+    }
+
+    /// The line of a stream, if holders and needers of it are near each other.
+    fn matching(&self, group: &Group, turn: u64) -> Option<Arc<Matching>> {
+        let inputs = self.inputs;
+        let ends = Ends {
+            holders: (&group.holders, inputs.source),
+            needers: (&group.needers, inputs.destination),
+            slots: &group.slots,
+            turn,
+        };
+        inputs.locality.matching(ends, inputs.topology)
     }
 
     /// Whole items, the holder moving on by one with each item and needer.
     fn rotate(&self, group: &Group, own: u64, turn: u64, add: &mut impl FnMut(Rank, ItemRange)) {
-        let (n, needers) = (group.holders.len(), group.needers.len());
+        let needers = group.needers.len();
+        let (turns, period) = match self.direction {
+            Direction::Receive => Default::default(),
+            Direction::Send => group.slots.turns_of(own, turn),
+        };
         for (t, &item) in group.items.iter().enumerate() {
-            let t = (t as u64 + turn) % n;
+            let t = t as u64;
             let whole = ItemRange {
                 item,
                 from: 0,
                 to: self.cell_of(&self.items[item as usize]).bytes,
             };
-            match self.direction {
-                Direction::Receive => {
-                    add(group.holders.nth(self.inputs.source, (own + t) % n), whole);
-                }
-                Direction::Send => {
-                    let mut g = (own + n - t) % n;
-                    while g < needers {
-                        add(group.needers.nth(self.inputs.destination, g), whole);
-                        g += n;
-                    }
+            if self.direction == Direction::Receive {
+                let holder = group.slots.holder_in_turn(own + t, turn);
+                add(group.holders.nth(self.inputs.source, holder), whole);
+                continue;
+            }
+            for at in &turns {
+                let first = (at + period - t % period) % period;
+                for needer in (first..needers).step_by(period as usize) {
+                    add(group.needers.nth(self.inputs.destination, needer), whole);
                 }
             }
         }

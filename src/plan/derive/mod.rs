@@ -10,22 +10,27 @@
 //! ```
 //!
 //! A rank that forwards what it does not need itself walks the needs of those
-//! it forwards to as well.
+//! it forwards to, or what those hold that it relays for, as well.
 
 mod builder;
 mod cell;
 mod cluster;
+mod clustered;
 mod digest;
 mod direct;
+mod exits;
 mod route;
 mod stream;
 mod two_stage;
 mod view;
 mod walk;
 
-use super::decision::{Decision, Strategy};
+use super::decision::{Decision, Spread, Strategy};
 use super::domains::Domains;
+use super::layers::LayerLine;
+use super::locality::Locality;
 use super::program::{Direction, Program};
+use super::senders::Senders;
 use super::tables::Tables;
 use super::topology::Topology;
 use super::two_stage::TwoStage;
@@ -50,18 +55,33 @@ pub struct Inputs<'a> {
     /// Who sends to whom, where the strategy is `two_stage`.
     pub two_stage: Option<&'a TwoStage>,
     pub domains: &'a Domains,
+    pub senders: &'a Senders,
+    pub locality: &'a Locality,
+    /// Where the order is by layer.
+    pub layers: &'a LayerLine,
 }
 
 impl Inputs<'_> {
     /// Stages of the longest route: 1 if nothing is forwarded.
     pub fn stage_count(&self) -> u32 {
-        match self.decision.strategy {
-            Strategy::Direct => 1,
-            Strategy::TwoStage => 1 + u32::from(self.two_stage.is_some_and(TwoStage::forwards)),
-            Strategy::Relay => 2,
+        let relayed = u32::from(self.decision.source_relay);
+        match (self.decision.strategy, self.decision.spread) {
+            (Strategy::Direct, _) => 1,
+            (Strategy::TwoStage, _) => {
+                1 + u32::from(self.two_stage.is_some_and(TwoStage::forwards))
+            }
+            (Strategy::Relay, _) => relayed + 2,
             // Across domains, then inside them.
-            Strategy::Fanout => 3,
+            (Strategy::Fanout, Spread::Scatter) => relayed + 3,
+            (Strategy::Fanout, Spread::Chain) => relayed + 1 + self.chain_length(),
         }
+    }
+
+    /// Domains of the longest chain.
+    fn chain_length(&self) -> u32 {
+        let copies = self.decision.copies.iter().map(|c| c.copies.max(1));
+        let fewest = u64::from(copies.min().unwrap_or(1));
+        self.domains.destination_count().div_ceil(fewest).max(1) as u32
     }
 
     /// Bucket `b` of stage `s` travels in step `b + s`.
@@ -88,7 +108,8 @@ pub fn derive(inputs: Inputs<'_>, rank: Rank) -> Result<Program> {
 }
 
 /// Index of the walk over what the rank needs, and of the one over what it
-/// holds. More walks are over the needs of ranks it may forward to.
+/// holds. More walks are over the needs of ranks it may forward to, or over
+/// what ranks hold that it may relay for.
 const NEEDS: usize = 0;
 const HOLDINGS: usize = 1;
 
@@ -104,6 +125,16 @@ fn walks(inputs: Inputs<'_>, rank: Rank) -> Result<Vec<Walk<'_>>> {
             needs.collect_needs()?;
             walks.push(needs);
         }
+    }
+    let domain = inputs.topology.domain(rank);
+    let mates = domain.map_or(&[][..], |d| inputs.domains.source_ranks(d));
+    for &mate in mates
+        .iter()
+        .filter(|&&m| m != rank && mates.contains(&rank))
+    {
+        let mut holdings = Walk::new(inputs, mate, Direction::Send);
+        holdings.collect_holdings()?;
+        walks.push(holdings);
     }
     Ok(walks)
 }

@@ -15,6 +15,8 @@
 use super::walk::{Group, Walk};
 use super::{Inputs, NEEDS};
 use crate::error::{Error, Result};
+use crate::plan::decision::Order;
+use crate::plan::layers::LayerItem;
 use crate::plan::program::Direction;
 use crate::rank::Rank;
 use std::cmp::Ordering;
@@ -78,6 +80,19 @@ pub struct Hop {
     pub there: There,
 }
 
+impl Hop {
+    /// A hop whose end on our side is a buffer.
+    pub fn plain(peer: Rank, direction: Direction, stage: u32, there: There) -> Hop {
+        Hop {
+            peer,
+            direction,
+            stage,
+            is_relayed: false,
+            there,
+        }
+    }
+}
+
 /// What a rank exchanges, before it is cut into messages.
 pub struct Routes<'w, 'a> {
     pub inputs: Inputs<'a>,
@@ -111,22 +126,9 @@ impl<'w, 'a> Routes<'w, 'a> {
         }
     }
 
-    /// The holder that has slot `slot` of the line: the holders of streams to
+    /// By how many holders a group is turned; less than there are. Streams of
     /// neighbouring needers, and from neighbouring stages, are turned against
     /// each other, so that what cannot be cut does not all come from one.
-    pub fn turned(&self, group: &Group, slot: u64) -> Rank {
-        let holders = group.holders.len();
-        let index = (slot + self.turn(group)) % holders;
-        group.holders.nth(self.inputs.source, index)
-    }
-
-    /// The slot of holder `own`.
-    pub fn slot_of(&self, group: &Group, own: u64) -> u64 {
-        let holders = group.holders.len();
-        (own + holders - self.turn(group)) % holders
-    }
-
-    /// By how many holders a group is turned; less than there are.
     pub fn turn(&self, group: &Group) -> u64 {
         let rotation = u64::from(self.inputs.decision.rotation);
         if rotation == 0 || group.needers.is_empty() {
@@ -164,6 +166,26 @@ impl<'w, 'a> Routes<'w, 'a> {
 
     /// Cuts one range of a share where its buckets end.
     fn add_range(&mut self, walk: usize, r: &ItemRange, before: u64, total: u64, hops: &[Hop]) {
+        match self.inputs.decision.order {
+            Order::Fraction => self.add_fractions(walk, r, (before, total), hops),
+            Order::Layer => {
+                let walk_of = &self.walks[walk];
+                walk_of.cut_in_layers(r.item, (r.from, r.to), |bucket, from, to| {
+                    self.add_stretch(walk, r.item, (from, to), bucket, hops);
+                });
+            }
+        }
+    }
+
+    /// Bucket `b` is the `b`-th part of the share, of which `before` bytes out
+    /// of `total` lie in front of this range.
+    fn add_fractions(
+        &mut self,
+        walk: usize,
+        r: &ItemRange,
+        (before, total): (u64, u64),
+        hops: &[Hop],
+    ) {
         let buckets = u128::from(self.inputs.decision.bucket_count);
         let walk_of = &self.walks[walk];
         let item = &walk_of.items[r.item as usize];
@@ -276,13 +298,14 @@ impl<'w, 'a> Routes<'w, 'a> {
         let place = |s: &Stretch| (s.direction, s.peer, s.stage, s.bucket);
         place(a).cmp(&place(b)).then_with(|| {
             if a.walk == b.walk {
-                return (a.item, a.from).cmp(&(b.item, b.from));
+                return (a.item, a.from, a.to).cmp(&(b.item, b.from, b.to));
             }
             // Of two ranks' needs: as the one who sends both has them.
             let item = |s: &Stretch| {
                 let walk = &self.walks[s.walk as usize];
                 let item = &walk.items[s.item as usize];
-                (item.tensor, item.demand, &walk.cell_of(item).bounds, s.from)
+                let bounds = &walk.cell_of(item).bounds;
+                (item.tensor, item.demand, bounds, s.from, s.to)
             };
             item(a).cmp(&item(b))
         })
@@ -326,6 +349,21 @@ fn phase(tensor: u32, bounds: &crate::layout::tensor::IndexBox) -> u64 {
 }
 
 impl Walk<'_> {
+    /// Calls `f` with bucket and range of each part of bytes `[from, to)` of
+    /// an item, in layer order.
+    pub fn cut_in_layers(&self, index: u32, range: (u64, u64), f: impl FnMut(u32, u64, u64)) {
+        let item = &self.items[index as usize];
+        let cell = self.cell_of(item);
+        let item = LayerItem {
+            tensor: item.tensor,
+            bytes: cell.bytes,
+            unit: cell.unit,
+        };
+        let inputs = self.inputs;
+        let buckets = inputs.decision.bucket_count;
+        inputs.layers.cut(item, buckets, range, f);
+    }
+
     /// The items, whole or cut, of bytes `[from, to)` of a group's stream.
     pub fn ranges(&self, group: &Group, from: u64, to: u64, mut f: impl FnMut(ItemRange)) {
         let first = group

@@ -4,15 +4,16 @@
 //! they are contiguous; the rest of a bucket is one packed message. Both ends'
 //! strides decide, so both ends find the same messages.
 
-use super::Strategy;
 use super::builder::Builder;
 use super::route::{Here, Routes, Stretch, There};
 use super::view::{PeerView, holding_view, needing_view};
 use super::walk::{Item, Walk};
+use super::{Decision, Strategy};
 use crate::error::Result;
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Span, TensorIndex};
 use crate::layout::view::Strides;
+use crate::plan::decision::Order;
 use crate::plan::piece::{contiguous_from, elements_from, flat_boxes};
 use crate::plan::program::{BufferSlot, Direction, Message, PairHash, Piece, Region, Side};
 use crate::rank::Rank;
@@ -124,13 +125,20 @@ impl<'a> Builder<'a> {
     pub fn add_streams(&mut self, routes: &mut Routes<'_, 'a>) -> Result<()> {
         self.relay_half_bytes = routes.relay_bytes();
         let mut all = std::mem::take(&mut routes.stretches);
+        let Decision {
+            strategy, order, ..
+        } = self.inputs.decision;
+        let is_cut = *strategy != Strategy::Direct;
+        if !is_cut && *order == Order::Layer {
+            all = cut_in_layers(routes.walks, &all);
+        }
         all.sort_unstable_by(|a, b| routes.order(a, b));
         let same = |a: &Stretch, b: &Stretch| {
             (a.direction, a.peer, a.stage) == (b.direction, b.peer, b.stage)
         };
         let mut cut = Vec::new();
         for stream in all.chunk_by(same) {
-            if self.inputs.decision.strategy == Strategy::Direct {
+            if !is_cut && *order == Order::Fraction {
                 cut.clear();
                 self.cut_by_pair(routes.walks, stream, &mut cut);
                 self.add_stream(routes.walks, &cut)?;
@@ -342,6 +350,22 @@ impl<'a> Builder<'a> {
             staging: 0,
         });
     }
+}
+
+/// Stretches cut where buckets of layers end.
+fn cut_in_layers(walks: &[Walk<'_>], stretches: &[Stretch]) -> Vec<Stretch> {
+    let mut cut = Vec::with_capacity(stretches.len());
+    for s in stretches {
+        walks[s.walk as usize].cut_in_layers(s.item, (s.from, s.to), |bucket, from, to| {
+            cut.push(Stretch {
+                bucket,
+                from,
+                to,
+                ..*s
+            });
+        });
+    }
+    cut
 }
 
 /// Byte strides of a box stored by itself.

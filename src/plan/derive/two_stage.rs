@@ -12,7 +12,6 @@
 use super::route::{Hop, Routes, There};
 use super::walk::Group;
 use super::{HOLDINGS, NEEDS};
-use crate::plan::line::Line;
 use crate::plan::program::Direction;
 use crate::plan::two_stage::TwoStage;
 use crate::rank::Rank;
@@ -136,7 +135,7 @@ impl Routes<'_, '_> {
     fn take_straight(&mut self, group: &Group) {
         let Some(own) = group.own else { return };
         let mut shares: SmallVec<[_; 4]> = SmallVec::new();
-        line(group).shares_of_needer(own, |s| shares.push(s));
+        group.line(0).shares_of_needer(own, |s| shares.push(s));
         for s in shares {
             let hop = Hop {
                 peer: group.holders.nth(self.inputs.source, s.holder),
@@ -177,7 +176,7 @@ impl Routes<'_, '_> {
         }
         let Some(own) = group.own else { return };
         let mut shares: SmallVec<[_; 8]> = SmallVec::new();
-        line(group).shares_of_holder(own, |s| shares.push(s));
+        group.line(0).shares_of_holder(own, |s| shares.push(s));
         for s in shares {
             let needer = group.needers.nth(self.inputs.destination, s.needer);
             let is_mapped = mapped
@@ -213,14 +212,5 @@ impl Routes<'_, '_> {
         });
         hops.extend(serve.forwards(self.rank));
         self.add_share(walk, group, 0, group.bytes, &hops);
-    }
-}
-
-/// The line of a stream over all its holders and needers.
-fn line(group: &Group) -> Line {
-    Line {
-        bytes: group.bytes,
-        holders: group.holders.len(),
-        needers: group.needers.len(),
     }
 }

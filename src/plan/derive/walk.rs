@@ -20,8 +20,10 @@ use crate::layout::{Layout, Place};
 use crate::plan::boxes::{ExplicitBox, ExplicitBoxes};
 use crate::plan::cells::{HolderSet, Splitter, StagedSlice};
 use crate::plan::decision::SourceGroup;
+use crate::plan::line::Line;
 use crate::plan::program::Direction;
 use crate::plan::ranks::RankSet;
+use crate::plan::slots::Slots;
 use crate::plan::tables::{PlacementRef, PlanTensor, placement};
 use crate::rank::Rank;
 use rustc_hash::FxHashMap;
@@ -45,6 +47,8 @@ pub struct Item {
 pub struct Group {
     pub holders: RankSet,
     pub needers: RankSet,
+    /// How the holders share the work.
+    pub slots: Slots,
     /// Which holder or needer we are; `None` when receiving: we hold it too.
     pub own: Option<u64>,
     /// All needers, those that hold it too included.
@@ -53,6 +57,18 @@ pub struct Group {
     pub items: Vec<u32>,
     /// Which part and stage of the source it comes from.
     pub origin: SourceGroup,
+}
+
+impl Group {
+    /// The line of the stream, from holder `turn` on.
+    pub fn line(&self, turn: u64) -> Line {
+        Line {
+            bytes: self.bytes,
+            slots: self.slots.clone(),
+            needers: self.needers.len(),
+            turn,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -523,6 +539,7 @@ impl<'a> Walk<'a> {
         let id = self.groups.len() as u32;
         self.groups.push(Group {
             origin,
+            slots: self.inputs.senders.slots(&holders),
             holders,
             needers,
             own,

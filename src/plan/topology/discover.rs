@@ -3,6 +3,15 @@
 //! Each rank fills in a [`RankPlace`]; the caller gathers them over any
 //! channel it has (`to_bytes` and `from_bytes` make them blobs) and every rank
 //! builds the same topology from the same places, in any order.
+//!
+//! NICs of one name are one rail on all hosts, rails are in the order of these
+//! names, and a GPU is on the rail of the first NIC that it is near to,
+//! whatever the numbers of its ranks:
+//!
+//! ```text
+//!   host A   rank 0 near mlx5_10   rank 1 near mlx5_2   ─► rank 1 rail 0
+//!   host B   rank 2 near mlx5_2    rank 3 near mlx5_10  ─► rank 2 rail 0
+//! ```
 
 use super::Topology;
 use super::spec::{HostGroup, PlacementRun, TopologySpec};
@@ -12,6 +21,7 @@ use crate::layout::mesh::RankList;
 use crate::limits::{NAME_BYTES_MAX, RANK_COUNT_MAX};
 use crate::rank::Rank;
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 const MAGIC: [u8; 8] = *b"WSYNCPLC";
@@ -30,7 +40,8 @@ pub struct RankPlace {
     pub device: String,
     /// Of the NVLink fabric that spans hosts; empty where it does not.
     pub domain: String,
-    /// Names of the NICs that this rank's GPU is near to.
+    /// Names of the NICs that this rank's GPU is near to; those of one name
+    /// are one rail.
     pub nics: Vec<String>,
 }
 
@@ -82,9 +93,18 @@ impl RankPlace {
 #[derive(Default)]
 struct Host<'a> {
     domain: &'a str,
-    /// Devices with their ranks, in order of the lowest rank.
-    devices: Vec<(&'a str, Vec<Rank>)>,
+    /// In order of the lowest rank.
+    devices: Vec<Device<'a>>,
+    /// In order of their names.
     nics: Vec<&'a str>,
+}
+
+/// What they say about one device.
+struct Device<'a> {
+    name: &'a str,
+    ranks: Vec<Rank>,
+    /// The first NIC that it is near to, by name.
+    nic: Option<&'a str>,
 }
 
 impl Topology {
@@ -109,6 +129,7 @@ impl Topology {
         }
         let shape = like.hosts.first().cloned().unwrap_or_default();
         let hosts = hosts_of(&sorted)?;
+        let rails = Rails::of(&hosts);
         let mut spec = TopologySpec {
             hosts: Vec::new(),
             placement: Vec::new(),
@@ -116,10 +137,107 @@ impl Topology {
         };
         let mut gpu = 0;
         for host in in_domains(&hosts) {
-            gpu = add_hosts(&mut spec, &host, &shape, gpu)?;
+            gpu = add_hosts(&mut spec, &host, &rails, &shape, gpu)?;
         }
         spec.placement = merged(spec.placement);
         Topology::new(spec)
+    }
+}
+
+impl<'a> Host<'a> {
+    fn add_device(&mut self, place: &'a RankPlace) {
+        let nics = || place.nics.iter().map(String::as_str);
+        self.nics.extend(nics());
+        let i = match self.devices.iter().position(|d| d.name == place.device) {
+            Some(i) => i,
+            None => {
+                self.devices.push(Device {
+                    name: &place.device,
+                    ranks: Vec::new(),
+                    nic: None,
+                });
+                self.devices.len() - 1
+            }
+        };
+        let device = &mut self.devices[i];
+        device.ranks.push(place.rank);
+        device.nic = device
+            .nic
+            .into_iter()
+            .chain(nics())
+            .min_by(|a, b| by_number(a, b));
+    }
+
+    /// Which of the host's `gpus` GPUs each device is: the first free one on
+    /// the rail it is near to; where there is none, any that is free.
+    fn slots(&self, gpus: u32, rails: &[&str], ports: u32) -> Vec<u32> {
+        let mut is_free = vec![true; gpus as usize];
+        let rail = |d: &Device<'_>| {
+            let at = rails.iter().position(|n| Some(*n) == d.nic)? as u32;
+            // Several NICs of one GPU are one rail.
+            Some(u64::from(at) * u64::from(ports) / rails.len() as u64)
+        };
+        let mut slots: Vec<Option<u32>> = vec![None; self.devices.len()];
+        for (slot, device) in slots.iter_mut().zip(&self.devices) {
+            let is_on = |i: &u32| {
+                is_free[*i as usize]
+                    && rail(device) == Some(u64::from(*i) * u64::from(ports) / u64::from(gpus))
+            };
+            *slot = (0..gpus).find(is_on);
+            if let Some(i) = *slot {
+                is_free[i as usize] = false;
+            }
+        }
+        let mut rest = (0..gpus).filter(|&i| is_free[i as usize]);
+        let placed = slots.into_iter().map(|s| s.or_else(|| rest.next()));
+        placed.map(|s| s.unwrap_or(0)).collect()
+    }
+}
+
+/// As people count: `mlx5_2` before `mlx5_10`.
+fn by_number(a: &str, b: &str) -> Ordering {
+    numbered(a).cmp(&numbered(b)).then_with(|| a.cmp(b))
+}
+
+/// The parts of a name: text, and the number after it as length and digits.
+fn numbered(name: &str) -> Vec<(&str, usize, &str)> {
+    let mut parts = Vec::new();
+    let mut rest = name;
+    while !rest.is_empty() {
+        let at = rest.find(|c: char| c.is_ascii_digit());
+        let (text, tail) = rest.split_at(at.unwrap_or(rest.len()));
+        let end = tail.find(|c: char| !c.is_ascii_digit());
+        let (digits, next) = tail.split_at(end.unwrap_or(tail.len()));
+        let digits = digits.trim_start_matches('0');
+        parts.push((text, digits.len(), digits));
+        rest = next;
+    }
+    parts
+}
+
+/// What hosts have in common whose NICs have the same names.
+#[derive(Default)]
+struct Rails<'a> {
+    /// In order; empty if hosts do not agree.
+    names: Vec<&'a str>,
+    /// GPUs of the host that shows most.
+    gpus: u32,
+}
+
+impl<'a> Rails<'a> {
+    fn of(hosts: &[Host<'a>]) -> Rails<'a> {
+        let mut names: Vec<&str> = hosts.iter().flat_map(|h| h.nics.iter().copied()).collect();
+        names.sort_by(|a, b| by_number(a, b));
+        names.dedup();
+        let agree = hosts.iter().any(|h| h.nics.len() == names.len());
+        if names.is_empty() || !agree {
+            return Rails::default();
+        }
+        let gpus = hosts.iter().map(|h| h.devices.len()).max().unwrap_or(1);
+        Rails {
+            names,
+            gpus: gpus as u32,
+        }
     }
 }
 
@@ -153,15 +271,11 @@ fn hosts_of<'a>(places: &[&'a RankPlace]) -> Result<Vec<Host<'a>>> {
             ))
             .by(p.rank));
         }
-        match host.devices.iter_mut().find(|d| d.0 == p.device) {
-            Some(d) => d.1.push(p.rank),
-            None => host.devices.push((&p.device, vec![p.rank])),
-        }
-        for nic in &p.nics {
-            if !host.nics.contains(&nic.as_str()) {
-                host.nics.push(nic);
-            }
-        }
+        host.add_device(p);
+    }
+    for host in &mut hosts {
+        host.nics.sort_by(|a, b| by_number(a, b));
+        host.nics.dedup();
     }
     Ok(hosts)
 }
@@ -184,16 +298,21 @@ fn in_domains<'h, 'a>(hosts: &'h [Host<'a>]) -> Vec<Vec<&'h Host<'a>>> {
     domains
 }
 
-/// Adds the hosts of one domain and places their ranks; all hosts of a domain
-/// count as large as its largest. Returns the next free GPU.
+/// Adds the hosts of one domain and places their ranks; all hosts of a domain,
+/// and all whose NICs have the same names, count as large as the largest. Returns the next free GPU.
 fn add_hosts(
     spec: &mut TopologySpec,
     domain: &[&Host<'_>],
+    rails: &Rails<'_>,
     shape: &HostGroup,
     mut gpu: u32,
 ) -> Result<u32> {
     let gpus = domain.iter().map(|h| h.devices.len()).max().unwrap_or(1) as u32;
-    let nics = domain.iter().map(|h| h.nics.len()).max().unwrap_or(0) as u32;
+    let gpus = gpus.max(rails.gpus);
+    let nics = match rails.names.len() {
+        0 => domain.iter().map(|h| h.nics.len()).max().unwrap_or(0),
+        all => all,
+    } as u32;
     // Ranks that name no NIC, or an odd number of them, have one each.
     let nics = match nics {
         n if n > 0 && (gpus.is_multiple_of(n) || n.is_multiple_of(gpus)) => n,
@@ -207,11 +326,16 @@ fn add_hosts(
         ..shape.clone()
     };
     for host in domain {
-        for (i, (_, ranks)) in host.devices.iter().enumerate() {
+        let names = match rails.names.is_empty() {
+            true => &host.nics,
+            false => &rails.names,
+        };
+        let slots = host.slots(gpus, names, group.ports());
+        for (slot, device) in slots.into_iter().zip(&host.devices) {
             spec.placement.push(PlacementRun {
-                ranks: RankList::List(ranks.clone()).canonical(),
-                gpu: gpu + i as u32,
-                ranks_per_gpu: ranks.len() as u32,
+                ranks: RankList::List(device.ranks.clone()).canonical(),
+                gpu: gpu + slot,
+                ranks_per_gpu: device.ranks.len() as u32,
             });
         }
         gpu = gpu

@@ -7,6 +7,7 @@ use crate::layout::mesh::RankList;
 use crate::limits::RANK_COUNT_MAX;
 use crate::rank::Rank;
 use std::collections::BTreeMap;
+use std::ops::{Range, RangeInclusive};
 
 /// A checked topology; once placed, every rank has a [`Site`].
 #[derive(Clone, Debug)]
@@ -170,9 +171,23 @@ impl Topology {
         &self.drained
     }
 
+    /// Those of some ranks that hold the same which send it: all but the
+    /// drained ones, unless all are.
+    pub fn senders(&self, mut ranks: Vec<Rank>) -> Vec<Rank> {
+        if !ranks.iter().all(|r| self.is_drained(*r)) {
+            ranks.retain(|r| !self.is_drained(*r));
+        }
+        ranks
+    }
+
     /// True if some rank is slower than its host.
     pub fn has_slow_ranks(&self) -> bool {
         !self.slow_ports.is_empty() || !self.slow_gpus.is_empty()
+    }
+
+    /// True if ranks may differ in speed, or some are drained.
+    pub fn may_be_uneven(&self) -> bool {
+        self.has_slow_ranks() || !self.drained.is_empty() || self.spec.hosts.len() > 1
     }
 
     /// The cell of cut `cut` that a site belongs to.
@@ -188,19 +203,17 @@ impl Topology {
     /// Source ranks from GPU 0 on, then the destination ranks that are not
     /// among them, from the next host on.
     fn default_placement(&self, source: &Layout, destination: &Layout) -> Vec<PlacementRun> {
-        let run = |ranks: Vec<Rank>, gpu| PlacementRun {
-            ranks: RankList::List(ranks).canonical(),
-            gpu,
-            ranks_per_gpu: 1,
-        };
-        let first = source.ranks();
-        let next = self.next_host(first.len() as u32);
-        let mut rest = destination.ranks();
-        rest.retain(|r| first.binary_search(r).is_err());
+        let first = source.rank_ranges();
+        let rest = without(destination.rank_ranges(), &first);
+        let next = self.next_host(first.iter().map(|r| r.end - r.start).sum());
         [(first, 0), (rest, next)]
             .into_iter()
             .filter(|(ranks, _)| !ranks.is_empty())
-            .map(|(ranks, gpu)| run(ranks, gpu))
+            .map(|(ranks, gpu)| PlacementRun {
+                ranks: listed(&ranks),
+                gpu,
+                ranks_per_gpu: 1,
+            })
             .collect()
     }
 
@@ -278,34 +291,156 @@ impl Topology {
 
     /// Every rank is placed, and those of different domains can meet.
     fn check_layouts(&self, source: &Layout, destination: &Layout) -> Result<()> {
-        let mut first: Option<(Rank, Site)> = None;
-        let mut without: Option<(Rank, Site)> = None;
+        let mut without: Option<Rank> = None;
         let mut domains = (u32::MAX, 0);
         for (side, layout) in [("source", source), ("destination", destination)] {
-            for rank in layout.ranks() {
-                let site = self.site(rank).ok_or_else(|| {
+            for ranks in layout.rank_ranges() {
+                let stretches = self.stretches(ranks).map_err(|rank| {
                     Error::invalid(format!(
                         "topology: {side} rank {rank} has no place; {} ranks are placed",
                         self.runs.iter().map(|r| u64::from(r.count)).sum::<u64>()
                     ))
                     .by(rank)
                 })?;
-                domains = (domains.0.min(site.domain), domains.1.max(site.domain));
-                first = first.or(Some((rank, site)));
-                if site.port.is_none() {
-                    without = without.or(Some((rank, site)));
+                for s in &stretches {
+                    let [first, last] = s.domains(self);
+                    domains = (domains.0.min(first), domains.1.max(last));
+                    without = without.or_else(|| self.without_port(s));
                 }
             }
         }
-        match without {
-            Some((rank, site)) if domains.0 != domains.1 => Err(Error::invalid(format!(
-                "topology: rank {rank} on host {} has no NIC and cannot reach the other NVLink \
+        match without.and_then(|rank| Some((rank, self.site(rank)?.host))) {
+            Some((rank, host)) if domains.0 != domains.1 => Err(Error::invalid(format!(
+                "topology: rank {rank} on host {host} has no NIC and cannot reach the other NVLink \
                  domains; the ranks are in domains {} to {}",
-                site.host, domains.0, domains.1
+                domains.0, domains.1
             ))),
             _ => Ok(()),
         }
     }
+
+    /// Where consecutive ranks sit, or the first of them that has no place.
+    fn stretches(&self, ranks: Range<u32>) -> std::result::Result<Vec<Stretch>, Rank> {
+        let mut out = Vec::new();
+        let mut at = ranks.start;
+        while at < ranks.end {
+            let after = self.runs.partition_point(|r| r.first <= at);
+            let run = after.checked_sub(1).map(|i| self.runs[i]);
+            let run = run.filter(|r| at - r.first < r.count).ok_or(Rank(at))?;
+            let end = ranks.end.min(run.first + run.count);
+            let ahead = at - run.first;
+            out.push(Stretch {
+                first: at,
+                count: end - at,
+                run: Run {
+                    offset: run.offset + ahead,
+                    ..run
+                },
+            });
+            at = end;
+        }
+        Ok(out)
+    }
+
+    /// The first rank of a stretch that is on a host without NICs.
+    fn without_port(&self, stretch: &Stretch) -> Option<Rank> {
+        let mut ranks = (0..self.groups.len())
+            .filter(|&g| self.spec.hosts[g].ports() == 0)
+            .filter_map(|g| {
+                let end = self.groups.get(g + 1).map_or(u32::MAX, |next| next.gpu);
+                stretch.first_within(self.groups[g].gpu, end)
+            });
+        ranks.next()
+    }
+
+    /// How many consecutive ranks each NVLink domain has, if it is as many in
+    /// all domains of these ranks, of which the first begins one.
+    pub fn even_domain_ranks(&self, ranks: Range<u32>) -> Option<u64> {
+        let stretches = self.stretches(ranks).ok()?;
+        let [one] = stretches.as_slice() else {
+            return None;
+        };
+        let group = |gpu: u32| self.groups.partition_point(|b| b.gpu <= gpu) - 1;
+        let (first, last) = (one.gpu(0), one.gpu(one.count - 1));
+        let (base, host) = (&self.groups[group(first)], &self.spec.hosts[group(first)]);
+        let gpus = u64::from(host.gpus) * u64::from(host.domain_hosts);
+        let begins =
+            u64::from(first - base.gpu) % gpus == 0 && one.run.offset % one.run.ranks_per_gpu == 0;
+        let is_one_group = group(first) == group(last);
+        (begins && is_one_group).then(|| gpus * u64::from(one.run.ranks_per_gpu))
+    }
+
+    /// The NVLink domains of a layout's ranks, as ranges.
+    pub fn domain_ranges(&self, layout: &Layout) -> Vec<RangeInclusive<u32>> {
+        let ranges = layout.rank_ranges().into_iter();
+        let stretches = ranges.filter_map(|r| self.stretches(r).ok()).flatten();
+        stretches
+            .map(|s| {
+                let [first, last] = s.domains(self);
+                first..=last
+            })
+            .collect()
+    }
+}
+
+/// Consecutive ranks of one run, which sit on consecutive GPUs.
+struct Stretch {
+    first: u32,
+    count: u32,
+    /// With the offset of `first`.
+    run: Run,
+}
+
+impl Stretch {
+    fn gpu(&self, ahead: u32) -> u32 {
+        self.run.gpu + (self.run.offset + ahead) / self.run.ranks_per_gpu
+    }
+
+    /// The first and the last domain; domains are numbered as GPUs are.
+    fn domains(&self, topology: &Topology) -> [u32; 2] {
+        [0, self.count - 1].map(|ahead| topology.site_of_gpu(self.gpu(ahead)).domain)
+    }
+
+    /// The first rank on a GPU of `from..end`.
+    fn first_within(&self, from: u32, end: u32) -> Option<Rank> {
+        let before =
+            u64::from(from.saturating_sub(self.run.gpu)) * u64::from(self.run.ranks_per_gpu);
+        let ahead = before.saturating_sub(u64::from(self.run.offset));
+        let ahead = u32::try_from(ahead).ok().filter(|&a| a < self.count)?;
+        (from..end)
+            .contains(&self.gpu(ahead))
+            .then(|| Rank(self.first + ahead))
+    }
+}
+
+/// One list of ascending ranges.
+fn listed(ranges: &[Range<u32>]) -> RankList {
+    match ranges {
+        [one] => RankList::Range {
+            first: one.start,
+            count: one.end - one.start,
+        },
+        many => RankList::List(many.iter().cloned().flatten().map(Rank).collect()),
+    }
+}
+
+/// What of ascending ranges is not in other ascending ranges.
+fn without(ranges: Vec<Range<u32>>, taken: &[Range<u32>]) -> Vec<Range<u32>> {
+    let mut out = Vec::new();
+    for range in ranges {
+        let mut at = range.start;
+        let first = taken.partition_point(|t| t.end <= range.start);
+        for t in taken[first..].iter().take_while(|t| t.start < range.end) {
+            if at < t.start {
+                out.push(at..t.start);
+            }
+            at = at.max(t.end);
+        }
+        if at < range.end {
+            out.push(at..range.end);
+        }
+    }
+    out
 }
 
 fn percent(speed: u64, percent: Option<u32>) -> u64 {

@@ -37,6 +37,7 @@ use crate::error::{Error, Result, Status};
 use crate::limits::RANK_COUNT_MAX;
 use crate::plan::program::{Direction, Program};
 use crate::rank::Rank;
+use crate::transport::host::boot_id;
 use bell::{Bell, Fate};
 use ring::{Ring, Shape};
 use std::collections::BTreeMap;
@@ -432,8 +433,7 @@ fn listen(address: &Address) -> Result<UnixListener> {
 
 /// The boot id: the same for all processes of a host. Zeroes where unknown.
 fn host_id() -> [u8; 16] {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let digits: Vec<u8> = text
+    let digits: Vec<u8> = boot_id()
         .chars()
         .filter_map(|c| c.to_digit(16))
         .map(|d| d as u8)

@@ -167,6 +167,20 @@ enum class SourceRule : std::uint32_t {
   rotate = WSYNC_SOURCE_RULE_ROTATE,
 };
 
+/** How the NVLink domains of one copy pass it on to each other. */
+enum class Spread : std::uint32_t {
+  by_default = WSYNC_SPREAD_DEFAULT,
+  scatter = WSYNC_SPREAD_SCATTER,
+  chain = WSYNC_SPREAD_CHAIN,
+};
+
+/** Which bytes travel first. */
+enum class Order : std::uint32_t {
+  by_default = WSYNC_ORDER_DEFAULT,
+  fraction = WSYNC_ORDER_FRACTION,
+  layer = WSYNC_ORDER_LAYER,
+};
+
 /** Flags of one execution; several are joined by `|`. */
 enum class RequestFlag : std::uint32_t {
   verify = WSYNC_REQUEST_FLAG_VERIFY,
@@ -1050,6 +1064,16 @@ public:
     return Plan(out);
   }
 
+  /** This plan for sides or a topology that changed a little; nullptr keeps. */
+  Plan replan(const Layout *source, const Layout *destination, const Topology *topology,
+              ErrorRecord &err) const noexcept {
+    wsync_plan *out = nullptr;
+    detail::call(err, wsync_plan_replan, c_ptr(), source == nullptr ? nullptr : source->c_ptr(),
+                 destination == nullptr ? nullptr : destination->c_ptr(),
+                 topology == nullptr ? nullptr : topology->c_ptr(), &out);
+    return Plan(out);
+  }
+
   /** The plan of what is selected. */
   Plan select(const Selector &what, ErrorRecord &err) const noexcept {
     std::vector<wsync_text> in;
@@ -1191,6 +1215,11 @@ public:
   }
   static Plan from_bytes(Bytes bytes) {
     return detail::checked([&](ErrorRecord &e) { return from_bytes(bytes, e); });
+  }
+  Plan replan(const Layout *source, const Layout *destination,
+              const Topology *topology = nullptr) const {
+    return detail::checked(
+        [&](ErrorRecord &e) { return replan(source, destination, topology, e); });
   }
   Plan select(const Selector &what) const {
     return detail::checked([&](ErrorRecord &e) { return select(what, e); });

@@ -357,6 +357,10 @@ class wsync_plan_options(Structure):
         ("unused_allowed_count", c_size_t),
         ("two_stage", POINTER(wsync_two_stage_options)),
         ("topology", wsync_topology_p),
+        ("order", c_uint32),
+        ("spread", c_uint32),
+        ("source_relay", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 
@@ -676,6 +680,18 @@ FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
         "wsync_plan_create_from_bytes",
         c_int32,
         [c_void_p, c_size_t, POINTER(wsync_plan_p), error_p],
+    ),
+    (
+        "wsync_plan_replan",
+        c_int32,
+        [
+            wsync_plan_p,
+            wsync_layout_p,
+            wsync_layout_p,
+            wsync_topology_p,
+            POINTER(wsync_plan_p),
+            error_p,
+        ],
     ),
     (
         "wsync_plan_select",

@@ -175,6 +175,22 @@ class SourceRule(IntEnum):
     ROTATE = 2
 
 
+class Spread(IntEnum):
+    """How the NVLink domains of one copy pass it on to each other."""
+
+    DEFAULT = 0
+    SCATTER = 1
+    CHAIN = 2
+
+
+class Order(IntEnum):
+    """Which bytes travel first."""
+
+    DEFAULT = 0
+    FRACTION = 1
+    LAYER = 2
+
+
 class TransportKind(IntEnum):
     """Which data plane."""
 

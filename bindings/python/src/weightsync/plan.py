@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Optional, Union
 from . import _ffi
 from ._handle import Handle
 from ._loader import call, lib, name_bytes, read_bytes, read_ranks, read_text, text_array
-from .enums import SourceRule, Strategy, number
+from .enums import Order, SourceRule, Spread, Strategy, number
 from .layout import BufferInfo, Layout, read_buffers
 from .mapping import _set_lists
 from .topology import Topology
@@ -68,12 +68,12 @@ class TwoStageOptions(NamedTuple):
 
 
 @contextmanager
-def _pointer(topology: Optional[Topology]) -> Iterator[Any]:
-    """The pointer of a topology, or None for none."""
-    if topology is None:
+def _pointer(handle: Optional[Handle]) -> Iterator[Any]:
+    """The pointer of a handle, or None for none."""
+    if handle is None:
         yield None
         return
-    with topology._use() as pointer:
+    with handle._use() as pointer:
         yield pointer
 
 
@@ -98,17 +98,25 @@ class Plan(Handle):
         unused_allowed: Iterable[str] = (),
         two_stage: Optional[TwoStageOptions] = None,
         topology: Optional[Topology] = None,
+        order: Union[Order, str] = Order.DEFAULT,
+        spread: Union[Spread, str] = Spread.DEFAULT,
+        source_relay: bool = False,
     ) -> None:
         """Plans the way from `source` to `destination`; 0 is a default.
 
         staging_bytes_max: bytes of staging memory per rank, at most.
         direct_bytes_min: contiguous runs of at least that many bytes travel
-        without staging. bucket_count: steps of the plan. unused_allowed:
+        without staging. bucket_count: parts of every pair's bytes. unused_allowed:
         globs of source tensors that the destination may leave unused.
         copy_count: for strategy "fanout", copies that leave the source.
         two_stage: for strategy "two_stage", how ranks are mapped; without it
         that is read from the layouts. topology: what stands between the
         ranks. Strategy "auto" takes whatever is predicted to be fastest on it.
+        order: "layer" completes early layers early, see tensor_last_step;
+        "fraction" keeps all links busy. spread: for strategy "fanout", how
+        the NVLink domains of one copy pass it on, "scatter" or "chain".
+        source_relay: for strategies "relay" and "fanout", bytes leave a source
+        domain through the NICs of all its source ranks.
         """
         options = _ffi.wsync_plan_options()
         options.struct_size = ctypes.sizeof(options)
@@ -118,6 +126,9 @@ class Plan(Handle):
         options.direct_bytes_min = direct_bytes_min
         options.bucket_count = bucket_count
         options.copy_count = copy_count
+        options.order = number(Order, order)
+        options.spread = number(Spread, spread)
+        options.source_relay = int(source_relay)
         mapped = two_stage._options() if two_stage else None
         if mapped is not None:
             options.two_stage = ctypes.pointer(mapped)
@@ -145,6 +156,24 @@ class Plan(Handle):
         data = bytes(data)
         call(lib.wsync_plan_create_from_bytes, data, len(data), ctypes.byref(made))
         return cls._adopt(made)
+
+    def replan(
+        self,
+        source: Optional[Layout] = None,
+        destination: Optional[Layout] = None,
+        topology: Optional[Topology] = None,
+    ) -> Plan:
+        """This plan for sides or a topology that changed a little.
+
+        A replica joins or leaves, ranks are drained, experts move: the decision
+        stays, so this takes milliseconds. What is left out stays as it is.
+        There are more buckets if a rank would exceed the staging budget.
+        """
+        made = _ffi.wsync_plan_p()
+        with self._use() as pointer, _pointer(topology) as ground:
+            with _pointer(source) as one, _pointer(destination) as other:
+                call(lib.wsync_plan_replan, pointer, one, other, ground, ctypes.byref(made))
+        return self._adopt(made)
 
     def select(
         self,

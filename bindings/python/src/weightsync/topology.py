@@ -157,9 +157,10 @@ class Topology(Handle):
     ) -> bytes:
         """Where one rank is, as bytes to be gathered from all ranks.
 
-        host: equal on all ranks of a host and on no others. device: uuid of
-        the GPU. domain: of the NVLink fabric, where it spans hosts. nics:
-        names of the NICs near the GPU.
+        host: equal on all ranks of a host and on no others; empty is the boot
+        id of this host. device: uuid of the GPU. domain: of the NVLink fabric,
+        where it spans hosts. nics: names of the NICs near the GPU: those of
+        one name are one rail on all hosts.
         """
         raw = _ffi.wsync_rank_place()
         raw.struct_size = ctypes.sizeof(raw)
