@@ -104,7 +104,7 @@ def home(scratch: Path) -> dict[str, str]:
     """A home of the page's own, which pip installs into; cargo keeps its real one."""
     kept = {"CARGO_HOME": ".cargo", "RUSTUP_HOME": ".rustup"}
     real = {name: os.environ.get(name, str(Path.home() / folder)) for name, folder in kept.items()}
-    return {"HOME": str(scratch), "PIP_TARGET": str(scratch / "site"), **real}
+    return {"HOME": str(scratch), "PIP_PREFIX": str(scratch / "site"), **real}
 
 
 @pytest.fixture(scope="module")
