@@ -754,8 +754,8 @@ enum wsync_strategy
    */
   WSYNC_STRATEGY_FANOUT = 4,
   /**
-   * Whichever of these (but TWO_STAGE), with whichever source rule and
-   * bucket count, is predicted to be fastest on the topology. The plan
+   * Whichever of these (but TWO_STAGE), with whichever source rule, spread,
+   * source relay and bucket count, is predicted to be fastest on the topology. The plan
    * keeps what was decided.
    */
   WSYNC_STRATEGY_AUTO = 5,
@@ -794,6 +794,68 @@ enum wsync_source_rule
 typedef enum wsync_source_rule wsync_source_rule;
 #else
 typedef uint32_t wsync_source_rule;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * How the NVLink domains of one copy pass it on to each other.
+ *
+ * Since: 0.1
+ */
+enum wsync_spread
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  WSYNC_SPREAD_DEFAULT = 0,
+  /**
+   * The copy is scattered over all of them, and each sends its part to all
+   * others: two hops, many peers. The default.
+   */
+  WSYNC_SPREAD_SCATTER = 1,
+  /**
+   * The first takes it in whole, and each passes it on to the next, bucket
+   * by bucket: as many hops as domains, one peer.
+   */
+  WSYNC_SPREAD_CHAIN = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum wsync_spread wsync_spread;
+#else
+typedef uint32_t wsync_spread;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Which bytes travel first.
+ *
+ * Since: 0.1
+ */
+enum wsync_order
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  WSYNC_ORDER_DEFAULT = 0,
+  /**
+   * A step carries the same fraction of what every pair exchanges: all
+   * links work all the time, and the layers of all stages come side by
+   * side. The default.
+   */
+  WSYNC_ORDER_FRACTION = 1,
+  /**
+   * A step carries the next layers: early layers are complete early
+   * (wsync_plan_tensor_last_step), and links to later ones stand idle
+   * meanwhile.
+   */
+  WSYNC_ORDER_LAYER = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum wsync_order wsync_order;
+#else
+typedef uint32_t wsync_order;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -866,6 +928,41 @@ typedef uint32_t wsync_nccl_mode;
 #endif // __cplusplus
 
 /**
+ * Which ranks of a host exchange bytes through GPU memory that one process has
+ * exported to the other (CUDA IPC), and not through NCCL. NCCL takes one rank
+ * per GPU; where several are on one, the lowest is its NCCL rank.
+ *
+ * Since: 0.1
+ */
+enum wsync_nccl_ipc
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * None: several ranks on a GPU are refused, except where NCCL takes them
+   * (NCCL_MULTI_RANK_GPU_ENABLE=1 on all of them, since NCCL 2.30.3).
+   */
+  WSYNC_NCCL_IPC_OFF = 1,
+  /**
+   * Ranks on one GPU, and others of which one is not an NCCL rank; also
+   * where NCCL would take several ranks of a GPU.
+   */
+  WSYNC_NCCL_IPC_DEVICE = 2,
+  /**
+   * Any two ranks of a host. Their GPUs have to reach each other's memory.
+   */
+  WSYNC_NCCL_IPC_DOMAIN = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum wsync_nccl_ipc wsync_nccl_ipc;
+#else
+typedef uint32_t wsync_nccl_ipc;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
  * Flags of wsync_request_options.
  *
  * Since: 0.1
@@ -929,8 +1026,8 @@ typedef struct wsync_mapping wsync_mapping;
  * decision. Equal wherever it is made from equal input. Immutable; may be
  * used by any number of threads.
  *
- * wsync_plan_create, wsync_plan_create_from_bytes, wsync_plan_select,
- * wsync_plan_serialize, wsync_plan_fingerprint, wsync_plan_verify,
+ * wsync_plan_create, wsync_plan_create_from_bytes, wsync_plan_replan,
+ * wsync_plan_select, wsync_plan_serialize, wsync_plan_fingerprint, wsync_plan_verify,
  * wsync_plan_rank_count, wsync_plan_ranks, wsync_plan_tensor_count,
  * wsync_plan_step_count, wsync_plan_program_info, wsync_plan_buffer_count,
  * wsync_plan_buffer_at, wsync_plan_tensor_last_step, wsync_plan_rank_ops,
@@ -1552,7 +1649,8 @@ typedef struct wsync_rank_place {
    */
   uint32_t reserved;
   /**
-   * Equal on all ranks of a host, and on no others.
+   * Equal on all ranks of a host, and on no others; empty is the boot id of
+   * this host.
    */
   struct wsync_text host;
   /**
@@ -1564,7 +1662,8 @@ typedef struct wsync_rank_place {
    */
   struct wsync_text domain;
   /**
-   * Names of the NICs near the GPU.
+   * Names of the NICs near the GPU: NICs of one name are one rail on all
+   * hosts, and rails are in the order of these names.
    */
   const struct wsync_text *nics;
   /**
@@ -1886,8 +1985,8 @@ typedef struct wsync_plan_options {
    */
   uint64_t direct_bytes_min;
   /**
-   * Steps of the plan; 0 is the smallest number that keeps staging inside
-   * its budget.
+   * Parts that every pair's bytes are cut into; 0 is the smallest number
+   * that keeps staging inside its budget.
    */
   uint32_t bucket_count;
   /**
@@ -1913,6 +2012,24 @@ typedef struct wsync_plan_options {
    * What stands between the ranks; NULL is the default topology.
    */
   const struct wsync_topology *topology;
+  /**
+   * A wsync_order.
+   */
+  uint32_t order;
+  /**
+   * A wsync_spread, for WSYNC_STRATEGY_FANOUT.
+   */
+  uint32_t spread;
+  /**
+   * WSYNC_STRATEGY_RELAY and _FANOUT: not 0 lets bytes leave a source
+   * domain through the NICs of all its source ranks, whichever of them
+   * holds the bytes. Costs relay memory, which counts as staging.
+   */
+  uint32_t source_relay;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
 } wsync_plan_options;
 
 /**
@@ -2174,6 +2291,16 @@ typedef struct wsync_nccl_options {
    * Handed to `on_abort` as it is.
    */
   void *on_abort_user;
+  /**
+   * A wsync_nccl_ipc, the same on all ranks. 0: as DEVICE, but ranks of a
+   * GPU that NCCL takes are left to it. A rank has 16 MiB of GPU memory for
+   * each rank that it sends to so.
+   */
+  uint32_t ipc;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
 } wsync_nccl_options;
 
 /**
@@ -2238,6 +2365,13 @@ typedef struct wsync_session_options {
 /**
  * A buffer and its memory.
  *
+ * dtype, shape and strides say how the caller sees the memory. A plan that
+ * sees it otherwise is then refused: one whose views have another element
+ * type, or elements that are none of the array's, or, unless the array is
+ * row-major, axes in another order. Unsigned integers stand for the bits of
+ * elements as wide as they are, and bytes for any. What is left 0 is not told,
+ * and not compared.
+ *
  * Since: 0.1
  */
 typedef struct wsync_binding {
@@ -2246,7 +2380,8 @@ typedef struct wsync_binding {
    */
   struct wsync_text name;
   /**
-   * Where it begins. Stays the caller's, and valid until it is unbound.
+   * Where it begins: the lowest byte, also of an array that runs backwards.
+   * Stays the caller's, and valid until it is unbound.
    */
   void *ptr;
   /**
@@ -2269,6 +2404,23 @@ typedef struct wsync_binding {
    * 0.
    */
   uint32_t reserved;
+  /**
+   * The type of the elements; {0, 0, 0} if that is not told.
+   */
+  struct wsync_dtype dtype;
+  /**
+   * Axes of the array, at most WSYNC_DIM_COUNT_MAX; 0 if they are not told.
+   */
+  uint32_t dim_count;
+  /**
+   * Elements along each axis; 0 beyond dim_count.
+   */
+  uint64_t shape[8];
+  /**
+   * Bytes between neighbours along each axis, which may be negative; all 0
+   * means without gaps, the last axis innermost.
+   */
+  int64_t strides[8];
 } wsync_binding;
 
 /**
@@ -2431,8 +2583,10 @@ wsync_status wsync_layout_create_from_json(const char *json,
  *
  * `framework` is "megatron", "vllm", "sglang", "hf" or "dtensor". `sizes` is
  * text such as "tp=4,pp=8,ep=16,dp=4"; groups of engines that differ are
- * separated by ';'. For "dtensor" it is the text of a DTensor file, which
- * has its own rank numbers. What was assumed is logged at INFO.
+ * separated by ';'. "frozen=model.embed_tokens.*:lm_head.*" marks what is not
+ * trained, by names and globs. For "dtensor" it is the text of a DTensor file,
+ * which has its own rank numbers. What was assumed is logged at INFO, what may
+ * surprise at WARN; wsync_layout_describe has both.
  *
  * Errors: LAYOUT_INVALID names the field or the size, the numbers and what is
  * accepted; INVALID_ARGUMENT for an unknown framework; LIMIT_EXCEEDED.
@@ -2523,7 +2677,8 @@ wsync_status wsync_layout_to_json(const struct wsync_layout *layout,
  *   { "errors": 47,                 all that hinder
  *     "source": S,                  each layout alone
  *     "destination": S,             null if `destination` is NULL
- *     "pair": P }                   both together, if each alone is well-formed
+ *     "pair": P,                    both together, as far as each is well-formed
+ *     "unpaired": ["w", ..] }       tensors that P leaves out for errors of theirs
  *   S = { "findings": [F, ..], "omitted": 0, "errors": 0 }
  *   F = { "kind": "never_held",     of a small set of words
  *         "side": "source",         the layout it is about
@@ -2570,6 +2725,17 @@ wsync_status wsync_layout_check_json(const char *source_json,
  * Writes a summary of the layout as JSON, NUL-terminated: ranks, copies,
  * tensors, bytes. With a `capacity` of 0 only `out_needed` is written: the
  * number of bytes, the NUL included.
+ *
+ * A layout of wsync_layout_from_model has in "remarks" what was assumed, as
+ * sentences, and in "hazards" what may surprise, each
+ *
+ *   { "kind": "experts",            heads, rows, vocabulary, experts or
+ *                                   quantization_block
+ *     "is_error": false,
+ *     "parameter": "..",            "{layer}" where every layer has it
+ *     "message": ".." }             the numbers, and what to change
+ *
+ * Both are empty for other layouts.
  *
  * Errors: BUFFER_TOO_SMALL.
  * Thread safety: any thread, concurrently. Since: 0.1
@@ -2657,7 +2823,8 @@ wsync_status wsync_topology_create_from_json(const char *json,
  * channel and given to wsync_topology_create_from_places. With a `capacity`
  * of 0 only `out_needed` is written: the number of bytes.
  *
- * Errors: INVALID_ARGUMENT if host or device is empty; BUFFER_TOO_SMALL.
+ * Errors: INVALID_ARGUMENT if the device is empty, or the host on a system
+ * without a boot id; BUFFER_TOO_SMALL.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_topology_place(const struct wsync_rank_place *place,
@@ -2893,6 +3060,24 @@ wsync_status wsync_plan_create_from_bytes(const void *bytes,
                                           struct wsync_error *err);
 
 /**
+ * Makes `plan` anew for sides or a topology that changed a little: a replica
+ * joins or leaves, ranks are drained, experts move. The decision stays, so
+ * this takes milliseconds; only how many copies leave each source group is
+ * counted anew, and there are more buckets if a rank would exceed the staging
+ * budget. `source`, `destination` and `topology` may be NULL: those of `plan`.
+ *
+ * Errors: as wsync_plan_create, but that source tensors may be unused;
+ * INVALID_ARGUMENT if the topology leaves ranks out.
+ * Thread safety: any thread, concurrently. Since: 0.1
+ */
+wsync_status wsync_plan_replan(const struct wsync_plan *plan,
+                               const struct wsync_layout *source,
+                               const struct wsync_layout *destination,
+                               const struct wsync_topology *topology,
+                               struct wsync_plan **out_plan,
+                               struct wsync_error *err);
+
+/**
  * Makes the plan that moves only the selected tensors of `plan`, with a
  * fingerprint of its own. Selecting again narrows further.
  *
@@ -2979,7 +3164,7 @@ uint32_t wsync_plan_step_count(const struct wsync_plan *plan);
 /**
  * Writes what `rank` does; all zero if it takes no part.
  *
- * Errors: none but a wrong argument.
+ * Errors: NOT_FOUND if the rank is in neither layout of this plan.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_plan_program_info(const struct wsync_plan *plan,
@@ -3014,7 +3199,8 @@ wsync_status wsync_plan_buffer_at(const struct wsync_plan *plan,
  * `tensor`, or WSYNC_STEP_NONE if it gets none. Once
  * wsync_request_steps_done exceeds that step, the tensor is in place.
  *
- * Errors: NOT_FOUND if the plan does not move such a tensor.
+ * Errors: NOT_FOUND if the plan does not move such a tensor, or the rank is in
+ * neither layout.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_plan_tensor_last_step(const struct wsync_plan *plan,
@@ -3028,7 +3214,7 @@ wsync_status wsync_plan_tensor_last_step(const struct wsync_plan *plan,
  * NUL-terminated. With a `capacity` of 0 only `out_needed` is written: the
  * number of bytes, the NUL included.
  *
- * Errors: BUFFER_TOO_SMALL.
+ * Errors: NOT_FOUND if the rank is in neither layout; BUFFER_TOO_SMALL.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_plan_rank_ops(const struct wsync_plan *plan,
@@ -3063,7 +3249,8 @@ wsync_status wsync_plan_origin(const struct wsync_plan *plan,
 /**
  * Writes how near the plan is to what is possible as JSON, NUL-terminated:
  * lower_bound_s, predicted_s, ratio, bottleneck and more. `topology` may be
- * NULL: the one that the plan was made for. Derives and simulates all ranks.
+ * NULL: the one that the plan was made for. Derives and simulates all ranks;
+ * of very many only some in proportion, and then is_exact is false.
  * With a `capacity` of 0 only `out_needed` is written: the number of bytes,
  * the NUL included.
  *
@@ -3267,9 +3454,10 @@ wsync_status wsync_transport_abort(struct wsync_transport *transport,
 /**
  * The polite end: leaves together with all other ranks. Waits until every
  * rank has called this, at most `deadline_ns` nanoseconds. No request can be
- * prepared any more.
+ * prepared any more. After MEET_TIMEOUT it may be called again, to wait on.
  *
- * Errors: MEET_TIMEOUT names a rank that did not come; INVALID_STATE if the
+ * Errors: MEET_TIMEOUT names a rank that did not come; BUSY while a request
+ * is under way; INVALID_STATE if the
  * ranks have not met; the reason, if the transport was aborted.
  * Thread safety: one call at a time per transport; abort may be called
  * meanwhile. Since: 0.1
@@ -3323,7 +3511,8 @@ wsync_status wsync_session_bind(struct wsync_session *session,
  * Binds `binding_count` buffers in one call, all of them or none. `stride` is
  * sizeof(wsync_binding).
  *
- * Errors: those of wsync_session_bind, naming the buffer.
+ * Errors: those of wsync_session_bind, naming the buffer; INVALID_ARGUMENT for
+ * shape and strides that leave the memory.
  * Thread safety: one call at a time per session. Since: 0.1
  */
 wsync_status wsync_session_bind_many(struct wsync_session *session,
@@ -3352,7 +3541,8 @@ wsync_status wsync_session_unbind(struct wsync_session *session,
  * other memory afterwards. Other ranks need not load it at the same time.
  *
  * Errors: BUFFER_MISMATCH names every buffer that is not bound, or one that is
- * too small or in other memory than planned; INVALID_ARGUMENT if the plan
+ * too small, in other memory than planned, or an array of another form;
+ * INVALID_ARGUMENT if the plan
  * needs a rank that the transport lacks; OUT_OF_MEMORY, LIMIT_EXCEEDED; the
  * reason, if the transport was aborted.
  * Thread safety: one call at a time per session. Since: 0.1
@@ -3615,7 +3805,7 @@ static inline int wsync_header_matches(void) {
 #define WSYNC_TWO_STAGE_OPTIONS_INIT \
   { sizeof(wsync_two_stage_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0 }
 #define WSYNC_PLAN_OPTIONS_INIT \
-  { sizeof(wsync_plan_options), 0, 0, 0, 0, 0, 0, NULL, 0, NULL, NULL }
+  { sizeof(wsync_plan_options), 0, 0, 0, 0, 0, 0, NULL, 0, NULL, NULL, 0, 0, 0, 0 }
 #define WSYNC_SIMULATE_OPTIONS_INIT { sizeof(wsync_simulate_options), 0, 0, 0, 0, 0 }
 #define WSYNC_TOPOLOGY_OPTIONS_INIT \
   { sizeof(wsync_topology_options), NULL, 0, sizeof(wsync_host_group), NULL, 0, \
@@ -3630,7 +3820,8 @@ static inline int wsync_header_matches(void) {
 #define WSYNC_TRANSPORT_OPTIONS_INIT \
   { sizeof(wsync_transport_options), 0, 0, NULL, 0, 0, 0, NULL }
 #define WSYNC_NCCL_OPTIONS_INIT \
-  { sizeof(wsync_nccl_options), 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL }
+  { sizeof(wsync_nccl_options), 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, \
+    0, 0 }
 #define WSYNC_SESSION_OPTIONS_INIT { sizeof(wsync_session_options), 0 }
 #define WSYNC_REQUEST_OPTIONS_INIT { sizeof(wsync_request_options), 0, 0, 0, 0, 0 }
 
