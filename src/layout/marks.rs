@@ -7,8 +7,7 @@ use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
-/// Globs (`*`, `?`) on canonical names, each list sorted in a
-/// [`Layout`](super::Layout).
+/// Globs (`*`, `?`) on canonical names, each list sorted in a [`Layout`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marks {
     /// Not trained: delivered once, and again only if asked for.
