@@ -159,6 +159,13 @@ impl FlightInner {
         self.is_enqueued && self.last.is_reached()
     }
 
+    /// True if bytes of the first unfinished step have still to be exchanged;
+    /// else it waits for nothing but local work.
+    pub fn exchanges(&self) -> bool {
+        let step = self.steps.get(self.steps_done as usize);
+        step.is_some_and(|step| !step.transport.is_reached())
+    }
+
     /// The first fence that is not reached yet.
     pub fn next_fence(&self) -> Option<Fence> {
         match self.steps.get(self.steps_done as usize) {

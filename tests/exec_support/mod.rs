@@ -70,13 +70,20 @@ fn on_rank(memory: Memory, rank: u32) -> Memory {
     }
 }
 
-pub const CARRIERS: [Carrier; 5] = [
-    Carrier::Loopback,
-    Carrier::Staged,
-    Carrier::Shm,
-    Carrier::Gpu,
-    Carrier::GpuStaged,
-];
+/// All of them; on a real GPU, which NCCL has only one rank for, less NCCL.
+pub fn carriers() -> Vec<Carrier> {
+    let mut all = vec![
+        Carrier::Loopback,
+        Carrier::Staged,
+        Carrier::Shm,
+        Carrier::Gpu,
+        Carrier::GpuStaged,
+    ];
+    if !fake_gpu::is_real() {
+        all.push(Carrier::Nccl);
+    }
+    all
+}
 
 /// Those whose buffers are on the host.
 pub const HOST_CARRIERS: [Carrier; 3] = [Carrier::Loopback, Carrier::Staged, Carrier::Shm];
@@ -453,12 +460,15 @@ pub struct World {
     pub host_sources: bool,
     /// Data planes that are not those of the carrier.
     pub bootstraps: Option<BootstrapOf>,
+    /// Worlds over NCCL come one after the other.
+    _alone: Option<fake_gpu::nccl::Alone>,
 }
 
 impl World {
     pub fn new(carrier: Carrier, shape: Shape, steps: u32) -> World {
         let ranks = shape.rank_count();
         World {
+            _alone: (carrier == Carrier::Nccl).then(fake_gpu::nccl::alone),
             carrier,
             shape,
             steps,

@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 use super::{build, choose, is_real};
+use std::cell::Cell;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -47,16 +48,36 @@ pub fn choose_gpus() {
     });
 }
 
-/// One test at a time: counts and faults are those of the process.
-pub fn alone() -> MutexGuard<'static, ()> {
+thread_local! {
+    static IS_ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// NCCL for one test alone, until dropped.
+#[derive(Debug)]
+pub struct Alone(Option<MutexGuard<'static, ()>>);
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        if self.0.is_some() {
+            IS_ALONE.set(false);
+        }
+    }
+}
+
+/// One test at a time: counts and faults are those of the process. Whoever is
+/// alone may ask again.
+pub fn alone() -> Alone {
     static ALONE: Mutex<()> = Mutex::new(());
+    if IS_ALONE.replace(true) {
+        return Alone(None);
+    }
     let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     choose_gpus();
     // A process of a test has its faults from the environment.
     if std::env::var_os("FAKE_NCCL_FAULT").is_none() && !is_real() {
         heal();
     }
-    guard
+    Alone(Some(guard))
 }
 
 /// How many GPUs the ranks are spread over; 0: a GPU for every rank.
