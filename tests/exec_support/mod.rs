@@ -85,6 +85,12 @@ pub fn carriers() -> Vec<Carrier> {
     all
 }
 
+/// Threads that share memory, and NCCL: for what happens before bytes move.
+pub fn near_and_far() -> Vec<Carrier> {
+    let far = |c: &Carrier| matches!(c, Carrier::Loopback | Carrier::Nccl);
+    carriers().into_iter().filter(far).collect()
+}
+
 /// Those whose buffers are on the host.
 pub const HOST_CARRIERS: [Carrier; 3] = [Carrier::Loopback, Carrier::Staged, Carrier::Shm];
 
@@ -404,6 +410,38 @@ impl Rig {
         self.store(options.version);
         self.request.submit(options)?;
         self.request.wait(60 * SECOND)
+    }
+}
+
+impl Rig {
+    /// Runs with every buffer in other memory of the rank's GPU: what `allocate`
+    /// gives, with the bytes that were there before; and those of after the run
+    /// are put where they belong.
+    pub fn in_memory_of(
+        &self,
+        world: &World,
+        allocate: impl Fn(&CudaDevice, u64) -> usize,
+        run: impl FnOnce(),
+    ) {
+        let device = world.gpu(self.rank).unwrap();
+        let memory = Memory::Device(device.gpu().index);
+        let mut moved = Vec::new();
+        for held in &self.held {
+            for (named, bytes) in held.views.buffers.iter().zip(&held.buffers) {
+                let old = bytes.range();
+                let address = allocate(&device, old.bytes);
+                device.copy_now(address, old.address, old.bytes).unwrap();
+                let new = MemoryRange { address, ..old };
+                let bound = self.session.bind(held.side, &named.name, new, memory);
+                bound.unwrap();
+                moved.push((old, address));
+            }
+        }
+        run();
+        for (old, address) in moved {
+            let copied = device.copy_now(old.address, address, old.bytes);
+            copied.unwrap();
+        }
     }
 }
 
