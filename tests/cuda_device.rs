@@ -107,7 +107,8 @@ fn streams_wait_for_each_other_without_the_host() {
     let c = device.queue().begin(&b, &abort).unwrap().end(None).unwrap();
     assert!(!b.wait(Duration::from_millis(20)));
     host.advance(1);
-    assert!(c.wait(LONG) && a.is_reached() && b.is_reached());
+    // The host learns of them in any order.
+    assert!([c, b, a].iter().all(|fence| fence.wait(LONG)));
 }
 
 /// A stream of a caller, which can be held up.

@@ -167,7 +167,7 @@ fn plans_for_some_and_for_all_ranks_take_turns() {
 
 #[test]
 fn many_versions_in_a_row_arrive() {
-    for (carrier, shape) in [
+    let cases = [
         (Carrier::Loopback, Shape::Apart),
         (Carrier::Staged, Shape::Colocated),
         (Carrier::Loopback, Shape::Wide),
@@ -176,7 +176,9 @@ fn many_versions_in_a_row_arrive() {
         (Carrier::Shm, Shape::Forwarded),
         (Carrier::Nccl, Shape::Apart),
         (Carrier::Nccl, Shape::Forwarded),
-    ] {
+    ];
+    let here = carriers();
+    for (carrier, shape) in cases.into_iter().filter(|(c, _)| here.contains(c)) {
         let world = World::new(carrier, shape, 3);
         world.run(|rig| {
             for version in 1..=100 {

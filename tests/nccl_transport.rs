@@ -182,9 +182,19 @@ fn a_kernel_that_hangs_is_stopped_at_any_step() {
             let world = World::new(Carrier::Nccl, Shape::Half, 3);
             inject(victim, step + 1, Wrong::Hang, 0);
             let what = format!("rank {victim} hangs at step {step}");
-            for e in fails(&world, SOON, &what, |_| ()) {
+            let errors = fails(&world, SOON, &what, |_| ());
+            for e in &errors {
                 assert_eq!(e.status, Status::Stalled, "{what}: {e}");
+                assert_eq!(e.rank.map(|r| r.0), Some(victim), "{what}: {e}");
             }
+            // Whoever waits for it says for what.
+            let step = format!("step {} of 3, exchanging with", step + 1);
+            let says = |e: &Error, whom: &str| {
+                e.message.contains(&format!("{step} {whom}: \"")) && e.message.contains(".weight\"")
+            };
+            assert!(says(&errors[victim as usize], "others"), "{errors:?}");
+            let others = errors.iter().filter(|e| says(e, &format!("rank {victim}")));
+            assert!(others.count() > 0, "{what}: {errors:?}");
         }
     }
     assert!(eventually(|| fake::comms() == 0));

@@ -695,6 +695,8 @@ pub struct Verdict {
     pub outcome: Option<(Outcome, Outcome)>,
     pub is_new: bool,
     pub is_old: bool,
+    /// It says that every step is done.
+    pub has_all_steps: bool,
 }
 
 impl Rig {
@@ -711,6 +713,7 @@ impl Rig {
             outcome: self.request.outcome(),
             is_new: now == new,
             is_old: now == before,
+            has_all_steps: self.request.steps_done() == self.request.step_count(),
         }
     }
 
@@ -730,6 +733,9 @@ pub fn check_verdicts(verdicts: &[Verdict], what: &str) {
                 .filter(|o| o.copy.is_some() && o.copy == v.copy)
         };
         let claim = format!("{what}: rank {} says {rank}, copy {copy}", v.rank);
+        if v.has_all_steps && v.copy.is_some() {
+            assert!(v.is_new, "{claim}, all steps are done, and is not new");
+        }
         match rank {
             Outcome::Complete => assert!(v.is_new, "{claim}, and is not new"),
             Outcome::Untouched => assert!(v.is_old, "{claim}, and is not old"),
