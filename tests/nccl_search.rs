@@ -184,9 +184,9 @@ fn a_borrowed_communicator_belongs_to_the_copy_that_is_there() {
     let (one, two) = (current(), old());
     let said = borrowed(&[], None);
     assert!(said.contains("no NCCL is in the process"), "{said}");
-    let said = borrowed(&[one.clone()], None);
+    let said = borrowed(std::slice::from_ref(&one), None);
     assert!(said.contains("found 2.30.7"), "{said}");
-    let said = borrowed(&[one.clone()], Some(&two));
+    let said = borrowed(std::slice::from_ref(&one), Some(&two));
     assert!(said.contains("is not in the process; a borrowed"), "{said}");
     let both = [one.clone(), two.clone()];
     let said = borrowed(&both, None);

@@ -349,11 +349,7 @@ struct Bare<'a> {
     memory: [Block; 2],
 }
 
-/// NCCL's calls on one device, one thread at a time.
-static TURN: Mutex<()> = Mutex::new(());
-
 impl Bare<'_> {
-    /// Both ranks at once.
     fn join<'a>(pair: &'a Pair, rank: usize, device: &Arc<CudaDevice>) -> Bare<'a> {
         let largest = cases().iter().map(Case::bytes).max().unwrap_or(0);
         let mut bare = Bare {
@@ -364,35 +360,39 @@ impl Bare<'_> {
             memory: [Block::new(device, largest), Block::new(device, largest)],
         };
         let _current = device.gpu().enter().expect("a GPU");
-        let mut config = ncclConfig_t::default();
-        let id = ncclUniqueId::from_bytes(pair.id);
-        // SAFETY: places for a handle and a config.
-        let made = unsafe {
-            let init = pair.bare.api.ncclCommInitRankConfig;
-            init(&mut bare.comm, 2, id, rank as i32, &mut config)
+        let mut config = ncclConfig_t {
+            blocking: 0,
+            ..ncclConfig_t::UNSET
         };
-        assert_eq!(made, ncclResult_t::SUCCESS, "ncclCommInitRankConfig");
-        // Connects the ranks, for which both have to be inside NCCL.
-        assert!(bare.put(1, 16, false, None).wait(LONG));
+        let id = ncclUniqueId::from_bytes(pair.id);
+        in_turn(|| {
+            // SAFETY: places for a handle and a config.
+            let made = unsafe {
+                let init = pair.bare.api.ncclCommInitRankConfig;
+                init(&mut bare.comm, 2, id, rank as i32, &mut config)
+            };
+            assert!(is_begun(made), "ncclCommInitRankConfig: {made:?}");
+        });
+        bare.finish();
+        // Connects the ranks.
+        assert!(bare.put(1, 16, false).wait(LONG));
         bare
     }
 
     /// What a case moves, in as many groups as it has steps.
     fn exchange(&self, case: &Case) -> Fence {
         let bytes = case.bytes() / u64::from(case.steps);
-        self.put(case.steps, bytes, case.is_packed, Some(&TURN))
+        self.put(case.steps, bytes, case.is_packed)
     }
 
-    fn put(&self, steps: u32, bytes: u64, is_packed: bool, turn: Option<&Mutex<()>>) -> Fence {
+    fn put(&self, steps: u32, bytes: u64, is_packed: bool) -> Fence {
         let [held, staging] = self.memory.each_ref().map(|block| block.range.address);
         let mut last = Fence::default();
         for _ in 0..steps {
             if is_packed && self.is_sender {
                 copy(&self.device, staging, held, bytes);
             }
-            let turn = turn.map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner));
             last = self.group(staging, bytes);
-            drop(turn);
             if is_packed && !self.is_sender {
                 last = copy(&self.device, held, staging, bytes);
             }
@@ -410,23 +410,51 @@ impl Bare<'_> {
         let (stream, api) = (queue.stream().0, &self.nccl.api);
         let at = std::ptr::with_exposed_provenance_mut(address);
         let peer = i32::from(self.is_sender);
-        // SAFETY: a live communicator, memory of so many bytes on its GPU.
-        let result = unsafe {
-            (api.ncclGroupStart)();
-            match self.is_sender {
-                true => (api.ncclSend)(at, bytes as usize, ncclUint8, peer, self.comm, stream),
-                false => (api.ncclRecv)(at, bytes as usize, ncclUint8, peer, self.comm, stream),
+        in_turn(|| {
+            // SAFETY: a live communicator, memory of so many bytes on its GPU.
+            let result = unsafe {
+                (api.ncclGroupStart)();
+                match self.is_sender {
+                    true => (api.ncclSend)(at, bytes as usize, ncclUint8, peer, self.comm, stream),
+                    false => (api.ncclRecv)(at, bytes as usize, ncclUint8, peer, self.comm, stream),
+                };
+                (api.ncclGroupEnd)()
             };
-            (api.ncclGroupEnd)()
-        };
-        assert_eq!(result, ncclResult_t::SUCCESS, "ncclGroupEnd");
+            assert!(is_begun(result), "ncclGroupEnd: {result:?}");
+        });
+        self.finish();
         queue.end(None).expect("enqueued")
     }
+
+    /// Waits until NCCL has done what the last call began.
+    fn finish(&self) {
+        let mut state = ncclResult_t::IN_PROGRESS;
+        while state == ncclResult_t::IN_PROGRESS {
+            in_turn(|| {
+                // SAFETY: a live communicator, and a place for a result.
+                unsafe { (self.nccl.api.ncclCommGetAsyncError)(self.comm, &mut state) };
+            });
+        }
+        assert_eq!(state, ncclResult_t::SUCCESS);
+    }
+}
+
+/// NCCL is called by one thread at a time: both ranks may be on one GPU.
+fn in_turn(call: impl FnOnce()) {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    call();
+}
+
+fn is_begun(result: ncclResult_t) -> bool {
+    matches!(result, ncclResult_t::SUCCESS | ncclResult_t::IN_PROGRESS)
 }
 
 impl Drop for Bare<'_> {
     fn drop(&mut self) {
         // SAFETY: ours, idle, and not used after.
-        unsafe { (self.nccl.api.ncclCommDestroy)(self.comm) };
+        in_turn(|| unsafe {
+            (self.nccl.api.ncclCommAbort)(self.comm);
+        });
     }
 }
