@@ -234,9 +234,19 @@ impl Shape {
     }
 
     fn plan_of(self, steps: u32, memory: &dyn Fn(Side) -> Memory) -> Arc<Plan> {
+        self.plan_with(steps, memory, 16)
+    }
+
+    /// The same with every run of fewer bytes packed.
+    pub fn plan_with(
+        self,
+        steps: u32,
+        memory: &dyn Fn(Side) -> Memory,
+        direct_bytes_min: u64,
+    ) -> Arc<Plan> {
         let mut options = PlanOptions {
             bucket_count: steps,
-            direct_bytes_min: 16,
+            direct_bytes_min,
             ..PlanOptions::default()
         };
         if self == Shape::Forwarded {
