@@ -44,8 +44,8 @@ const FINE: [(&str, i32); 8] = [
     ("weightsync", 0),
 ];
 
-/// Runs it as on a machine with so many GPUs and with compute-sanitizer.
-fn run(folder: &Path, gpus: usize, arguments: &[&str]) -> (Output, String) {
+/// The search path of a machine with so many GPUs and with compute-sanitizer.
+fn machine(folder: &Path, gpus: usize) -> String {
     let bin = folder.join("bin");
     let list = (0..gpus).map(|i| format!("echo GPU {i}: a pretence"));
     script(
@@ -54,10 +54,13 @@ fn run(folder: &Path, gpus: usize, arguments: &[&str]) -> (Output, String) {
     );
     let skip = "while [ ! -x \"$1\" ]; do shift; done\necho checked:\n\"$@\"";
     script(&bin.join("compute-sanitizer"), skip);
-    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    format!("{}:{}", bin.display(), std::env::var("PATH").unwrap())
+}
+
+fn run(folder: &Path, gpus: usize, arguments: &[&str]) -> (Output, String) {
     let output = Command::new(folder.join("run"))
         .args(arguments)
-        .env("PATH", path)
+        .env("PATH", machine(folder, gpus))
         .env("WSYNC_CUDART_LIBRARY", "/nowhere/libcudart.so.13")
         .env("WSYNC_NCCL_LIBRARY", "/nowhere/libnccl.so.2")
         .output()
@@ -74,9 +77,8 @@ fn without_a_gpu_everything_is_skipped() {
         (output.status.code(), &*said),
         (Some(SKIPPED), "skipped: no GPU\n")
     );
-    let path = folder.join("bin").display().to_string() + ":/usr/bin:/bin";
-    let nccl = Command::new(folder.join("nccl")).env("PATH", path).output();
-    let nccl = nccl.unwrap();
+    let mut nccl = Command::new(folder.join("nccl"));
+    let nccl = nccl.env("PATH", machine(&folder, 0)).output().unwrap();
     assert_eq!(nccl.status.code(), Some(SKIPPED));
     assert_eq!(nccl.stdout, b"skipped: no GPU\n");
 }
@@ -99,6 +101,33 @@ fn what_was_run_and_what_was_not_is_said() {
         "{said}"
     );
     assert!(!summary.contains("failed: "), "{said}");
+}
+
+#[test]
+fn a_compressed_nccl_is_unpacked_for_as_long_as_it_is_used() {
+    let folder = packed("gpu_script_xz", &FINE);
+    let told = folder.join("programs/nccl_one_gpu");
+    script(
+        &told,
+        "echo \"$WSYNC_NCCL_LIBRARY\"\ncat \"$WSYNC_NCCL_LIBRARY\"",
+    );
+    let library = folder.join("libnccl-small.so");
+    std::fs::write(&library, "a library").unwrap();
+    let Ok(done) = Command::new("xz").arg(&library).status() else {
+        return eprintln!("skipped: xz is not installed");
+    };
+    assert!(done.success());
+    let mut nccl = Command::new(folder.join("nccl"));
+    nccl.env("PATH", machine(&folder, 1));
+    nccl.env_remove("WSYNC_NCCL_LIBRARY");
+    let output = nccl.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+    let mut lines = said.lines().skip(1);
+    let unpacked = PathBuf::from(lines.next().unwrap());
+    assert!(unpacked.ends_with("libnccl.so.2"), "{said}");
+    assert_eq!(lines.next(), Some("a library"));
+    assert!(!unpacked.exists(), "it is left behind");
 }
 
 #[test]
