@@ -57,21 +57,23 @@ enum Tried {
 }
 
 impl Plan {
-    /// Takes the smallest bucket count, or one little larger, that keeps
-    /// staging inside the budget, or checks the one that was given.
-    pub(super) fn choose_buckets(&mut self, is_given: bool) -> Result<()> {
-        let (ranks, is_exact) = self.sample_ranks();
-        if is_given {
-            let peak = self.peak(&ranks)?;
-            let budget = self.decision.staging_bytes_max;
-            return match peak.bytes <= budget {
-                true => Ok(()),
-                false => Err(refusal(budget, peak, peak.bytes, ", or take more buckets")),
-            };
+    /// Checks the bucket count that was given.
+    pub(super) fn check_buckets(&self) -> Result<()> {
+        let peak = self.peak(&self.sample_ranks().0)?;
+        let budget = self.decision.staging_bytes_max;
+        match peak.bytes <= budget {
+            true => Ok(()),
+            false => Err(refusal(budget, peak, peak.bytes, ", or take more buckets")),
         }
+    }
+
+    /// Takes the smallest bucket count from `fewest` on, or one little larger,
+    /// that keeps staging inside the budget.
+    pub(super) fn choose_buckets(&mut self, fewest: u32) -> Result<()> {
+        let (ranks, is_exact) = self.sample_ranks();
         self.decision.bucket_count = 1;
         let loads = self.loads(&ranks)?;
-        match self.try_budget(&loads, is_exact)? {
+        match self.try_budget(&loads, is_exact, fewest)? {
             Tried::Fits(_) => Ok(()),
             Tried::Exceeds(peak) => self.refuse(&loads, is_exact, peak),
         }
@@ -88,17 +90,17 @@ impl Plan {
         if peak.bytes <= budget && peak.bytes <= before.peak(ranks)?.bytes {
             return Ok(());
         }
-        self.choose_buckets(false)
+        self.choose_buckets(1)
     }
 
-    /// Finds a bucket count for the budget.
-    fn try_budget(&mut self, loads: &[Load], is_exact: bool) -> Result<Tried> {
+    /// Finds a bucket count for the budget, `fewest` at least.
+    fn try_budget(&mut self, loads: &[Load], is_exact: bool, fewest: u32) -> Result<Tried> {
         self.decision.bucket_count = 1;
         let Some(heaviest) = loads.first() else {
             return Ok(Tried::Fits(self.peak(&[])?));
         };
         let room = room(self.decision.staging_bytes_max, is_exact);
-        if heaviest.memory_bytes <= room {
+        if heaviest.memory_bytes <= room && fewest <= 1 {
             return Ok(Tried::Fits(Peak {
                 rank: heaviest.rank,
                 bytes: heaviest.memory_bytes,
@@ -107,6 +109,7 @@ impl Plan {
         }
         let twice = 2 * u128::from(heaviest.memory_bytes);
         let mut count = twice.div_ceil(u128::from(room.max(1)));
+        count = count.max(u128::from(fewest));
         let mut probes: Vec<Rank> = loads.iter().take(PROBE_COUNT).map(|l| l.rank).collect();
         loop {
             let peak = match self.count_that_suits(&probes, count, room)? {
@@ -208,7 +211,7 @@ impl Plan {
         let mut is_known = false;
         for _ in 0..BUDGET_ATTEMPT_COUNT {
             self.decision.staging_bytes_max = budget_with(wanted, is_exact);
-            match self.try_budget(loads, is_exact)? {
+            match self.try_budget(loads, is_exact, 1)? {
                 Tried::Fits(least) => {
                     (enough, is_known) = (wanted, true);
                     wanted = least.bytes.min(wanted - 1);
