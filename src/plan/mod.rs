@@ -33,6 +33,7 @@ pub mod waterfill;
 mod boxes;
 mod bucket;
 mod cells;
+mod crew;
 mod derive;
 mod domains;
 mod fanout;

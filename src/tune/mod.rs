@@ -214,8 +214,9 @@ impl Route {
         (is_same_load && last.is_load) || (self.source_relay && !last.is_sending)
     }
 
-    /// The draft of this way, with one tensor of each kind where that is the
-    /// same.
+    /// The draft of this way. One tensor of each kind stands for all but where
+    /// the holder moves on with every tensor; where domains spread what they
+    /// got, that matters little.
     fn draft(&self, small: &Small, merged: Option<&Merged>, given: &PlanOptions) -> Result<Plan> {
         let mut options = PlanOptions {
             strategy: self.strategy,
@@ -225,7 +226,9 @@ impl Route {
             topology: small.topology.clone(),
             ..given.clone()
         };
-        match merged.filter(|_| self.source_rule == SourceRule::Wrap) {
+        let hangs_on_count =
+            (self.strategy, self.source_rule) == (Strategy::Direct, SourceRule::Rotate);
+        match merged.filter(|_| !hangs_on_count) {
             Some(m) => {
                 options.direct_bytes_min = given.direct_bytes_min.saturating_mul(m.run_factor);
                 Plan::draft(m.source.clone(), m.destination.clone(), &options)
