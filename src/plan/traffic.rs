@@ -88,10 +88,11 @@ impl Plan {
     /// progress. Costs one program a rank.
     pub fn traffic(&self, ranks: &[Rank], mut on_rank: impl FnMut()) -> Result<Traffic> {
         let mut count = Count::default();
-        for &rank in ranks {
-            count.add(&self.program(rank)?);
+        self.each_program(ranks, |program| {
+            count.add(&program);
             on_rank();
-        }
+            Ok(())
+        })?;
         Ok(count.finish(self))
     }
 }
