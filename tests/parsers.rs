@@ -3,8 +3,11 @@
 
 use proptest::prelude::*;
 use std::sync::{Arc, OnceLock};
+use weightsync::layout::models::Inventory;
 use weightsync::layout::{Layout, frame};
+use weightsync::limits::FILE_BYTES_MAX;
 use weightsync::plan::decision::PlanOptions;
+use weightsync::plan::topology::TopologySpec;
 use weightsync::plan::{PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, Plan, Selector};
 use weightsync::{Rank, Status};
 
@@ -66,6 +69,23 @@ fn bytes_behind_the_payload_of_a_plan_are_refused() {
         Plan::from_bytes(&frame::seal(PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, &longer)).unwrap_err();
     assert_eq!(e.status, Status::Corrupt);
     assert!(e.message.contains("4 bytes"), "{e}");
+}
+
+#[test]
+fn a_file_that_is_too_long_is_refused_unread() {
+    // Zeros that nobody looks at take no memory.
+    let long = vec![0u8; FILE_BYTES_MAX + 1];
+    let refusals = [
+        Layout::from_json(&long).map(drop),
+        Inventory::from_config(&long).map(drop),
+        TopologySpec::from_json(&long).map(drop),
+    ];
+    for refusal in refusals {
+        let told = refusal.unwrap_err();
+        assert_eq!(told.status, Status::LimitExceeded);
+        let numbers = format!("{} bytes; at most {FILE_BYTES_MAX}", long.len());
+        assert!(told.message.contains(&numbers), "{}", told.message);
+    }
 }
 
 #[test]
