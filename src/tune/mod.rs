@@ -22,7 +22,7 @@ mod buckets;
 mod certify;
 mod shrink;
 
-pub use certify::certificate;
+pub use certify::{Rehearsal, certificate, rehearse};
 
 use crate::error::{Error, Result, Status};
 use crate::layout::Layout;
