@@ -52,7 +52,7 @@ fn the_matrix_has_a_row_for_every_sender() {
         .skip_while(|l| !l.starts_with("sender"))
         .collect();
     assert_eq!(rows.len(), 1 + 8, "{out}");
-    assert!(rows[0].contains("receivers 8-15"), "{out}");
+    assert!(rows[0].contains("receivers are ranks 8-15"), "{out}");
     assert!(
         rows[1..]
             .iter()
@@ -228,11 +228,11 @@ fn a_placement_that_would_lower_the_bound_is_named() {
         serde_json::json!([]),
         "no engine is on one host now"
     );
-    // All but the latency of a message halves.
+    // All halves but the latency of a message and the norms, which all ranks have.
     let latency_ns = 20_000;
     let [now, then] =
         [&c["lower_bound_ns"], &hint["lower_ns"]].map(|ns| ns.as_u64().unwrap() - latency_ns);
-    assert_eq!(then, now.div_ceil(2), "{hint}");
+    assert!((now / 2..now / 2 + now / 1000).contains(&then), "{hint}");
     let said = succeed(&["explain", text(&plan)]);
     let row = said.lines().find(|l| l.starts_with("placement ")).unwrap();
     assert!(row.ends_with(hint["text"].as_str().unwrap()), "{row}");

@@ -27,6 +27,7 @@ mod goal;
 mod instance;
 mod network;
 mod orders;
+mod origin;
 mod sample;
 mod stress;
 mod timeline;
@@ -38,6 +39,7 @@ pub use exact::{ExactRun, VirtualMemory, execute_exactly};
 pub use instance::{Flow, Instance, Node};
 pub use network::{Link, LinkKind, links_between};
 pub use orders::OrderCost;
+pub use origin::{LinkedHop, LinkedOrigin};
 pub use stress::{StressOptions, StressReport};
 pub use timeline::{RankSteps, StepTime, Timeline};
 

@@ -16,10 +16,12 @@ pub mod greeting;
 pub mod host;
 pub mod loopback;
 pub mod nccl;
+pub mod place;
 pub mod rendezvous;
 pub mod shm;
 
 mod mac;
+mod nics;
 pub(crate) mod patience;
 mod queue;
 

@@ -30,7 +30,7 @@ const seen = {width: innerWidth, scroll: root.scrollWidth, height: root.scrollHe
 for (const section of document.querySelectorAll("section")) {
     const outer = box(section);
     seen.sections[section.querySelector("h2").textContent] = outer;
-    for (const e of section.querySelectorAll("*")) {
+    for (const e of section.querySelectorAll("*:not(title)")) {
         const inner = box(e);
         if (inner[0] < outer[0] - 1 || inner[2] > outer[2] + 1) seen.spills.push(e.outerHTML.slice(0, 120));
     }

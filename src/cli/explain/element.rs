@@ -1,12 +1,11 @@
 //! Where one element on one rank comes from, and over which links.
 
 use crate::table::{Table, print, print_json};
-use serde::Serialize;
 use std::str::FromStr;
 use weightsync::plan::Plan;
-use weightsync::plan::origin::{Cell, Hop, Origin};
+use weightsync::plan::origin::Cell;
 use weightsync::plan::topology::Topology;
-use weightsync::sim::{Link, LinkKind, links_between};
+use weightsync::sim::{Link, LinkKind, LinkedHop, LinkedOrigin};
 use weightsync::{Rank, Result};
 
 /// `TENSOR[I,J]@RANK`.
@@ -39,71 +38,32 @@ impl FromStr for Element {
     }
 }
 
-/// What is printed as JSON.
-#[derive(Serialize)]
-struct Way<'a> {
-    tensor: &'a str,
-    index: &'a [u64],
-    hops: Vec<LinkedHop<'a>>,
-}
-
-/// A hop and the links that it crosses, in order.
-#[derive(Serialize)]
-struct LinkedHop<'a> {
-    #[serde(flatten)]
-    hop: &'a Hop,
-    links: Vec<Link>,
-    /// The NVLink domain that the hop stays in; missing if it leaves one.
-    nvlink_domain: Option<u32>,
-}
-
-impl<'a> LinkedHop<'a> {
-    fn of(hop: &'a Hop, topology: &Topology) -> Result<LinkedHop<'a>> {
-        let (from, to) = (Rank(hop.from.rank), Rank(hop.to.rank));
-        let domain = topology.domain(from);
-        Ok(LinkedHop {
-            hop,
-            links: links_between(topology, from, to)?,
-            nvlink_domain: domain.filter(|_| domain == topology.domain(to)),
-        })
-    }
-
-    /// The links, for people.
-    fn over(&self) -> String {
-        let names: Vec<String> = self.links.iter().map(Link::to_string).collect();
-        match (self.links.first().map(|l| l.kind), self.nvlink_domain) {
-            (Some(LinkKind::Memory), _) => format!("inside {}", self.links[0].place),
-            (_, Some(domain)) => format!("NVLink domain {domain}: {}", names.join(" → ")),
-            _ => names.join(" → "),
-        }
-    }
-}
-
 /// Prints the way of an element, on ranks that sit as `topology` says.
 pub fn show(plan: &Plan, topology: &Topology, e: &Element, json: bool) -> Result<()> {
     let origin = plan.origin(e.rank, &e.tensor, &e.index)?;
-    let hops = origin.hops.iter().map(|hop| LinkedHop::of(hop, topology));
-    let hops: Vec<LinkedHop> = hops.collect::<Result<_>>()?;
-    if json {
-        return print_json(&Way {
-            tensor: &origin.tensor,
-            index: &origin.index,
-            hops,
-        });
+    let origin = LinkedOrigin::of(origin, topology)?;
+    match json {
+        true => print_json(&origin),
+        false => print(text(&origin)),
     }
-    print(text(&origin, &hops))
 }
 
 /// The way of an element, a line a stop.
-fn text(o: &Origin, hops: &[LinkedHop]) -> String {
+fn text(o: &LinkedOrigin) -> String {
     let mut t = Table::default();
     let place = |c: &Cell| format!("\"{}\" at byte {}", c.buffer, c.offset);
     if let Some(first) = o.hops.first() {
-        let rank = format!("rank {}", first.from.rank);
-        t.row(["held by", &rank, &place(&first.from), "", ""]);
+        let from = &first.hop.from;
+        t.row([
+            "held by",
+            &format!("rank {}", from.rank),
+            &place(from),
+            "",
+            "",
+        ]);
     }
-    for linked in hops {
-        let hop = linked.hop;
+    for linked in &o.hops {
+        let hop = &linked.hop;
         let how = if hop.is_sent { "sent to" } else { "copied to" };
         let rank = format!("rank {}", hop.to.rank);
         let when = match hop.is_sent {
@@ -113,9 +73,19 @@ fn text(o: &Origin, hops: &[LinkedHop]) -> String {
             ),
             false => format!("step {}", hop.step),
         };
-        t.row([how, &rank, &place(&hop.to), &when, &linked.over()]);
+        t.row([how, &rank, &place(&hop.to), &when, &over(linked)]);
     }
     format!("\"{}\" {:?}\n{t}", o.tensor, o.index)
+}
+
+/// What a hop crosses, for people.
+fn over(hop: &LinkedHop) -> String {
+    let names: Vec<String> = hop.links.iter().map(Link::to_string).collect();
+    match (hop.links.first(), hop.nvlink_domain) {
+        (Some(l), _) if l.kind == LinkKind::Memory => format!("inside {}", l.place),
+        (_, Some(domain)) => format!("NVLink domain {domain}: {}", names.join(" → ")),
+        _ => names.join(" → "),
+    }
 }
 
 #[cfg(test)]

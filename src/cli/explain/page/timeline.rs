@@ -92,8 +92,8 @@ impl Picture {
         };
         format!(
             "When each {unit} is in each {steps}, as simulated: strong while bytes are on the wire, \
-             pale while they are packed and unpacked; one {steps} above, the next below. The dashed \
-             line is the time that no plan beats."
+             pale while they are packed, wait or are unpacked; one {steps} above, the next below. The \
+             dashed line is the time that no plan beats."
         )
     }
 
