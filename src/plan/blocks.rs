@@ -70,6 +70,12 @@ impl Blocks {
         self.ends.is_empty()
     }
 
+    /// Numbers in the largest block, or between its ends.
+    pub fn size(&self) -> u32 {
+        let sizes = self.ends.iter().map(|(first, last)| last - first + 1);
+        sizes.max().unwrap_or(1)
+    }
+
     /// The block that a number belongs to.
     pub fn find(&self, number: u32) -> usize {
         self.ends.partition_point(|b| b.1 < number)
@@ -97,7 +103,7 @@ mod tests {
         assert_eq!(many.len(), 64);
         assert_eq!((many.ends[0], many.ends[63]), ((0, 63), (4032, 4095)));
         assert_eq!((many.find(63), many.find(64)), (0, 1));
-        assert_eq!(many.name(1), "hosts 64-127");
+        assert_eq!((many.name(1).as_str(), many.size()), ("hosts 64-127", 64));
         assert!(Blocks::of(Unit::Rank, 0..0, 96).is_empty());
     }
 }

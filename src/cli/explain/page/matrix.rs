@@ -73,8 +73,7 @@ pub fn legend(m: &Matrix) -> String {
 /// What rows and columns are, in words.
 pub fn caption(m: &Matrix) -> String {
     let unit = m.rows.unit.name();
-    let size = |b: &Blocks| b.ends.iter().map(|(a, z)| z - a + 1).max().unwrap_or(1);
-    let most = size(&m.rows).max(size(&m.columns));
+    let most = m.rows.size().max(m.columns.size());
     let grouped = match most {
         1 => String::new(),
         n => format!(", up to {n} of them together"),

@@ -86,12 +86,16 @@ impl Picture {
     /// What rows and bars are, in words.
     pub fn caption(&self) -> String {
         let unit = self.rows.unit.name();
+        let shared = match self.rows.size() {
+            1 => String::new(),
+            n => format!(", up to {n} of them together,"),
+        };
         let steps = match self.group {
             1 => "step".to_string(),
             n => format!("{n} steps"),
         };
         format!(
-            "When each {unit} is in each {steps}, as simulated: strong while bytes are on the wire, \
+            "When {unit}s{shared} are in each {steps}, as simulated: strong while bytes are on the wire, \
              pale while they are packed, wait or are unpacked; one {steps} above, the next below. The \
              dashed line is the time that no plan beats."
         )
