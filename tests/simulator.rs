@@ -399,6 +399,11 @@ fn a_timeline_of_many_ranks_has_them_all() {
             }
         }
     }
+    // The second half has something to unpack in the end.
+    let (unpacks, unpack) = (nodes / 2, 3_000_000);
+    for node in &mut i.nodes[unpacks as usize..] {
+        node.unpack[1] = unpack;
+    }
     let lower_ns = 2 * u64::from(nodes - 1) * bytes;
     let timeline = i.timeline(lower_ns);
     assert_eq!(timeline.total_ns, i.run_fast(lower_ns).total_ns);
@@ -407,7 +412,8 @@ fn a_timeline_of_many_ranks_has_them_all() {
         assert_eq!(rank.rank, Rank(n));
         let steps: Vec<u32> = rank.steps.iter().map(|s| s.step).collect();
         assert_eq!(steps, [0, 1]);
-        assert_eq!(rank.steps[1].end_ns, timeline.total_ns);
+        let after = if n < unpacks { unpack } else { 0 };
+        assert_eq!(rank.steps[1].end_ns + after, timeline.total_ns, "rank {n}");
     }
 }
 
