@@ -101,8 +101,9 @@ def python_environment(prefix: Path) -> dict[str, str]:
 
 
 def home(scratch: Path) -> dict[str, str]:
-    """A home of the page's own, which pip installs into; cargo keeps its real one."""
-    kept = {"CARGO_HOME": ".cargo", "RUSTUP_HOME": ".rustup"}
+    """A home of the page's own, which pip installs into. Cargo keeps its real one,
+    and caches theirs: a linker that lies elsewhere would have all built anew."""
+    kept = {"CARGO_HOME": ".cargo", "RUSTUP_HOME": ".rustup", "XDG_CACHE_HOME": ".cache"}
     real = {name: os.environ.get(name, str(Path.home() / folder)) for name, folder in kept.items()}
     return {"HOME": str(scratch), "PIP_PREFIX": str(scratch / "site"), **real}
 
