@@ -72,13 +72,9 @@ pub fn run(args: &ExplainArgs) -> Result<()> {
 }
 
 fn text(account: &Account, traffic: &Traffic) -> String {
-    let links = account.certificate.as_ref().map(links::draw);
-    let parts = [account.to_string(), links.unwrap_or_default()];
-    let [account, links] = parts;
-    match links.is_empty() {
-        true => format!("{account}\n{}", terminal::draw(traffic)),
-        false => format!("{account}\n{links}\n{}", terminal::draw(traffic)),
-    }
+    let certificate = account.certificate.as_ref();
+    let links = certificate.map_or_else(String::new, |c| format!("{}\n", links::draw(c)));
+    format!("{account}\n{links}{}", terminal::draw(traffic))
 }
 
 /// The traffic of the plan, and what to say if not all ranks were counted.
