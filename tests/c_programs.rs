@@ -4,6 +4,8 @@
 //! They link to the shared library that was built beside this test, through
 //! its SONAME, as installed programs do.
 
+mod fake_gpu;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -302,6 +304,23 @@ fn cxx_two_translation_units() {
 #[test]
 fn cxx_without_exceptions() {
     check_cxx("no_exceptions", &["no_exceptions.cc"], NO_EXCEPTIONS);
+}
+
+/// Two ranks share a GPU of the stand-in.
+#[test]
+fn cxx_delivers_over_nccl() {
+    let source = root().join("bindings/cpp/tests/nccl.cc");
+    let cuda = fake_gpu::cudart();
+    for standard in CXX_BINDING {
+        let sources = std::slice::from_ref(&source);
+        let program = build(sources, standard, &[], "nccl");
+        run(Command::new(&program)
+            .env("WSYNC_CUDART_LIBRARY", &cuda)
+            .env("WSYNC_CUDA_LIBRARY", &cuda)
+            .env("WSYNC_NCCL_LIBRARY", fake_gpu::nccl::nccl())
+            .env("NCCL_MULTI_RANK_GPU_ENABLE", "1")
+            .env("NCCL_MAX_CTAS", "4"));
+    }
 }
 
 /// The C++ header needs nothing before it, by any standard it promises.

@@ -9,7 +9,7 @@ use weightsync::exec::*;
 
 #[test]
 fn the_third_request_allocates_nothing() {
-    for carrier in CARRIERS {
+    for carrier in carriers() {
         let shapes = [Shape::Apart, Shape::Forwarded];
         for (shape, flags) in shapes.into_iter().flat_map(|s| [(s, 0), (s, FLAG_VERIFY)]) {
             let world = World::new(carrier, shape, 5);

@@ -110,14 +110,15 @@ fn deliver(endpoint: Endpoint, fault: &str, version: u64) -> String {
     };
     let (own, copy) = verdict.outcome.unwrap();
     format!(
-        "{} {} {} {} {} {} {}",
+        "{} {} {} {} {} {} {} {}",
         status.code(),
         culprit.map_or(-1, |r| i64::from(r.0)),
         own as u8,
         copy as u8,
         u8::from(verdict.is_new),
         u8::from(verdict.is_old),
-        took.as_millis()
+        took.as_millis(),
+        u8::from(verdict.has_all_steps)
     )
 }
 
@@ -188,6 +189,7 @@ fn parse(rank: u32, text: &str) -> Ending {
             outcome: Some((outcome(n[2]), outcome(n[3]))),
             is_new: n[4] == 1,
             is_old: n[5] == 1,
+            has_all_steps: n[7] == 1,
         },
     }
 }

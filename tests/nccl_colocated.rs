@@ -13,10 +13,9 @@ use exec_support::fake_gpu::nccl::{self as fake, alone, calls, spread_over};
 use exec_support::*;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use weightsync::device::MemoryRange;
+use weightsync::device::cuda::CudaDevice;
 use weightsync::device::cuda::place::is_exportable;
 use weightsync::exec::*;
-use weightsync::layout::view::Memory;
 use weightsync::transport::nccl::{CommSource, IpcScope, NcclBootstrap, NcclOptions};
 use weightsync::{Rank, Status};
 
@@ -95,28 +94,16 @@ fn memory_that_cannot_be_exported_is_exchanged_all_the_same() {
     let world = world(Shape::Half, IpcScope::Needed);
     world.run(|rig| {
         rig.store(1);
-        let device = world.gpu(rig.rank).unwrap();
-        let mut moved = Vec::new();
-        for held in &rig.held {
-            for (name, bytes) in ["a.weight", "b.weight"].into_iter().zip(&held.buffers) {
-                let old = bytes.range();
-                let _current = device.gpu().enter().unwrap();
-                let address = fake_gpu::allocate_vmm(old.bytes as usize);
-                assert!(!is_exportable(device.gpu(), address).unwrap());
-                device.copy_now(address, old.address, old.bytes).unwrap();
-                let range = MemoryRange { address, ..old };
-                let memory = Memory::Device(fake::gpu_of(rig.rank));
-                let bound = rig.session.bind(held.side, name, range, memory);
-                bound.unwrap();
-                moved.push((range, old));
-            }
-        }
-        rig.request.submit(&options(1)).unwrap();
-        assert_eq!(rig.request.wait(60 * SECOND), Ok(State::Done));
-        for (new, old) in moved {
-            let copied = device.copy_now(old.address, new.address, old.bytes);
-            copied.unwrap();
-        }
+        let vmm = |device: &CudaDevice, bytes: u64| {
+            let _current = device.gpu().enter().unwrap();
+            let address = fake_gpu::allocate_vmm(bytes as usize);
+            assert!(!is_exportable(device.gpu(), address).unwrap());
+            address
+        };
+        rig.in_memory_of(&world, vmm, || {
+            rig.request.submit(&options(1)).unwrap();
+            assert_eq!(rig.request.wait(60 * SECOND), Ok(State::Done));
+        });
         if let Some(d) = rig.destination() {
             assert_eq!(d.now(), d.expected(1));
         }

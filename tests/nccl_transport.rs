@@ -182,12 +182,51 @@ fn a_kernel_that_hangs_is_stopped_at_any_step() {
             let world = World::new(Carrier::Nccl, Shape::Half, 3);
             inject(victim, step + 1, Wrong::Hang, 0);
             let what = format!("rank {victim} hangs at step {step}");
-            for e in fails(&world, SOON, &what, |_| ()) {
+            let errors = fails(&world, SOON, &what, |_| ());
+            for e in &errors {
                 assert_eq!(e.status, Status::Stalled, "{what}: {e}");
+                assert_eq!(e.rank.map(|r| r.0), Some(victim), "{what}: {e}");
             }
+            // Whoever waits for it says for what.
+            let step = format!("step {} of 3, exchanging with", step + 1);
+            let says = |e: &Error, whom: &str| {
+                e.message.contains(&format!("{step} {whom}: \"")) && e.message.contains(".weight\"")
+            };
+            assert!(says(&errors[victim as usize], "others"), "{errors:?}");
+            let others = errors.iter().filter(|e| says(e, &format!("rank {victim}")));
+            assert!(others.count() > 0, "{what}: {errors:?}");
         }
     }
     assert!(eventually(|| fake::comms() == 0));
+}
+
+/// What is packed lies in staging until it is unpacked, and no step has come so
+/// far.
+#[test]
+fn packed_bytes_that_have_not_all_come_leave_memory_untouched() {
+    let _alone = alone();
+    let world = World::new(Carrier::Nccl, Shape::Half, 3);
+    let memory = Carrier::Nccl.memory();
+    let packed = Shape::Half.plan_with(3, &|_| memory, 1 << 30);
+    for source in [0, 1] {
+        inject(source, 1, Wrong::Hang, 0);
+    }
+    let ended = world.run_with(
+        |_| packed.clone(),
+        |rig| {
+            let before = rig.snapshot();
+            rig.store(1);
+            let submitted = rig.request.submit(&within(SOON, 1));
+            let ended = submitted.and_then(|()| rig.request.wait(20 * SECOND).map(drop));
+            assert_eq!(ended.unwrap_err().status, Status::Stalled);
+            rig.verdict(&world, 1, &before)
+        },
+    );
+    for v in ended.iter().filter(|v| v.copy.is_some()) {
+        let untouched = Some((Outcome::Untouched, Outcome::Untouched));
+        assert_eq!(v.outcome, untouched, "rank {}", v.rank);
+    }
+    check_verdicts(&ended, "packed");
 }
 
 #[test]

@@ -13,27 +13,6 @@ use weightsync::layout::tensor::{IndexBox, Tensor};
 use weightsync::plan::program::*;
 use weightsync::{Error, Status};
 
-const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
-
-fn random_dtypes(random: &mut Random) -> (Dtype, Dtype) {
-    let odd = [
-        "i8",
-        "f8e4m3fn",
-        "bf16",
-        "f32",
-        "i64",
-        "c128",
-        "f6e2m3fnx4",
-        "f4e2m1fnx2",
-    ];
-    if random.below(2) == 0 {
-        let d = Dtype::from_name(odd[random.below(8) as usize]).unwrap();
-        return (d, d);
-    }
-    let pick = |r: &mut Random| FLOATS[r.below(3) as usize];
-    (pick(random), pick(random))
-}
-
 fn random_box(random: &mut Random, is_large: bool) -> (Vec<u64>, IndexBox) {
     // Large ones cross batches, quanta, and the size that is written past the
     // cache.
@@ -81,10 +60,10 @@ impl Case {
         let (mut source_bytes, mut target_bytes) = (0, 0);
         for _ in 0..parts {
             let (shape, cut) = random_box(random, is_large);
-            let (mut from, n) = random_view(random, 0, 0, &cut, a);
+            let (mut from, n) = random_view(random, 0, 0, &cut, a, false);
             from.offset += source_bytes;
             source_bytes += n;
-            let (mut to, n) = random_view(random, 1, 0, &cut, b);
+            let (mut to, n) = random_view(random, 1, 0, &cut, b, false);
             to.offset += target_bytes;
             target_bytes += n;
             views.push((from, to));
@@ -268,8 +247,8 @@ fn local_copies_convert_and_touch_nothing_else() {
         let mut builder = Builder::new(0, &tensors);
         builder.buffer(Side::Source);
         builder.buffer(Side::Destination);
-        let (from, n) = random_view(&mut random, 0, 0, &cut, a);
-        let (to, m) = random_view(&mut random, 0, 1, &cut, b);
+        let (from, n) = random_view(&mut random, 0, 0, &cut, a, false);
+        let (to, m) = random_view(&mut random, 0, 1, &cut, b, false);
         builder.local(0, &from, &to, &cut);
         let (mut source, mut target) = (Memory::new(n as usize), Memory::new(m as usize));
         random.fill(source.bytes_mut());

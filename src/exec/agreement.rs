@@ -25,6 +25,7 @@ use super::{FLAG_DRY_RUN, FLAG_VERIFY, Outcome};
 use crate::error::{Error, Status};
 use crate::rank::Rank;
 use crate::transport::greeting::list_ranks;
+use crate::transport::waits::Waits;
 use std::time::{Duration, Instant};
 
 /// How long a mismatch waits for more ranks, to tell who is the odd one out.
@@ -104,7 +105,10 @@ pub(super) struct Seat {
     pub terms: Terms,
     pub copy: u32,
     pub progress: Progress,
-    pub waits_for: u32,
+    /// Peers that may keep it where it is.
+    pub waits_for: Waits,
+    /// A peer of its step is past it: the rank has moved bytes in it.
+    pub has_moved: bool,
     /// When it was last heard of, and when it last came further.
     pub beat: Instant,
     pub advance: Instant,
@@ -119,7 +123,8 @@ impl Seat {
             terms: Terms::default(),
             copy: NO_COPY,
             progress: Progress::default(),
-            waits_for: super::message::NO_RANK,
+            waits_for: Waits::NONE,
+            has_moved: false,
             beat: now,
             advance: now,
             is_gone: false,

@@ -18,6 +18,7 @@ use super::watchdog;
 use crate::error::{Error, Status};
 use crate::rank::Rank;
 use crate::transport::control::is_below;
+use crate::transport::waits::Waits;
 use departure::Departure;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -366,7 +367,7 @@ impl Coordinator {
         }
     }
 
-    fn beat(&mut self, rank: Rank, key: Key, progress: Progress, waits_for: u32, now: Instant) {
+    fn beat(&mut self, rank: Rank, key: Key, progress: Progress, waits: Waits, now: Instant) {
         let Some(index) = self.land.ranks.index_of(rank) else {
             return;
         };
@@ -375,11 +376,12 @@ impl Coordinator {
         };
         let seat = &mut group.seats[index];
         seat.beat = now;
-        seat.waits_for = waits_for;
         if progress != seat.progress {
+            seat.has_moved &= progress.done == seat.progress.done;
             seat.progress = progress;
             seat.advance = now;
         }
+        watchdog::note_waits(group, &self.land, index, waits);
         if progress.enqueued > 0 {
             group.first_start.get_or_insert(now);
         }
@@ -406,7 +408,7 @@ impl Coordinator {
         group.first_start.get_or_insert(now);
         let seat = &mut group.seats[index];
         seat.stage = Stage::Done(outcome);
-        seat.waits_for = NO_RANK;
+        seat.waits_for = Waits::NONE;
         let copy = seat.copy;
         group.done += 1;
         CopyTally::end(&mut group.copies, copy, outcome);

@@ -40,6 +40,12 @@ pub(crate) struct StepFences {
     pub device: Fence,
 }
 
+impl StepFences {
+    fn is_over(&self) -> bool {
+        self.transport.is_reached() && self.device.is_reached()
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct FlightInner {
     pub state: State,
@@ -55,7 +61,7 @@ pub(crate) struct FlightInner {
     pub last: Fence,
     /// True once `start` has enqueued everything it is going to.
     pub is_enqueued: bool,
-    /// Leading steps whose fences were seen reached.
+    /// Leading steps whose fences were seen reached, and not because of an abort.
     pub steps_done: u32,
     pub error: Option<Error>,
     pub rank_outcome: Option<Outcome>,
@@ -143,28 +149,35 @@ impl FlightInner {
 
     /// Looks at the fences; true if all enqueued work is done.
     pub fn look(&mut self) -> bool {
-        while let Some(step) = self.steps.get(self.steps_done as usize) {
-            if !step.transport.is_reached() || !step.device.is_reached() {
-                return false;
-            }
-            self.steps_done += 1;
-        }
-        if let Some(binding) = &self.binding {
-            let done = u64::from(self.steps_done);
+        let rest = &self.steps[self.steps_done as usize..];
+        let done = rest.iter().take_while(|step| step.is_over()).count();
+        let are_over = done == rest.len();
+        // In this order: fences that are reached because of an abort say nothing
+        // of the bytes.
+        if let Some(binding) = self.binding.as_ref().filter(|b| !b.abort.is_set()) {
+            self.steps_done += done as u32;
+            let steps = u64::from(self.steps_done);
             binding
                 .marks
                 .steps_done
-                .store(done, std::sync::atomic::Ordering::Release);
+                .store(steps, std::sync::atomic::Ordering::Release);
         }
-        self.is_enqueued && self.last.is_reached()
+        are_over && self.is_enqueued && self.last.is_reached()
+    }
+
+    /// True if bytes of the first unfinished step have still to be exchanged;
+    /// else it waits for nothing but local work.
+    pub fn exchanges(&self) -> bool {
+        let step = self.steps.get(self.steps_done as usize);
+        step.is_some_and(|step| !step.transport.is_reached())
     }
 
     /// The first fence that is not reached yet.
     pub fn next_fence(&self) -> Option<Fence> {
-        match self.steps.get(self.steps_done as usize) {
-            Some(step) if !step.transport.is_reached() => Some(step.transport.clone()),
-            Some(step) if !step.device.is_reached() => Some(step.device.clone()),
-            Some(_) => None,
+        let rest = &self.steps[self.steps_done as usize..];
+        let mut fences = rest.iter().flat_map(|step| [&step.transport, &step.device]);
+        match fences.find(|fence| !fence.is_reached()) {
+            Some(fence) => Some(fence.clone()),
             None if self.is_enqueued && !self.last.is_reached() => Some(self.last.clone()),
             None => None,
         }

@@ -19,6 +19,7 @@ use super::Outcome;
 use super::comparison::PAIR_BYTES;
 use crate::error::{Error, Result, Status};
 use crate::rank::Rank;
+use crate::transport::waits::{WAITS_MAX, Waits};
 
 /// One execution: which plan, and how many times it has been prepared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -152,7 +153,7 @@ pub enum Message<'a> {
         done: u32,
         /// Bytes that the transport has moved, ever.
         moved: u64,
-        waits_for: u32,
+        waits_for: Waits,
     },
     Done {
         rank: u32,
@@ -270,7 +271,7 @@ impl<'a> Message<'a> {
                 .u32(*enqueued)
                 .u32(*done)
                 .u64(*moved)
-                .u32(*waits_for)
+                .waits(waits_for)
                 .end(),
             Message::Done {
                 rank,
@@ -432,6 +433,11 @@ impl Writer<'_> {
         self.u32(v.len() as u32).put(v)
     }
 
+    fn waits(&mut self, v: &Waits) -> &mut Self {
+        self.u8(v.ranks().len() as u8);
+        v.ranks().iter().fold(self, |w, rank| w.u32(rank.0))
+    }
+
     /// At most [`TEXT_BYTES_MAX`] bytes, cut between characters.
     fn text(&mut self, v: &str) -> &mut Self {
         let mut end = v.len().min(TEXT_BYTES_MAX);
@@ -501,6 +507,12 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(bytes).ok()
     }
 
+    fn waits(&mut self) -> Option<Waits> {
+        let count = usize::from(self.u8()?);
+        let ranks = (0..count).map(|_| self.u32().map(Rank));
+        Some(count).filter(|n| *n <= WAITS_MAX).and(ranks.collect())
+    }
+
     fn status(&mut self) -> Option<Status> {
         Status::from_code(self.u32()? as i32).filter(|s| s.code() < 0)
     }
@@ -522,7 +534,7 @@ impl<'a> Reader<'a> {
                 enqueued: self.u32()?,
                 done: self.u32()?,
                 moved: self.u64()?,
-                waits_for: self.u32()?,
+                waits_for: self.waits()?,
             },
             kind::DONE => Message::Done {
                 rank: self.u32()?,
@@ -647,7 +659,7 @@ mod tests {
                 enqueued: 5,
                 done: 3,
                 moved: 1 << 33,
-                waits_for: NO_RANK,
+                waits_for: [3, 4, NO_RANK].map(Rank).into_iter().collect(),
             },
             Message::Done {
                 rank: 2,

@@ -39,6 +39,7 @@ pub mod report;
 pub mod request;
 pub mod session;
 mod shared;
+mod standstill;
 pub mod view;
 mod watchdog;
 

@@ -8,6 +8,7 @@ use super::flight::Flight;
 use super::member::rank_outcome;
 use super::rank_set::RankSet;
 use super::request::State;
+use super::standstill::with_tensors;
 use crate::error::{Error, Result, Status};
 use crate::rank::Rank;
 use crate::transport::Transport;
@@ -177,6 +178,9 @@ impl Shared {
                 Outcome::Untouched
             }
         };
+        drop(inner);
+        let reason = with_tensors(reason, flight);
+        let mut inner = flight.lock();
         inner.finish(Instant::now(), Some(reason), rank, Outcome::Torn);
         drop(inner);
         flight.notify();

@@ -11,13 +11,18 @@
 //! 2. else the lowest that has not started although others have;
 //! 3. else the rank at the end of the chain "waits for": from the lowest of
 //!    those with the fewest steps done, as long as one waits for another that
-//!    has not ended either. In a ring, the lowest in it.
+//!    is not past its step either.
+//!
+//! A transport that cannot tell which of its peers it waits for names several.
+//! Then, and in a ring, it is rather a rank that waits for nobody; else one of
+//! whose peers none has come past the step, because it has moved nothing in it;
+//! else the one that most wait for; else the lowest.
 
-use super::agreement::{Group, Phase, Seat, Stage};
+use super::agreement::{Group, Phase, Seat};
 use super::landscape::Landscape;
-use super::message::NO_RANK;
 use crate::error::{Error, Status};
-use crate::rank::Rank;
+use crate::transport::waits::Waits;
+use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
 /// Beats that may be missing before a rank counts as silent.
@@ -104,34 +109,81 @@ fn silent(group: &Group, land: &Landscape, index: usize, now: Instant) -> Option
     (unheard > limit).then_some(index)
 }
 
+/// Takes note of whom rank `index` may wait for, less those that are past its
+/// step. If no other is named, whoever was named before stays: a long list
+/// comes in turns.
+pub(super) fn note_waits(group: &mut Group, land: &Landscape, index: usize, waits: Waits) {
+    let of = |waits: &Waits| -> Waits {
+        let keeping = keeping(group, land, index, waits);
+        keeping.map(|i| land.ranks.as_slice()[i]).collect()
+    };
+    let (new, old) = (of(&waits), of(&group.seats[index].waits_for));
+    let seat = &mut group.seats[index];
+    seat.has_moved |= new != waits;
+    seat.waits_for = match new.is_none() && !waits.is_none() {
+        true => old,
+        false => new,
+    };
+}
+
+/// The indices of those of `waits` that may keep rank `index` where it is.
+fn keeping<'a>(
+    group: &'a Group,
+    land: &'a Landscape,
+    index: usize,
+    waits: &'a Waits,
+) -> impl Iterator<Item = usize> + 'a {
+    let done = group.seats[index].progress.done;
+    let known = waits.ranks().iter().filter_map(|r| land.ranks.index_of(*r));
+    known.filter(move |&i| {
+        let seat = &group.seats[i];
+        seat.is_under_way() && seat.progress.done <= done
+    })
+}
+
 /// Follows "waits for" to its end.
 fn follow(group: &Group, land: &Landscape, from: usize) -> usize {
     let mut path = vec![from];
     let mut at = from;
     loop {
-        let waits_for = group.seats[at].waits_for;
-        if waits_for == NO_RANK {
-            return at;
-        }
-        let Some(next) = land.ranks.index_of(Rank(waits_for)) else {
+        let waits = &group.seats[at].waits_for;
+        let next = keeping(group, land, at, waits).min_by_key(|&i| innocence(group, land, i));
+        let Some(next) = next else {
             return at;
         };
-        match group.seats[next].stage {
-            Stage::Agreed => {}
-            Stage::Absent | Stage::Done(_) => return at,
-        }
         if let Some(turn) = path.iter().position(|&i| i == next) {
-            return path[turn..].iter().copied().min().unwrap_or(at);
+            let ring = path[turn..].iter().copied();
+            return ring
+                .min_by_key(|&i| innocence(group, land, i))
+                .unwrap_or(at);
         }
         path.push(next);
         at = next;
     }
 }
 
+/// What speaks for a rank, more for one than for another; see the top.
+fn innocence(group: &Group, land: &Landscape, index: usize) -> impl Ord {
+    let rank = land.ranks.as_slice()[index];
+    let seat = &group.seats[index];
+    let keeping = keeping(group, land, index, &seat.waits_for).count();
+    let has_moved = seat.has_moved || keeping < seat.waits_for.ranks().len();
+    let waits = |s: &&Seat| s.is_under_way() && s.waits_for.ranks().contains(&rank);
+    let waiters = group.seats.iter().filter(waits).count();
+    (
+        !seat.waits_for.is_none(),
+        has_moved,
+        Reverse(waiters),
+        index,
+    )
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::agreement::Stage;
     use super::super::rank_set::RankSet;
     use super::*;
+    use crate::rank::Rank;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -220,14 +272,71 @@ mod tests {
         let mut g = group(start);
         let now = start + SECOND * 2;
         hear(&mut g, now);
-        g.seats[0].waits_for = 1;
-        g.seats[1].waits_for = 3;
-        g.seats[2].waits_for = 3;
+        wait(&mut g, 0, &[1]);
+        wait(&mut g, 1, &[3]);
+        wait(&mut g, 2, &[3]);
         assert_eq!(culprit(&g, &land(), now), Some(3));
-        g.seats[3].waits_for = 1;
+        wait(&mut g, 3, &[1]);
         assert_eq!(culprit(&g, &land(), now), Some(1), "a ring of 1 and 3");
         g.seats[3].stage = Stage::Done(Outcome::Complete);
         assert_eq!(culprit(&g, &land(), now), Some(1), "3 has ended");
+    }
+
+    /// Rank `index` waits for one of `peers`, it cannot say which.
+    fn wait(group: &mut Group, index: u32, peers: &[u32]) {
+        let waits = peers.iter().copied().map(Rank).collect();
+        note_waits(group, &land(), index as usize, waits);
+    }
+
+    /// Ranks 0 and 1 each exchange bytes with 2 and 3, all at once.
+    fn exchange(stuck: u32, start: Instant) -> Option<u32> {
+        let mut g = group(start);
+        let now = start + SECOND * 2;
+        hear(&mut g, now);
+        for rank in 0..4 {
+            let peers = if rank < 2 { [2, 3] } else { [0, 1] };
+            // Whoever has no business with the stuck rank is in the next step.
+            let is_past = rank != stuck && !peers.contains(&stuck);
+            g.seats[rank as usize].progress.done += u32::from(is_past);
+        }
+        for rank in 0..4 {
+            let peers = if rank < 2 { [2, 3] } else { [0, 1] };
+            wait(&mut g, rank, &peers);
+        }
+        culprit(&g, &land(), now)
+    }
+
+    #[test]
+    fn the_one_that_nobody_has_come_past_is_found_among_many() {
+        for stuck in 0..4 {
+            assert_eq!(exchange(stuck, Instant::now()), Some(stuck));
+        }
+    }
+
+    #[test]
+    fn the_one_that_waits_for_nobody_is_found_among_many() {
+        let start = Instant::now();
+        let mut g = group(start);
+        let now = start + SECOND * 2;
+        hear(&mut g, now);
+        wait(&mut g, 0, &[1, 2, 3]);
+        wait(&mut g, 1, &[0, 2, 3]);
+        wait(&mut g, 3, &[0, 1, 2]);
+        assert_eq!(culprit(&g, &land(), now), Some(2));
+    }
+
+    #[test]
+    fn a_long_list_that_comes_in_turns_is_remembered() {
+        let start = Instant::now();
+        let mut g = group(start);
+        let now = start + SECOND * 2;
+        hear(&mut g, now);
+        g.seats[1].progress.done = 4;
+        g.seats[2].progress.done = 4;
+        wait(&mut g, 0, &[3]);
+        wait(&mut g, 0, &[1, 2]);
+        wait(&mut g, 3, &[0]);
+        assert_eq!(culprit(&g, &land(), now), Some(3));
     }
 
     #[test]

@@ -6,22 +6,22 @@
 //! their memory is compared with the budget:
 //!
 //! ```text
-//!   K = 1, all ranks ──► the heaviest few ──► K that suits them ──► all ranks
-//!                              ▲                                      │
-//!                              └────────── one that does not fit ◄────┘
+//!   K = 1, all ranks ──► the heaviest, some others ──► K that suits them ──► all ranks
+//!                              ▲                                             │
+//!                              └────────────── the one that exceeds it most ◄┘
 //! ```
 //!
 //! A budget that no count suits is refused with one that was tried and works,
 //! and of which a byte less does not.
 
-use super::Plan;
 use super::decision::Order;
+use super::{Plan, crew};
 use crate::error::{Error, Result, Status};
 use crate::limits::BUCKET_COUNT_MAX;
 use crate::rank::Rank;
 
 /// Ranks by which a bucket count is found before all are asked.
-const PROBE_COUNT: usize = 4;
+const PROBE_COUNT: usize = 16;
 /// A rank whose bytes of this many buckets fit into the budget, with room for
 /// alignment, is not asked: two are in flight, the rest is for rounding.
 const SAFE_BUCKET_COUNT: u128 = 8;
@@ -29,7 +29,7 @@ const ALIGNMENT_BYTES: u64 = 1 << 20;
 /// Budgets that are tried for the sake of a good error, up and down.
 const BUDGET_ATTEMPT_COUNT: usize = 32;
 /// Counts are tried in steps of this fraction of them, at least.
-const COUNT_STEP_FRACTION: u128 = 32;
+const COUNT_STEP_FRACTION: u32 = 32;
 /// Of ranks that were not asked, none needs more than those asked by more than
 /// this fraction of the budget.
 const UNASKED_FRACTION: u64 = 64;
@@ -57,21 +57,23 @@ enum Tried {
 }
 
 impl Plan {
-    /// Takes the smallest bucket count, or one little larger, that keeps
-    /// staging inside the budget, or checks the one that was given.
-    pub(super) fn choose_buckets(&mut self, is_given: bool) -> Result<()> {
-        let (ranks, is_exact) = self.sample_ranks();
-        if is_given {
-            let peak = self.peak(&ranks)?;
-            let budget = self.decision.staging_bytes_max;
-            return match peak.bytes <= budget {
-                true => Ok(()),
-                false => Err(refusal(budget, peak, peak.bytes, ", or take more buckets")),
-            };
+    /// Checks the bucket count that was given.
+    pub(super) fn check_buckets(&self) -> Result<()> {
+        let peak = self.peak(&self.sample_ranks().0)?;
+        let budget = self.decision.staging_bytes_max;
+        match peak.bytes <= budget {
+            true => Ok(()),
+            false => Err(refusal(budget, peak, peak.bytes, ", or take more buckets")),
         }
+    }
+
+    /// Takes the smallest bucket count from `fewest` on, or one little larger,
+    /// that keeps staging inside the budget.
+    pub(super) fn choose_buckets(&mut self, fewest: u32) -> Result<()> {
+        let (ranks, is_exact) = self.sample_ranks();
         self.decision.bucket_count = 1;
         let loads = self.loads(&ranks)?;
-        match self.try_budget(&loads, is_exact)? {
+        match self.try_budget(&loads, is_exact, fewest)? {
             Tried::Fits(_) => Ok(()),
             Tried::Exceeds(peak) => self.refuse(&loads, is_exact, peak),
         }
@@ -88,17 +90,17 @@ impl Plan {
         if peak.bytes <= budget && peak.bytes <= before.peak(ranks)?.bytes {
             return Ok(());
         }
-        self.choose_buckets(false)
+        self.choose_buckets(1)
     }
 
-    /// Finds a bucket count for the budget.
-    fn try_budget(&mut self, loads: &[Load], is_exact: bool) -> Result<Tried> {
+    /// Finds a bucket count for the budget, `fewest` at least.
+    fn try_budget(&mut self, loads: &[Load], is_exact: bool, fewest: u32) -> Result<Tried> {
         self.decision.bucket_count = 1;
         let Some(heaviest) = loads.first() else {
             return Ok(Tried::Fits(self.peak(&[])?));
         };
         let room = room(self.decision.staging_bytes_max, is_exact);
-        if heaviest.memory_bytes <= room {
+        if heaviest.memory_bytes <= room && fewest <= 1 {
             return Ok(Tried::Fits(Peak {
                 rank: heaviest.rank,
                 bytes: heaviest.memory_bytes,
@@ -107,7 +109,8 @@ impl Plan {
         }
         let twice = 2 * u128::from(heaviest.memory_bytes);
         let mut count = twice.div_ceil(u128::from(room.max(1)));
-        let mut probes: Vec<Rank> = loads.iter().take(PROBE_COUNT).map(|l| l.rank).collect();
+        count = count.max(u128::from(fewest));
+        let mut probes = probes(loads);
         loop {
             let peak = match self.count_that_suits(&probes, count, room)? {
                 Tried::Fits(peak) => peak,
@@ -122,7 +125,7 @@ impl Plan {
                 !is_safe && !probes.contains(&l.rank)
             };
             let asked: Vec<Rank> = loads.iter().filter(may_exceed).map(|l| l.rank).collect();
-            let others = self.peak_up_to(&asked, room)?;
+            let others = self.peak(&asked)?;
             if others.bytes <= room {
                 return Ok(Tried::Fits(match others.bytes > peak.bytes {
                     true => others,
@@ -135,15 +138,15 @@ impl Plan {
 
     /// What each rank needs with one bucket, the heaviest first.
     fn loads(&self, ranks: &[Rank]) -> Result<Vec<Load>> {
-        let mut loads = Vec::with_capacity(ranks.len());
-        for &rank in ranks {
+        let load = |rank| {
             let p = self.derive(rank)?;
-            loads.push(Load {
+            Ok(Load {
                 rank,
                 memory_bytes: p.memory_bytes(),
                 moved_bytes: p.bytes_sent + p.bytes_received,
-            });
-        }
+            })
+        };
+        let mut loads = crew::for_each(ranks, load)?;
         loads.sort_by_key(|l| (std::cmp::Reverse(l.memory_bytes), l.rank));
         Ok(loads)
     }
@@ -153,50 +156,58 @@ impl Plan {
         let most = u128::from(BUCKET_COUNT_MAX);
         let mut count = count.min(most);
         let mut smallest: Option<Peak> = None;
+        let mut exceeds = count as u32 - 1;
         loop {
             self.decision.bucket_count = count as u32;
             let peak = self.peak(ranks)?;
             if peak.bytes <= room {
-                return Ok(Tried::Fits(peak));
+                return self.narrowed(ranks, exceeds, peak, room).map(Tried::Fits);
             }
+            exceeds = count as u32;
             let best = smallest.filter(|s| s.bytes <= peak.bytes).unwrap_or(peak);
             if count == most {
                 return Ok(Tried::Exceeds(best));
             }
             smallest = Some(best);
             let scaled = count * u128::from(peak.bytes) / u128::from(room.max(1));
-            // A few too many buckets cost less than to try every count.
-            let next = count + 1 + count / COUNT_STEP_FRACTION;
+            let next = count + 1 + count / u128::from(COUNT_STEP_FRACTION);
             count = scaled.min(2 * count).max(next).min(most);
         }
     }
 
-    /// The rank of `ranks` that needs most, and how much.
-    fn peak(&self, ranks: &[Rank]) -> Result<Peak> {
-        self.peak_up_to(ranks, u64::MAX)
-    }
-
-    /// The same, or the first rank that needs more than `room`.
-    fn peak_up_to(&self, ranks: &[Rank], room: u64) -> Result<Peak> {
-        let mut peak = Peak {
-            rank: Rank(0),
-            bytes: 0,
-            bucket_count: self.decision.bucket_count,
-        };
-        for &rank in ranks {
-            let bytes = self.derive(rank)?.memory_bytes();
-            if bytes > peak.bytes {
-                peak = Peak {
-                    rank,
-                    bytes,
-                    ..peak
-                };
-            }
-            if bytes > room {
-                break;
+    /// A count between one that was too small and one that suits, little larger
+    /// than the smallest that suits.
+    fn narrowed(
+        &mut self,
+        ranks: &[Rank],
+        mut exceeds: u32,
+        mut suits: Peak,
+        room: u64,
+    ) -> Result<Peak> {
+        // A few too many buckets cost less than to try every count.
+        while suits.bucket_count - exceeds > 1 + suits.bucket_count / COUNT_STEP_FRACTION {
+            self.decision.bucket_count = exceeds.midpoint(suits.bucket_count);
+            let peak = self.peak(ranks)?;
+            match peak.bytes <= room {
+                true => suits = peak,
+                false => exceeds = peak.bucket_count,
             }
         }
-        Ok(peak)
+        self.decision.bucket_count = suits.bucket_count;
+        Ok(suits)
+    }
+
+    /// The rank of `ranks` that needs most, the first of equals, and how much.
+    fn peak(&self, ranks: &[Rank]) -> Result<Peak> {
+        let bytes = crew::for_each(ranks, |rank| Ok(self.derive(rank)?.memory_bytes()))?;
+        let needs = bytes.into_iter().zip(ranks);
+        let most = needs.max_by_key(|&(bytes, rank)| (bytes, std::cmp::Reverse(rank)));
+        let (bytes, &rank) = most.unwrap_or((0, &Rank(0)));
+        Ok(Peak {
+            rank,
+            bytes,
+            bucket_count: self.decision.bucket_count,
+        })
     }
 
     /// Says what was given, what is needed, and with which budget it works.
@@ -208,7 +219,7 @@ impl Plan {
         let mut is_known = false;
         for _ in 0..BUDGET_ATTEMPT_COUNT {
             self.decision.staging_bytes_max = budget_with(wanted, is_exact);
-            match self.try_budget(loads, is_exact)? {
+            match self.try_budget(loads, is_exact, 1)? {
                 Tried::Fits(least) => {
                     (enough, is_known) = (wanted, true);
                     wanted = least.bytes.min(wanted - 1);
@@ -222,6 +233,14 @@ impl Plan {
         self.decision.staging_bytes_max = given;
         Err(refusal(given, peak, budget_with(enough, is_exact), ""))
     }
+}
+
+/// The heaviest ranks, and some between them and the lightest.
+fn probes(loads: &[Load]) -> Vec<Rank> {
+    let (heaviest, others) = loads.split_at(loads.len().min(PROBE_COUNT / 2));
+    let step = others.len().div_ceil(PROBE_COUNT / 2).max(1);
+    let some = others.iter().step_by(step);
+    heaviest.iter().chain(some).map(|l| l.rank).collect()
 }
 
 /// What a rank that was asked may need, so that no other exceeds the budget.

@@ -19,7 +19,7 @@
 use super::line::Share;
 use super::ranks::RankSet;
 use super::slots::Slots;
-use super::topology::Topology;
+use super::topology::{Site, Topology};
 use crate::layout::Layout;
 use crate::rank::Rank;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -34,7 +34,7 @@ pub type Places = SmallVec<[u64; 4]>;
 #[derive(Debug, Default)]
 pub struct Locality {
     /// Cuts of the topology, those of the smallest cells first; `None` if no
-    /// rank of one side is near to any of the other.
+    /// rank of one side is near to any of the other, but for the rail.
     cuts: Option<Vec<usize>>,
     known: Mutex<FxHashMap<Key, Option<Arc<Matching>>>>,
 }
@@ -58,17 +58,13 @@ impl Locality {
             let c = &topology.cuts()[i];
             (!c.by_rail, c.hosts, i)
         });
-        let of = |layout: &Layout| -> [FxHashSet<(usize, u64)>; 2] {
-            let mut domains = FxHashSet::default();
-            let mut cells = FxHashSet::default();
-            for site in layout.ranks().into_iter().filter_map(|r| topology.site(r)) {
-                domains.insert((0, u64::from(site.domain)));
-                cells.extend(cuts.iter().map(|&i| (i, topology.cell(i, &site))));
-            }
-            [domains, cells]
+        let ends = [source, destination].map(|layout| topology.ends(layout));
+        let share = |place: &dyn Fn(Site) -> u32| {
+            let [a, b] = ends.each_ref().map(|all| all.iter().map(|e| e.map(place)));
+            overlap(a.collect(), b.collect())
         };
-        let [a, b] = [of(source), of(destination)];
-        let meet = a.iter().zip(&b).any(|(a, b)| !a.is_disjoint(b));
+        let share_a_cell = |&i: &usize| share(&|site| site.host / topology.cuts()[i].hosts);
+        let meet = share(&|site| site.domain) || cuts.iter().any(share_a_cell);
         Locality {
             cuts: meet.then_some(cuts),
             known: Mutex::default(),
@@ -110,6 +106,21 @@ impl Locality {
         lock().insert(key, made.clone());
         made
     }
+}
+
+/// True if some range of `a`, first and last number included, has a number that
+/// one of `b` has.
+fn overlap(mut a: Vec<[u32; 2]>, mut b: Vec<[u32; 2]>) -> bool {
+    a.sort_unstable();
+    b.sort_unstable();
+    let mut others = b.iter().peekable();
+    let mut reach = None;
+    a.iter().any(|&[first, last]| {
+        while let Some(other) = others.next_if(|o| o[0] <= last) {
+            reach = reach.max(Some(other[1]));
+        }
+        reach.is_some_and(|to| to >= first)
+    })
 }
 
 /// True if no holder is near to any needer, at any level.
@@ -353,7 +364,19 @@ mod tests {
         assert_eq!(who, [(0, 1), (1, 0)]);
     }
 
+    fn ranges() -> impl Strategy<Value = Vec<[u32; 2]>> {
+        let range = (0u32..60, 0u32..6).prop_map(|(first, more)| [first, first + more]);
+        prop::collection::vec(range, 0..6)
+    }
+
     proptest! {
+        #[test]
+        fn ranges_overlap_where_a_number_is_in_both(a in ranges(), b in ranges()) {
+            let has = |all: &[[u32; 2]], x: u32| all.iter().any(|r| r[0] <= x && x <= r[1]);
+            let expected = (0..66).any(|x| has(&a, x) && has(&b, x));
+            prop_assert_eq!(overlap(a, b), expected);
+        }
+
         #[test]
         fn nearness_changes_no_load((holders, needers, slots, turn) in instance(), bytes in 0u64..5000) {
             let m = Matching::new(&holders, &needers, &slots, turn);

@@ -34,6 +34,7 @@ pub mod waterfill;
 mod boxes;
 mod bucket;
 mod cells;
+mod crew;
 mod derive;
 mod domains;
 mod fanout;
@@ -50,7 +51,7 @@ mod wire;
 
 use crate::error::{Error, Result, Status};
 use crate::layout::check::check_pair;
-use crate::layout::tensor::Tensor;
+use crate::layout::tensor::{Tensor, TensorIndex};
 use crate::layout::view::NamedBuffer;
 use crate::layout::{Layout, LayoutSpec, Place};
 use crate::rank::Rank;
@@ -133,6 +134,14 @@ struct OwnedBody {
     destination: LayoutSpec,
 }
 
+/// The tensor of a kind that comes first, in each layout, and how many of the
+/// kind there are.
+pub(crate) struct TensorKind {
+    pub source: TensorIndex,
+    pub destination: TensorIndex,
+    pub count: u64,
+}
+
 /// A topology as given, and with every rank of two layouts placed.
 #[derive(Clone, Debug)]
 struct Ground {
@@ -160,13 +169,40 @@ impl Plan {
         destination: Arc<Layout>,
         options: &PlanOptions,
     ) -> Result<Plan> {
+        let mut plan = Plan::unchosen(source, destination, options)?;
+        match options.bucket_count {
+            0 => plan.choose_buckets(1)?,
+            _ => plan.check_buckets()?,
+        }
+        plan.seal()?;
+        Ok(plan)
+    }
+
+    /// The same in `bucket_count` buckets, or in as many more as the staging
+    /// budget asks for.
+    pub(crate) fn create_in_at_least(
+        bucket_count: u32,
+        source: Arc<Layout>,
+        destination: Arc<Layout>,
+        options: &PlanOptions,
+    ) -> Result<Plan> {
+        let mut plan = Plan::unchosen(source, destination, options)?;
+        plan.choose_buckets(bucket_count)?;
+        plan.seal()?;
+        Ok(plan)
+    }
+
+    /// A plan for layouts that fit, whose buckets are still to be counted.
+    fn unchosen(
+        source: Arc<Layout>,
+        destination: Arc<Layout>,
+        options: &PlanOptions,
+    ) -> Result<Plan> {
         options.validate()?;
-        let mut plan = Plan::unsealed(source, destination, options, options.bucket_count.max(1))?;
+        let plan = Plan::unsealed(source, destination, options, options.bucket_count.max(1))?;
         plan.refuse_unused(&options.unused_allowed)?;
         plan.refuse_misfits()?;
         plan.refuse_crumbs()?;
-        plan.choose_buckets(options.bucket_count != 0)?;
-        plan.seal()?;
         Ok(plan)
     }
 
@@ -226,7 +262,7 @@ impl Plan {
         if plan.tables.tensors.is_empty() {
             return Err(self.nothing_matches(selector));
         }
-        plan.choose_buckets(false)?;
+        plan.choose_buckets(1)?;
         plan.seal()?;
         Ok(plan)
     }
@@ -483,6 +519,21 @@ impl Plan {
         };
         derive::digests(self.inputs(), &mut program, alike)?;
         Ok(program)
+    }
+
+    /// One tensor of each kind: of those that are cut and stored alike, in the
+    /// same stages. Tensors described view by view stand for themselves.
+    pub(crate) fn kinds(&self) -> Vec<TensorKind> {
+        let kinds = self.tables.kinds(&self.source, &self.destination);
+        let kind = |(first, count): (usize, u64)| {
+            let tensor = &self.tables.tensors[first];
+            TensorKind {
+                source: tensor.source,
+                destination: tensor.destination,
+                count,
+            }
+        };
+        kinds.into_iter().map(kind).collect()
     }
 
     /// 128 bits over inputs, decision and planner version.

@@ -90,12 +90,12 @@ impl Plan {
         };
         let mut senders = 0u64;
         let mut sent_all = 0u64;
-        for rank in ranks {
-            let p = self.program(rank)?;
-            senders += u64::from(super::is_in(self.source(), rank) || p.forwards());
+        self.each_program(&ranks, |p| {
+            senders += u64::from(super::is_in(self.source(), p.rank) || p.forwards());
             sent_all += p.bytes_sent;
-            r.add(rank, &p);
-        }
+            r.add(p.rank, &p);
+            Ok(())
+        })?;
         r.sent_bytes_mean = sent_all / senders.max(1);
         Ok(r)
     }

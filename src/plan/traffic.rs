@@ -97,10 +97,11 @@ impl Plan {
         mut on_rank: impl FnMut(),
     ) -> Result<Traffic> {
         let mut count = Count::default();
-        for &rank in ranks {
-            count.add(&self.program(rank)?);
+        self.each_program(ranks, |program| {
+            count.add(&program);
             on_rank();
-        }
+            Ok(())
+        })?;
         Ok(count.finish(self, topology))
     }
 }

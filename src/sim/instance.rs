@@ -75,11 +75,11 @@ impl Instance {
         }
         let mut builder = Builder::new(plan, topology, ranks)?;
         let mut staging = 0;
-        for (i, &rank) in ranks.iter().enumerate() {
-            let program = plan.program(rank)?;
+        let mut at = 0..;
+        plan.each_program(ranks, |program| {
             staging = staging.max(program.memory_bytes());
-            builder.add(i as u32, &program)?;
-        }
+            builder.add(at.next().unwrap_or_default(), &program)
+        })?;
         Ok((builder.finish()?, staging))
     }
 

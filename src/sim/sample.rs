@@ -34,13 +34,13 @@ impl Instance {
     /// and the staging of the one that has most.
     pub fn of_ranks(plan: &Plan, topology: &Topology, ranks: &[Rank]) -> Result<(Instance, u64)> {
         let mut programs = BTreeMap::new();
-        for &rank in ranks {
-            let program = plan.program(rank)?;
+        plan.each_program(ranks, |program| {
             for peer in program.peers() {
                 programs.entry(peer).or_insert(None);
             }
-            programs.insert(rank, Some(program));
-        }
+            programs.insert(program.rank, Some(program));
+            Ok(())
+        })?;
         let all: Vec<Rank> = programs.keys().copied().collect();
         let mut builder = Builder::new(plan, topology, &all)?;
         let mut staging = 0;

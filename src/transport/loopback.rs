@@ -33,6 +33,7 @@ mod runner;
 pub use hub::LoopbackHub;
 
 use super::queue::{QUEUE_CAPACITY, check_step, lock};
+use super::waits::Waits;
 use super::{Progress, Transport};
 use crate::device::Binding;
 use crate::device::fence::{AbortCell, Fence, Watch};
@@ -157,17 +158,17 @@ impl Transport for LoopbackTransport {
         }
     }
 
-    fn waits_for(&self) -> Option<Rank> {
+    fn waits_for(&self) -> Waits {
         let me = &self.member;
         let sender = me.waits_for.load(Ordering::Relaxed);
         if sender != NOBODY {
-            return Some(Rank(sender));
+            return Waits::from(Some(Rank(sender)));
         }
         let oldest = lock(&me.flight)
             .front()
             .filter(|step| step.has_received && step.sends_left > 0)
-            .map(|step| step.value)?;
-        self.slow_receiver(oldest)
+            .map(|step| step.value);
+        Waits::from(oldest.and_then(|step| self.slow_receiver(step)))
     }
 }
 

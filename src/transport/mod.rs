@@ -19,6 +19,7 @@ pub mod nccl;
 pub mod place;
 pub mod rendezvous;
 pub mod shm;
+pub mod waits;
 
 mod mac;
 mod nics;
@@ -32,6 +33,7 @@ use crate::rank::Rank;
 use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use waits::Waits;
 
 /// How far a transport has come. For reports and for the watchdog, which sees
 /// a stall where `steps_done` and the bytes stand still.
@@ -172,11 +174,11 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
     /// Wakes whatever sleeps, so that it sees the abort word.
     fn wake(&self);
 
-    /// The peer that this rank's oldest unfinished message waits for, if it
+    /// The peers that this rank's oldest unfinished message may wait for, if it
     /// waits for a peer and not for local work. When a transfer stalls, the
     /// watchdog follows these to the rank that everybody waits for.
-    fn waits_for(&self) -> Option<Rank> {
-        None
+    fn waits_for(&self) -> Waits {
+        Waits::NONE
     }
 
     /// What a transport of the survivors can be made of once this one has

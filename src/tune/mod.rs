@@ -6,6 +6,7 @@
 //!
 //! ```text
 //!   layouts ─► shrink (dp 3200 -> 64, replicas 3200 -> 64)
+//!           ─► one tensor of each kind (q_proj of 20 layers -> 1)
 //!           ─► for each route x rule: programs ─► classes ─► K = 4, 8, 16 ..
 //!           ─► fastest ─► plan of the whole layouts, which keeps the decision
 //! ```
@@ -20,19 +21,21 @@
 
 mod buckets;
 mod certify;
+mod kinds;
 mod shrink;
 
 pub use certify::{Rehearsal, certificate, rehearse};
 
-use crate::error::{Error, Result, Status};
+use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::limits::BUCKET_COUNT_MAX;
 use crate::plan::Plan;
 use crate::plan::decision::{Order, PlanOptions, SourceRule, Spread, Strategy};
 use crate::rank::Rank;
 use crate::sim::{Instance, LinkKind};
+use kinds::Merged;
 use serde::Serialize;
-use shrink::shrunk;
+use shrink::{Small, shrunk};
 use std::sync::Arc;
 
 /// Ranks that are planned and simulated one by one at most.
@@ -101,25 +104,16 @@ pub fn plan_as(
     destination: Arc<Layout>,
     options: &PlanOptions,
 ) -> Result<Plan> {
-    let mut made = PlanOptions {
+    let made = PlanOptions {
         strategy: choice.best.strategy,
         source_rule: choice.best.source_rule,
         spread: choice.best.spread,
         source_relay: choice.best.source_relay,
-        bucket_count: choice.best.bucket_count,
         ..options.clone()
     };
-    loop {
-        match Plan::create(source.clone(), destination.clone(), &made) {
-            Err(e) if e.status == Status::StagingTooSmall && options.bucket_count == 0 => {
-                let more = made.bucket_count + made.bucket_count.div_ceil(8);
-                if more > BUCKET_COUNT_MAX {
-                    return Err(e);
-                }
-                made.bucket_count = more;
-            }
-            done => return done,
-        }
+    match options.bucket_count {
+        0 => Plan::create_in_at_least(choice.best.bucket_count, source, destination, &made),
+        _ => Plan::create(source, destination, &made),
     }
 }
 
@@ -130,6 +124,7 @@ pub fn choose(
     options: &PlanOptions,
 ) -> Result<Choice> {
     let small = shrunk(source, destination, options.topology.as_ref())?;
+    let merged = merged(&small, options)?;
     let mut tried: Vec<Candidate> = Vec::new();
     let mut lower_ns = 0;
     let mut failure: Option<Error> = None;
@@ -138,11 +133,7 @@ pub fn choose(
         if route.is_idle(limit) {
             continue;
         }
-        let made = PlanOptions {
-            topology: small.topology.clone(),
-            ..route.options(options)
-        };
-        let draft = match Plan::draft(small.source.clone(), small.destination.clone(), &made) {
+        let draft = match route.draft(&small, merged.as_ref(), options) {
             Ok(draft) => draft,
             Err(e) => {
                 failure.get_or_insert(e);
@@ -168,6 +159,23 @@ pub fn choose(
             is_sampled: small.rank_count() > RANKS_MAX,
         }),
         None => Err(failure.unwrap_or_else(|| Error::internal("no strategy was tried"))),
+    }
+}
+
+/// The layouts to draft with, one tensor of each kind in place of all; not
+/// where names decide.
+fn merged(small: &Small, options: &PlanOptions) -> Result<Option<Merged>> {
+    if options.order == Order::Layer {
+        return Ok(None);
+    }
+    let plain = PlanOptions {
+        topology: small.topology.clone(),
+        ..PlanOptions::default()
+    };
+    match Plan::draft(small.source.clone(), small.destination.clone(), &plain) {
+        Ok(draft) => kinds::merged(&draft),
+        // Every route will fail on it, and say so.
+        Err(_) => Ok(None),
     }
 }
 
@@ -206,13 +214,26 @@ impl Route {
         (is_same_load && last.is_load) || (self.source_relay && !last.is_sending)
     }
 
-    fn options(&self, given: &PlanOptions) -> PlanOptions {
-        PlanOptions {
+    /// The draft of this way. One tensor of each kind stands for all but where
+    /// the holder moves on with every tensor; where domains spread what they
+    /// got, that matters little.
+    fn draft(&self, small: &Small, merged: Option<&Merged>, given: &PlanOptions) -> Result<Plan> {
+        let mut options = PlanOptions {
             strategy: self.strategy,
             source_rule: self.source_rule,
             spread: self.spread,
             source_relay: self.source_relay,
+            topology: small.topology.clone(),
             ..given.clone()
+        };
+        let hangs_on_count =
+            (self.strategy, self.source_rule) == (Strategy::Direct, SourceRule::Rotate);
+        match merged.filter(|_| !hangs_on_count) {
+            Some(m) => {
+                options.direct_bytes_min = given.direct_bytes_min.saturating_mul(m.run_factor);
+                Plan::draft(m.source.clone(), m.destination.clone(), &options)
+            }
+            None => Plan::draft(small.source.clone(), small.destination.clone(), &options),
         }
     }
 }

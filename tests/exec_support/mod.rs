@@ -70,13 +70,26 @@ fn on_rank(memory: Memory, rank: u32) -> Memory {
     }
 }
 
-pub const CARRIERS: [Carrier; 5] = [
-    Carrier::Loopback,
-    Carrier::Staged,
-    Carrier::Shm,
-    Carrier::Gpu,
-    Carrier::GpuStaged,
-];
+/// All of them; on a real GPU, which NCCL has only one rank for, less NCCL.
+pub fn carriers() -> Vec<Carrier> {
+    let mut all = vec![
+        Carrier::Loopback,
+        Carrier::Staged,
+        Carrier::Shm,
+        Carrier::Gpu,
+        Carrier::GpuStaged,
+    ];
+    if !fake_gpu::is_real() {
+        all.push(Carrier::Nccl);
+    }
+    all
+}
+
+/// Threads that share memory, and NCCL: for what happens before bytes move.
+pub fn near_and_far() -> Vec<Carrier> {
+    let far = |c: &Carrier| matches!(c, Carrier::Loopback | Carrier::Nccl);
+    carriers().into_iter().filter(far).collect()
+}
 
 /// Those whose buffers are on the host.
 pub const HOST_CARRIERS: [Carrier; 3] = [Carrier::Loopback, Carrier::Staged, Carrier::Shm];
@@ -221,9 +234,19 @@ impl Shape {
     }
 
     fn plan_of(self, steps: u32, memory: &dyn Fn(Side) -> Memory) -> Arc<Plan> {
+        self.plan_with(steps, memory, 16)
+    }
+
+    /// The same with every run of fewer bytes packed.
+    pub fn plan_with(
+        self,
+        steps: u32,
+        memory: &dyn Fn(Side) -> Memory,
+        direct_bytes_min: u64,
+    ) -> Arc<Plan> {
         let mut options = PlanOptions {
             bucket_count: steps,
-            direct_bytes_min: 16,
+            direct_bytes_min,
             ..PlanOptions::default()
         };
         if self == Shape::Forwarded {
@@ -400,6 +423,38 @@ impl Rig {
     }
 }
 
+impl Rig {
+    /// Runs with every buffer in other memory of the rank's GPU: what `allocate`
+    /// gives, with the bytes that were there before; and those of after the run
+    /// are put where they belong.
+    pub fn in_memory_of(
+        &self,
+        world: &World,
+        allocate: impl Fn(&CudaDevice, u64) -> usize,
+        run: impl FnOnce(),
+    ) {
+        let device = world.gpu(self.rank).unwrap();
+        let memory = Memory::Device(device.gpu().index);
+        let mut moved = Vec::new();
+        for held in &self.held {
+            for (named, bytes) in held.views.buffers.iter().zip(&held.buffers) {
+                let old = bytes.range();
+                let address = allocate(&device, old.bytes);
+                device.copy_now(address, old.address, old.bytes).unwrap();
+                let new = MemoryRange { address, ..old };
+                let bound = self.session.bind(held.side, &named.name, new, memory);
+                bound.unwrap();
+                moved.push((old, address));
+            }
+        }
+        run();
+        for (old, address) in moved {
+            let copied = device.copy_now(old.address, address, old.bytes);
+            copied.unwrap();
+        }
+    }
+}
+
 /// Rings that a small transfer fills again and again.
 fn small_rings() -> ShmOptions {
     ShmOptions {
@@ -453,12 +508,15 @@ pub struct World {
     pub host_sources: bool,
     /// Data planes that are not those of the carrier.
     pub bootstraps: Option<BootstrapOf>,
+    /// Worlds over NCCL come one after the other.
+    _alone: Option<fake_gpu::nccl::Alone>,
 }
 
 impl World {
     pub fn new(carrier: Carrier, shape: Shape, steps: u32) -> World {
         let ranks = shape.rank_count();
         World {
+            _alone: (carrier == Carrier::Nccl).then(fake_gpu::nccl::alone),
             carrier,
             shape,
             steps,
@@ -647,6 +705,8 @@ pub struct Verdict {
     pub outcome: Option<(Outcome, Outcome)>,
     pub is_new: bool,
     pub is_old: bool,
+    /// It says that every step is done.
+    pub has_all_steps: bool,
 }
 
 impl Rig {
@@ -663,6 +723,7 @@ impl Rig {
             outcome: self.request.outcome(),
             is_new: now == new,
             is_old: now == before,
+            has_all_steps: self.request.steps_done() == self.request.step_count(),
         }
     }
 
@@ -682,6 +743,9 @@ pub fn check_verdicts(verdicts: &[Verdict], what: &str) {
                 .filter(|o| o.copy.is_some() && o.copy == v.copy)
         };
         let claim = format!("{what}: rank {} says {rank}, copy {copy}", v.rank);
+        if v.has_all_steps && v.copy.is_some() {
+            assert!(v.is_new, "{claim}, all steps are done, and is not new");
+        }
         match rank {
             Outcome::Complete => assert!(v.is_new, "{claim}, and is not new"),
             Outcome::Untouched => assert!(v.is_old, "{claim}, and is not old"),

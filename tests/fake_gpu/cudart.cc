@@ -8,7 +8,7 @@
 //   - a capture is broken by calls that would wait, from any thread
 //
 // Environment, read at the first call:
-//   FAKE_GPU_DEVICES     devices there are (2)
+//   FAKE_GPU_DEVICES     devices there are (24: more than any test has ranks)
 //   FAKE_GPU_NO_DRIVER   1: every call fails as on a machine without a driver
 //   FAKE_GPU_NO_PEER     1: devices cannot reach each other
 //   FAKE_GPU_MIG         1: two devices are parts of one GPU
@@ -68,7 +68,7 @@ int number(const char *name, long otherwise) {
 }
 
 int device_count() {
-  static const int count = number("FAKE_GPU_DEVICES", 2);
+  static const int count = number("FAKE_GPU_DEVICES", 24);
   return count;
 }
 

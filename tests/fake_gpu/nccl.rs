@@ -3,16 +3,14 @@
 #![allow(dead_code)]
 
 use super::{build, choose, is_real};
+use std::cell::Cell;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use weightsync::transport::nccl::{CommSource, NcclBootstrap, NcclOptions};
 
 const SOURCES: &[&str] = &["nccl.cc", "nccl_meet.cc", "nccl_run.cc", "nccl_wire.cc"];
-
-/// GPUs that the stand-in has: more ranks than any test.
-const GPUS: &str = "24";
 
 /// The stand-in for libnccl.so.2, as a current one.
 pub fn nccl() -> PathBuf {
@@ -35,28 +33,36 @@ pub fn nccl_without_revoke() -> PathBuf {
     build("libnccl.so.2.28", SOURCES, &flags)
 }
 
-/// Has this process use the stand-ins.
-pub fn choose_gpus() {
-    static ONCE: OnceLock<()> = OnceLock::new();
-    ONCE.get_or_init(|| {
-        if !is_real() {
-            // SAFETY: nothing has read the environment yet but this test.
-            unsafe { std::env::set_var("FAKE_GPU_DEVICES", GPUS) };
-        }
-        choose();
-    });
+thread_local! {
+    static IS_ALONE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// One test at a time: counts and faults are those of the process.
-pub fn alone() -> MutexGuard<'static, ()> {
+/// NCCL for one test alone, until dropped.
+#[derive(Debug)]
+pub struct Alone(Option<MutexGuard<'static, ()>>);
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        if self.0.is_some() {
+            IS_ALONE.set(false);
+        }
+    }
+}
+
+/// One test at a time: counts and faults are those of the process. Whoever is
+/// alone may ask again.
+pub fn alone() -> Alone {
     static ALONE: Mutex<()> = Mutex::new(());
+    if IS_ALONE.replace(true) {
+        return Alone(None);
+    }
     let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    choose_gpus();
+    choose();
     // A process of a test has its faults from the environment.
     if std::env::var_os("FAKE_NCCL_FAULT").is_none() && !is_real() {
         heal();
     }
-    guard
+    Alone(Some(guard))
 }
 
 /// How many GPUs the ranks are spread over; 0: a GPU for every rank.
@@ -100,7 +106,7 @@ pub fn bootstrap_with(rank: u32, source: CommSource) -> NcclBootstrap {
 }
 
 pub fn options(rank: u32, source: CommSource) -> NcclOptions {
-    choose_gpus();
+    choose();
     NcclOptions {
         library: (!is_real()).then(library),
         device: Some(gpu_of(rank)),

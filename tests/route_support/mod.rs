@@ -7,10 +7,10 @@ pub mod exec_support;
 #[path = "../naive/mod.rs"]
 pub mod naive;
 
-use exec_support::{Bytes, Carrier, Gate, OLD, SECOND, meet};
+use exec_support::{Bytes, Carrier, Gate, OLD, SECOND, fake_gpu, meet};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use weightsync::Rank;
 use weightsync::device::Device;
 use weightsync::device::deferred::DeferredDevice;
@@ -23,7 +23,7 @@ use weightsync::plan::program::Side;
 use weightsync::transport::bootstrap::{Ready, Shm};
 use weightsync::transport::loopback::LoopbackHub;
 use weightsync::transport::shm::{ShmOptions, ShmTransport};
-use weightsync::transport::{Bootstrap, Kind, Transport};
+use weightsync::transport::{Bootstrap, Kind};
 
 /// Cuts of one side of a small Qwen2-like model of four layers.
 #[derive(Clone, Copy, Debug, serde::Deserialize)]
@@ -189,6 +189,24 @@ fn layout(
     Layout::from_json(file.to_string().as_bytes()).unwrap()
 }
 
+/// The layout with every buffer on GPU 0.
+pub fn on_gpu(layout: &Layout) -> Layout {
+    let mut file: Value = serde_json::from_str(&layout.to_json()).unwrap();
+    for part in file["parts"].as_array_mut().unwrap() {
+        for tensor in part["tensors"].as_array_mut().unwrap() {
+            tensor["memory"] = json!({"device": 0});
+        }
+    }
+    Layout::from_json(file.to_string().as_bytes()).unwrap()
+}
+
+/// NCCL for this test alone, with all ranks on GPU 0.
+fn alone_on_one_gpu() -> fake_gpu::nccl::Alone {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(fake_gpu::nccl::share_gpu);
+    fake_gpu::nccl::alone()
+}
+
 /// Ranks `first..first + count`.
 pub fn range(first: u32, count: u32) -> Vec<u32> {
     (first..first + count).collect()
@@ -225,6 +243,7 @@ pub fn deliver_with(
     versions: u64,
     devices: &Devices,
 ) -> (Vec<Delivered>, Vec<String>) {
+    let _alone = (carrier == Carrier::Nccl).then(alone_on_one_gpu);
     let count = plan.ranks().last().unwrap().0 + 1;
     let hub = match carrier {
         Carrier::Staged | Carrier::GpuStaged => LoopbackHub::staged(count),
@@ -235,35 +254,28 @@ pub fn deliver_with(
         slot_count: 2,
         slot_bytes_max: 4096,
     };
-    let shm = |r: u32| ShmTransport::with(Rank(r), options).unwrap();
-    let (mut transports, mut bootstraps) = (Vec::new(), Vec::new());
-    for r in 0..count {
-        let (transport, bootstrap): (Arc<dyn Transport>, Box<dyn Bootstrap>) = match carrier {
-            Carrier::Shm => {
-                let shm = shm(r);
-                (shm.clone(), Box::new(Shm::of(shm)))
-            }
-            Carrier::Nccl => panic!("these buffers are on the host"),
+    let bootstrap = |r: u32| -> Box<dyn Bootstrap> {
+        match carrier {
+            Carrier::Shm => Box::new(Shm::of(ShmTransport::with(Rank(r), options).unwrap())),
+            Carrier::Nccl => Box::new(fake_gpu::nccl::bootstrap(r)),
             Carrier::Loopback | Carrier::Staged | Carrier::Gpu | Carrier::GpuStaged => {
                 let member = hub.attach(Rank(r)).unwrap();
-                (member.clone(), Box::new(Ready::new(Kind::Loopback, member)))
+                Box::new(Ready::new(Kind::Loopback, member))
             }
-        };
-        transports.push(transport);
-        bootstraps.push(std::cell::RefCell::new(Some(bootstrap)));
-    }
-    let endpoints = meet(count, |r| bootstraps[r as usize].take().unwrap()).unwrap();
+        }
+    };
+    let endpoints = meet(count, bootstrap).unwrap();
     let end = Gate::new(count as usize);
     let mut all = std::thread::scope(|scope| {
         let threads: Vec<_> = endpoints
             .into_iter()
             .map(|endpoint| {
-                let (end, transports) = (&end, &transports);
+                let end = &end;
                 scope.spawn(move || {
                     let rank = endpoint.rank();
                     let device = device(carrier, rank, devices);
                     let (report, wrong) = one_rank(plan, &endpoint, device, versions, end);
-                    let progress = transports[rank.index()].progress();
+                    let progress = endpoint.transport().unwrap().progress();
                     let delivered = Delivered {
                         rank,
                         report,
@@ -289,9 +301,7 @@ fn device(carrier: Carrier, rank: Rank, devices: &Devices) -> Arc<dyn Device> {
         (Some(device), _) => device.clone(),
         (None, Carrier::Staged) => Arc::new(DeferredDevice::pumped(u64::from(rank.0)).unwrap()),
         (None, Carrier::Loopback | Carrier::Shm) => Arc::new(HostDevice::new().unwrap()),
-        (None, Carrier::Gpu | Carrier::GpuStaged | Carrier::Nccl) => {
-            panic!("these buffers are on the host")
-        }
+        (None, Carrier::Gpu | Carrier::GpuStaged | Carrier::Nccl) => fake_gpu::device(),
     }
 }
 
@@ -307,22 +317,25 @@ fn one_rank(
     let mut held = Held::new();
     for side in [Side::Source, Side::Destination] {
         for b in plan.layout(side).buffers(rank) {
-            held.insert((side, b.name), Bytes::new(b.bytes, None));
+            let gpu = (b.memory != Memory::Host).then(fake_gpu::device);
+            let bytes = Bytes::new(b.bytes, gpu.as_ref());
+            let bound = session.bind(side, &b.name, bytes.range(), b.memory);
+            bound.unwrap();
+            held.insert((side, b.name), bytes);
         }
-    }
-    for ((side, name), bytes) in &held {
-        session
-            .bind(*side, name, bytes.range(), Memory::Host)
-            .unwrap();
     }
     let slot = session.load(plan.clone()).unwrap();
     let request = Request::new(&session, slot).unwrap();
     let mut wrong = Vec::new();
     for version in 1..=versions {
-        each_element(plan, Side::Source, rank, &held, |bytes, at, value| {
+        let mut image = image(Side::Source, &held);
+        each_element(plan, Side::Source, rank, |name, at, value| {
             let value = value(version);
-            (0..value.len()).for_each(|i| bytes.set(at + i, value[i]));
+            image.get_mut(name).unwrap()[at..][..value.len()].copy_from_slice(&value);
         });
+        for (name, bytes) in image {
+            held[&(Side::Source, name)].put(&bytes);
+        }
         let options = RequestOptions {
             version,
             flags: if version % 2 == 0 { FLAG_VERIFY } else { 0 },
@@ -334,9 +347,10 @@ fn one_rank(
             Err(e) => wrong.push(format!("rank {rank} version {version}: {e}")),
         }
         let mut bad = 0;
-        each_element(plan, Side::Destination, rank, &held, |bytes, at, value| {
+        let image = self::image(Side::Destination, &held);
+        each_element(plan, Side::Destination, rank, |name, at, value| {
             let value = value(version);
-            bad += u64::from((0..value.len()).any(|i| bytes.at(at + i) != value[i]));
+            bad += u64::from(image[name][at..][..value.len()] != value);
         });
         if bad > 0 {
             wrong.push(format!("rank {rank} version {version}: {bad} elements"));
@@ -346,20 +360,26 @@ fn one_rank(
     (request.report(), wrong)
 }
 
+/// What the buffers of one side hold, by name.
+fn image(side: Side, held: &Held) -> BTreeMap<String, Vec<u8>> {
+    let of_side = held.iter().filter(|((of, _), _)| *of == side);
+    of_side
+        .map(|((_, name), bytes)| (name.clone(), bytes.get()))
+        .collect()
+}
+
 /// Calls `f(buffer, byte, value of a version)` for each element of one side
 /// of a rank.
 fn each_element(
     plan: &Plan,
     side: Side,
     rank: Rank,
-    held: &Held,
-    mut f: impl FnMut(&Bytes, usize, &dyn Fn(u64) -> Vec<u8>),
+    mut f: impl FnMut(&str, usize, &dyn Fn(u64) -> Vec<u8>),
 ) {
     let layout = plan.layout(side);
     for v in layout.views(rank) {
         let name = layout.buffer(rank, v.buffer).unwrap().name;
         let tensor = &layout.tensors()[v.tensor.index()];
-        let bytes = &held[&(side, name)];
         for i in naive::indices(&v.bounds) {
             let at = i.iter().zip(v.bounds.spans()).zip(&v.strides);
             let at = at.map(|((x, s), stride)| (x - s.lo) as i64 * stride);
@@ -371,7 +391,7 @@ fn each_element(
                 assert_ne!(value, vec![OLD; n]);
                 value
             };
-            f(bytes, at as usize, &value);
+            f(&name, at as usize, &value);
         }
     }
 }

@@ -361,14 +361,39 @@ pub fn cast_one(from: Dtype, to: Dtype, bytes: &[u8]) -> Vec<u8> {
     }
 }
 
+/// The types that are cast.
+pub const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
+
+/// The types of both ends: any, as it is, or floats that may be cast.
+pub fn random_dtypes(random: &mut Random) -> (Dtype, Dtype) {
+    let odd = [
+        "i8",
+        "f8e4m3fn",
+        "bf16",
+        "f32",
+        "i64",
+        "c128",
+        "f6e2m3fnx4",
+        "f4e2m1fnx2",
+    ];
+    if random.below(2) == 0 {
+        let d = Dtype::from_name(odd[random.below(8) as usize]).unwrap();
+        return (d, d);
+    }
+    let pick = |r: &mut Random| FLOATS[r.below(3) as usize];
+    (pick(random), pick(random))
+}
+
 /// A view of a box with axes in random order in memory, gaps, and strides of
-/// either sign; returns it with the bytes its buffer needs.
+/// either sign; returns it with the bytes its buffer needs. `is_aligned`: every
+/// value at a multiple of its size.
 pub fn random_view(
     random: &mut Random,
     rank: u32,
     slot: u32,
     cut: &IndexBox,
     dtype: Dtype,
+    is_aligned: bool,
 ) -> (View, u64) {
     let dims = cut.spans().len();
     let mut order: Vec<usize> = (0..dims).collect();
@@ -378,11 +403,12 @@ pub fn random_view(
         }
     }
     let mut strides = vec![0i64; dims];
-    let mut offset = random.below(3) * random.below(9);
+    let scale = if is_aligned { dtype.bytes() } else { 1 };
+    let mut offset = random.below(3) * random.below(9) * scale;
     let mut reach = dtype.bytes();
     for &axis in order.iter().rev() {
         let n = cut.spans()[axis].len();
-        let stride = reach + [0, 0, 0, 1, dtype.bytes(), 7][random.below(6) as usize];
+        let stride = reach + [0, 0, 0, scale, dtype.bytes(), 7 * scale][random.below(6) as usize];
         strides[axis] = stride as i64;
         if random.below(5) == 0 {
             strides[axis] = -(stride as i64);

@@ -27,6 +27,7 @@ pub struct World {
     /// Bytes of buffer 0 (source) and 1 (destination) of each rank.
     pub bytes: Vec<[u64; 2]>,
     pub transfers: Vec<Transfer>,
+    is_aligned: bool,
 }
 
 /// The memory of one rank: source and destination buffer.
@@ -40,8 +41,18 @@ impl World {
     /// Tensors cut one way over the ranks as sources, and another way as
     /// destinations, in views of any order; the same for the same seed.
     pub fn random(seed: u64, ranks: u32, steps: u32) -> World {
+        World::made(seed, ranks, steps, false)
+    }
+
+    /// The same with every value at a multiple of its size, as GPUs want it.
+    pub fn random_aligned(seed: u64, ranks: u32, steps: u32) -> World {
+        World::made(seed, ranks, steps, true)
+    }
+
+    fn made(seed: u64, ranks: u32, steps: u32, is_aligned: bool) -> World {
         let mut random = Random(seed);
         let mut world = World {
+            is_aligned,
             ranks,
             steps,
             programs: vec![],
@@ -51,12 +62,10 @@ impl World {
         let count = random.range(2, 6);
         let mut tensors = vec![];
         let mut held: Vec<(u32, View, bool)> = vec![];
-        let floats = [Dtype::F32, Dtype::F16, Dtype::BF16];
         for t in 0..count as u32 {
             let dims = random.range(1, 3) as usize;
             let shape: Vec<u64> = (0..dims).map(|_| random.range(1, 40)).collect();
-            let a = floats[random.below(3) as usize];
-            let b = floats[random.below(3) as usize];
+            let (a, b) = random_dtypes(&mut random);
             tensors.push(Tensor::new(format!("t{t}"), &shape, b).unwrap());
             let from = world.place(&mut random, &shape, a, 0);
             let to = world.place(&mut random, &shape, b, 1);
@@ -109,6 +118,7 @@ impl World {
             }
         });
         let mut world = World {
+            is_aligned: true,
             ranks: 2,
             steps,
             programs: vec![],
@@ -134,10 +144,13 @@ impl World {
                 continue;
             }
             let rank = ((first + i) % u64::from(self.ranks)) as u32;
-            let (mut view, bytes) = random_view(random, rank, slot, &cut, dtype);
+            let (mut view, bytes) = random_view(random, rank, slot, &cut, dtype, self.is_aligned);
             let used = &mut self.bytes[rank as usize][slot as usize];
             view.offset += *used;
             *used += bytes;
+            if self.is_aligned {
+                *used = used.next_multiple_of(16);
+            }
             views.push(view);
         }
         views

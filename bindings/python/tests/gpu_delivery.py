@@ -1,14 +1,18 @@
-"""A delivery between GPU arrays, run by test_gpu.py where CUDA is the stand-in.
+"""A delivery between GPU arrays, run by test_gpu.py where CUDA and NCCL are the
+stand-ins: gpu_delivery.py loopback | id | split | direct
 
-Arrays show themselves as CuPy's do, by __cuda_array_interface__, and streams as
-torch's do, by cuda_stream; neither library is needed.
+Arrays show themselves as CuPy's do, by __cuda_array_interface__, streams as
+torch's do, by cuda_stream, and communicators as vLLM's do, by comm; none of these
+libraries is needed.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -99,25 +103,70 @@ def gpu_layout(dim: int) -> Any:
     return made
 
 
-def main() -> None:
-    transports = [ws.Transport.loopback(rank, 2) for rank in (0, 1)]
-    greetings = [transport.greeting() for transport in transports]
+class UniqueId(ctypes.Structure):
+    """As NCCL takes it: by value."""
+
+    _fields_ = [("internal", ctypes.c_byte * ws.nccl.NCCL_ID_BYTES)]
+
+
+class Communicator:
+    """A communicator as vLLM shows it, whose ranks share the GPU."""
+
+    def __init__(self, rank: int, unique_id: bytes) -> None:
+        self.nccl = ctypes.CDLL(os.environ["WSYNC_NCCL_LIBRARY"])
+        self.comm = ctypes.c_void_p()
+        unique = UniqueId.from_buffer_copy(unique_id)
+        place = ctypes.byref(self.comm)
+        check(self.nccl.ncclCommInitRank(place, ctypes.c_int(2), unique, ctypes.c_int(rank)))
+
+    def destroy(self) -> None:
+        check(self.nccl.ncclCommDestroy(self.comm))
+
+
+def on_both_ranks(run: Callable[[int], Any]) -> list[Any]:
+    """What run returns, of two threads."""
+    results: list[Any] = [None, None]
     failures: list[BaseException] = []
 
-    def run(rank: int) -> None:
+    def guarded(rank: int) -> None:
         try:
-            transports[rank].meet(greetings)
-            deliver(rank, transports[rank])
+            results[rank] = run(rank)
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in (0, 1)]
+    threads = [threading.Thread(target=guarded, args=(rank,)) for rank in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(120)
     if failures:
         raise failures[0]
+    return results
+
+
+def main() -> None:
+    how = sys.argv[1]
+    lent: list[Communicator] = []
+    if how == "loopback":
+        transports = [ws.Transport.loopback(rank, 2) for rank in (0, 1)]
+    elif how == "id":
+        unique_id = ws.nccl_id()
+        assert len(unique_id) == ws.nccl.NCCL_ID_BYTES
+        transports = [ws.Transport.nccl(rank, 2, unique_id=unique_id) for rank in (0, 1)]
+    else:
+        unique_id = ws.nccl_id()
+        lent = on_both_ranks(lambda rank: Communicator(rank, unique_id))
+        transports = [ws.Transport.nccl(rank, 2, comm=lent[rank], mode=how) for rank in (0, 1)]
+    greetings = [transport.greeting() for transport in transports]
+
+    def run(rank: int) -> None:
+        transports[rank].meet(greetings)
+        deliver(rank, transports[rank])
+        transports[rank].close()
+
+    on_both_ranks(run)
+    for communicator in lent:
+        communicator.destroy()
     print("delivered")
 
 

@@ -50,8 +50,10 @@ pub struct Prepared {
     host_sums: Block,
     _bounce: Option<Block>,
     is_pageable: Vec<bool>,
-    /// The last request whose first write is in the stream.
+    /// The last request whose first write is in a stream, for each of the two:
+    /// whichever comes first on the GPU, marks it.
     marked: AtomicU64,
+    marked_arrivals: AtomicU64,
     messages: Mutex<HashMap<Exchange, Arc<MessageTable>>>,
 }
 
@@ -65,6 +67,21 @@ struct Words {
 impl AbortMirror for Words {
     fn aborted(&self) {
         self.abort.set(1);
+    }
+}
+
+/// A request that work in one stream writes for.
+#[derive(Clone, Copy, Debug)]
+struct FirstWrite<'a> {
+    sequence: u64,
+    /// The last request that is marked in the stream.
+    marked: &'a AtomicU64,
+}
+
+impl FirstWrite<'_> {
+    /// True for whoever comes first, and has to mark the request.
+    fn take(self) -> bool {
+        self.marked.fetch_max(self.sequence, Ordering::Relaxed) < self.sequence
     }
 }
 
@@ -121,6 +138,7 @@ impl Prepared {
             _bounce: bounce,
             is_pageable,
             marked: AtomicU64::new(0),
+            marked_arrivals: AtomicU64::new(0),
             messages: Mutex::default(),
         })
     }
@@ -162,13 +180,12 @@ impl Prepared {
             self.clear_sums(queue.stream(), sums)?;
         }
         let writes = matches!(task, Task::Unpack { .. } | Task::Local { .. } | Task::Fill);
+        let writes = writes.then_some(FirstWrite {
+            sequence,
+            marked: &self.marked,
+        });
         for round in self.table.rounds_of(task) {
-            self.round(
-                queue.stream(),
-                round,
-                table::kernel_of(task),
-                writes.then_some(sequence),
-            )?;
+            self.round(queue.stream(), round, table::kernel_of(task), writes)?;
         }
         if is_digest {
             self.fetch_sums(queue.stream(), sums)?;
@@ -176,13 +193,13 @@ impl Prepared {
         Ok(ended)
     }
 
-    /// One round; `writes` is the request whose first write it may be.
+    /// One round; `writes` says what it may be the first write of.
     fn round(
         &self,
         stream: Stream,
         round: &Round,
         which: Which,
-        writes: Option<u64>,
+        writes: Option<FirstWrite<'_>>,
     ) -> Result<()> {
         let gpu = &self.core.gpu;
         if let Some(host) = round.host {
@@ -199,6 +216,9 @@ impl Prepared {
                 copy_2d(gpu, stream, copy)?;
             }
         }
+        if round.jobs.is_empty() {
+            return Ok(());
+        }
         let launch = Launch {
             jobs: (self.jobs.address() + round.jobs.start * size_of::<Job>()) as u64,
             job_count: round.jobs.len() as u64,
@@ -208,9 +228,10 @@ impl Prepared {
         self.core.kernels.launch(gpu, stream, which, &launch)
     }
 
-    /// The words of a launch; the first that writes for a request marks it.
-    fn launch(&self, writes: Option<u64>) -> Launch {
-        let marks = writes.is_some_and(|s| self.marked.fetch_max(s, Ordering::Relaxed) < s);
+    /// The words of a launch; the first in its stream that writes for a request
+    /// marks it.
+    fn launch(&self, writes: Option<FirstWrite<'_>>) -> Launch {
+        let marks = writes.is_some_and(FirstWrite::take);
         Launch {
             jobs: 0,
             job_count: 0,
@@ -221,16 +242,16 @@ impl Prepared {
             } else {
                 0
             },
-            sequence: writes.unwrap_or_default(),
+            sequence: writes.map_or(0, |w| w.sequence),
         }
     }
 
     /// Marks a request before copies that read no abort word.
-    fn mark_by_stream(&self, stream: Stream, writes: Option<u64>) -> Result<()> {
+    fn mark_by_stream(&self, stream: Stream, writes: Option<FirstWrite<'_>>) -> Result<()> {
         match writes {
-            Some(s) if self.marked.fetch_max(s, Ordering::Relaxed) < s => {
+            Some(writes) if writes.take() => {
                 let word = self.words.mark.address();
-                self.core.gpu.write_value(stream, word, s)
+                self.core.gpu.write_value(stream, word, writes.sequence)
             }
             _ => Ok(()),
         }
@@ -333,7 +354,10 @@ impl Mover for Prepared {
     ) -> Result<Fence> {
         let lands = to.message.is_direct || !is_staged;
         let writes = lands && to.binding.program.keeps(to.message);
-        let writes = writes.then_some(sequence);
+        let writes = writes.then_some(FirstWrite {
+            sequence,
+            marked: &self.marked_arrivals,
+        });
         let is_pageable = is_staged || reads_pageable(&from);
         let table = (!is_pageable)
             .then(|| self.message_table(&from, &to))

@@ -93,7 +93,7 @@ impl Court {
             enqueued: 4,
             done,
             moved: 0,
-            waits_for: NO_RANK,
+            waits_for: Waits::NONE,
         });
     }
 

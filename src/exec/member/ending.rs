@@ -7,6 +7,7 @@ use crate::exec::coordinator::LAST_WORDS;
 use crate::exec::flight::{Flight, FlightInner};
 use crate::exec::message::{MISMATCH_COUNT_MAX, Message, NO_COPY, Sums};
 use crate::exec::request::State;
+use crate::exec::standstill::with_tensors;
 use crate::exec::{FLAG_DRY_RUN, FLAG_VERIFY, Outcome};
 use crate::transport::control::Net;
 use std::sync::atomic::Ordering;
@@ -110,6 +111,7 @@ impl Member {
         let Some(active) = self.active.take() else {
             return;
         };
+        let error = error.map(|e| with_tensors(e, &active.flight));
         let mut flight = active.flight.lock();
         flight.finish(Instant::now(), error, rank, copy);
         // Under the lock: whoever sees the end may prepare the next version.

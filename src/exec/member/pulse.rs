@@ -2,11 +2,12 @@
 
 use super::{Active, DIGEST_BYTES_PER_SECOND, LOOK, Member};
 use crate::error::{Error, Status};
-use crate::exec::message::{Message, NO_RANK};
+use crate::exec::message::Message;
 use crate::exec::request::State;
 use crate::exec::watchdog::{beat_interval, silence};
 use crate::exec::{FLAG_VERIFY, NO_DEADLINE};
 use crate::transport::control::{Net, Port};
+use crate::transport::waits::Waits;
 use std::time::{Duration, Instant};
 
 /// Signs of life between neighbours, while anything is going on.
@@ -27,7 +28,7 @@ impl Member {
         let Some(active) = &mut self.active else {
             return;
         };
-        let (enqueued, done) = {
+        let (enqueued, done, exchanges) = {
             let mut flight = active.flight.lock();
             flight.look();
             let steps = flight.steps.len() as u32;
@@ -35,6 +36,7 @@ impl Member {
             (
                 steps.max(u32::from(flight.state == State::Running)),
                 flight.steps_done,
+                flight.exchanges(),
             )
         };
         if now < active.next_beat && (active.has_started || enqueued == 0) {
@@ -45,14 +47,17 @@ impl Member {
         let progress = self.shared.transport.progress();
         let moved = progress.bytes_sent.wrapping_add(progress.bytes_received);
         let moved = moved.wrapping_add(active.digesting(done, now));
-        let waits_for = self.shared.transport.waits_for();
+        let waits_for = match exchanges {
+            true => self.shared.transport.waits_for(),
+            false => Waits::NONE,
+        };
         let message = Message::Beat {
             rank: self.shared.rank.0,
             key: active.key,
             enqueued,
             done,
             moved,
-            waits_for: waits_for.map_or(NO_RANK, |r| r.0),
+            waits_for,
         };
         self.up(net, &message);
     }

@@ -372,14 +372,17 @@ impl Topology {
 
     /// The NVLink domains of a layout's ranks, as ranges.
     pub fn domain_ranges(&self, layout: &Layout) -> Vec<RangeInclusive<u32>> {
+        let ends = self.ends(layout).into_iter();
+        ends.map(|[first, last]| first.domain..=last.domain)
+            .collect()
+    }
+
+    /// The first and the last site of each stretch of a layout's ranks. The
+    /// GPUs between them all have ranks of it, so the hosts and domains too.
+    pub fn ends(&self, layout: &Layout) -> Vec<[Site; 2]> {
         let ranges = layout.rank_ranges().into_iter();
         let stretches = ranges.filter_map(|r| self.stretches(r).ok()).flatten();
-        stretches
-            .map(|s| {
-                let [first, last] = s.domains(self);
-                first..=last
-            })
-            .collect()
+        stretches.map(|s| s.ends(self)).collect()
     }
 }
 
@@ -396,9 +399,13 @@ impl Stretch {
         self.run.gpu + (self.run.offset + ahead) / self.run.ranks_per_gpu
     }
 
+    fn ends(&self, topology: &Topology) -> [Site; 2] {
+        [0, self.count - 1].map(|ahead| topology.site_of_gpu(self.gpu(ahead)))
+    }
+
     /// The first and the last domain; domains are numbered as GPUs are.
     fn domains(&self, topology: &Topology) -> [u32; 2] {
-        [0, self.count - 1].map(|ahead| topology.site_of_gpu(self.gpu(ahead)).domain)
+        self.ends(topology).map(|site| site.domain)
     }
 
     /// The first rank on a GPU of `from..end`.

@@ -52,7 +52,8 @@ pub use bootstrap::{CommSource, NcclBootstrap, NcclOptions};
 pub use comm::CommLimits;
 pub use library::Nccl;
 
-use super::queue::{check_step, lock};
+use super::queue::{check_step, get_mut, lock};
+use super::waits::Waits;
 use super::{Progress, Transport};
 use crate::device::Binding;
 use crate::device::cuda::gpu::Gpu;
@@ -68,7 +69,7 @@ use peers::Peers;
 use roles::Way;
 use std::any::Any;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -202,6 +203,10 @@ struct Shared {
     /// Dropped by hand, or not at all if the stream never ends.
     queue: std::mem::ManuallyDrop<CudaQueue>,
     line: Mutex<Line>,
+    /// What is on the stream. Held for moments only, unlike the line.
+    flights: Mutex<VecDeque<Flight>>,
+    /// How often it was asked whom this rank waits for.
+    asked: AtomicUsize,
     is_closing: AtomicBool,
     /// Nothing runs on the stream that does not end by itself.
     has_ended: AtomicBool,
@@ -211,10 +216,9 @@ struct Shared {
     bytes_received: AtomicU64,
 }
 
-/// The communicator and what is under way on it.
+/// The communicator, for whoever may be inside NCCL.
 struct Line {
     comm: Option<Comm>,
-    flights: VecDeque<Flight>,
 }
 
 impl Line {
@@ -226,9 +230,24 @@ impl Line {
 
 /// A step on the stream.
 struct Flight {
+    program: Arc<Program>,
+    step: u32,
+    /// Reached when the step's group may begin.
+    begins: Fence,
     fence: Fence,
     sent: u64,
     received: u64,
+}
+
+impl Flight {
+    /// The other ranks of the step, each once.
+    fn peers(&self, me: Rank) -> impl Iterator<Item = Rank> + Clone + '_ {
+        let step = &self.program.steps[self.step as usize];
+        let messages = self.program.messages_of(step);
+        // Messages come by peer.
+        let runs = messages.chunk_by(|a, b| a.peer == b.peer);
+        runs.map(|run| run[0].peer).filter(move |peer| *peer != me)
+    }
 }
 
 /// What else goes on the stream with a group.
@@ -253,10 +272,9 @@ impl NcclTransport {
             is_rebuildable: parts.is_rebuildable,
             on_abort: parts.on_abort,
             abort: parts.abort,
-            line: Mutex::new(Line {
-                comm: parts.comm,
-                flights: VecDeque::with_capacity(CAPACITY),
-            }),
+            line: Mutex::new(Line { comm: parts.comm }),
+            flights: Mutex::new(VecDeque::with_capacity(CAPACITY)),
+            asked: AtomicUsize::new(0),
             is_closing: AtomicBool::new(false),
             has_ended: AtomicBool::new(true),
             steps_enqueued: AtomicU64::new(0),
@@ -406,8 +424,8 @@ impl Shared {
     }
 
     /// Takes note of the steps that are over.
-    fn settle(&self, line: &mut Line) {
-        while let Some(flight) = line.flights.front() {
+    fn settle(&self, flights: &mut VecDeque<Flight>) {
+        while let Some(flight) = flights.front() {
             if !flight.fence.is_reached() {
                 return;
             }
@@ -415,8 +433,15 @@ impl Shared {
             self.bytes_received
                 .fetch_add(flight.received, Ordering::Relaxed);
             self.steps_done.fetch_add(1, Ordering::Release);
-            line.flights.pop_front();
+            flights.pop_front();
         }
+    }
+
+    /// What is on the stream, less what is over.
+    fn flights(&self) -> MutexGuard<'_, VecDeque<Flight>> {
+        let mut flights = lock(&self.flights);
+        self.settle(&mut flights);
+        flights
     }
 
     fn try_line(&self) -> Option<MutexGuard<'_, Line>> {
@@ -504,13 +529,14 @@ impl Transport for NcclTransport {
             let of = messages.iter().filter(|m| m.direction == direction);
             of.map(|m| m.bytes).sum()
         };
-        let mut line = lock(&shared.line);
-        line.flights.push_back(Flight {
+        lock(&shared.flights).push_back(Flight {
+            program: program.clone(),
+            step,
+            begins: after.clone(),
             fence: fence.clone(),
             sent: bytes(Direction::Send),
             received: bytes(Direction::Receive),
         });
-        drop(line);
         shared.steps_enqueued.fetch_add(1, Ordering::Release);
         self.wake();
         Ok(fence)
@@ -530,15 +556,24 @@ impl Transport for NcclTransport {
         Some(self.shared.gpu.index)
     }
 
+    /// A kernel of NCCL does not say whom it waits for: it may be any peer of
+    /// its group. Before the group begins, the rank waits for its own work.
+    fn waits_for(&self) -> Waits {
+        let flights = self.shared.flights();
+        let Some(flight) = flights.front().filter(|f| f.begins.is_reached()) else {
+            return Waits::NONE;
+        };
+        let turn = self.shared.asked.fetch_add(1, Ordering::Relaxed);
+        Waits::some_of(flight.peers(self.shared.rank), turn)
+    }
+
     fn remains(&self) -> Option<Arc<dyn Any + Send + Sync>> {
         Some(self.shared.clone())
     }
 
     fn progress(&self) -> Progress {
         let shared = &*self.shared;
-        if let Some(mut line) = shared.try_line() {
-            shared.settle(&mut line);
-        }
+        drop(shared.flights());
         Progress {
             steps_enqueued: shared.steps_enqueued.load(Ordering::Acquire),
             steps_done: shared.steps_done.load(Ordering::Acquire),
@@ -569,9 +604,8 @@ impl Drop for NcclTransport {
             // The thread catches panics; its end is all we wait for.
             let _ = thread.join();
         }
-        let mut line = lock(&shared.line);
-        shared.settle(&mut line);
-        if !line.flights.is_empty() {
+        if !shared.flights().is_empty() {
+            let mut line = lock(&shared.line);
             shared.abort.set(Error::new(
                 crate::error::Status::Aborted,
                 format!("rank {} dropped its transport in mid-transfer", shared.rank),
@@ -583,7 +617,7 @@ impl Drop for NcclTransport {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        let line = crate::transport::queue::get_mut(&mut self.line);
+        let line = get_mut(&mut self.line);
         let by = Instant::now() + LAST_WAIT;
         while !line.has_stopped() && Instant::now() < by {
             std::thread::sleep(Duration::from_millis(1));
@@ -594,7 +628,9 @@ impl Drop for Shared {
         // Frees what is ours, and ends what of it may still run.
         line.comm = None;
         let has_ended = self.has_ended.load(Ordering::Acquire)
-            || line.flights.iter().all(|f| f.fence.is_reached());
+            || get_mut(&mut self.flights)
+                .iter()
+                .all(|f| f.fence.is_reached());
         if has_ended {
             // SAFETY: dropped once, here, and not used after.
             unsafe { std::mem::ManuallyDrop::drop(&mut self.queue) };

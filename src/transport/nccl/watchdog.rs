@@ -70,11 +70,10 @@ impl Watchdog {
                 return true;
             };
             shared.stop_in_turn(&mut held, turn);
-            shared.settle(&mut held);
+            drop(shared.flights());
             return !held.has_stopped();
         }
-        shared.settle(&mut held);
-        if held.flights.is_empty() {
+        if shared.flights().is_empty() {
             return false;
         }
         if self.asked.elapsed() >= ASK

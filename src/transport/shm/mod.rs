@@ -30,6 +30,7 @@ mod sys;
 mod wire;
 
 use super::queue::{Faults, StepQueue, check_step, lock};
+use super::waits::Waits;
 use super::{Fault, Progress, Transport};
 use crate::device::Binding;
 use crate::device::fence::{AbortCell, Fence, Watch};
@@ -530,11 +531,9 @@ impl Transport for ShmTransport {
         self.shared.bell.ring();
     }
 
-    fn waits_for(&self) -> Option<Rank> {
-        match self.shared.waits_for.load(Ordering::Relaxed) {
-            NOBODY => None,
-            peer => Some(Rank(peer)),
-        }
+    fn waits_for(&self) -> Waits {
+        let peer = self.shared.waits_for.load(Ordering::Relaxed);
+        Waits::from((peer != NOBODY).then_some(Rank(peer)))
     }
 
     fn progress(&self) -> Progress {

@@ -1,5 +1,6 @@
 //! How fast a GPU packs, unpacks, casts and delivers, beside a plain
-//! device-to-device copy of the same run.
+//! device-to-device copy of the same run; and what a plan costs over NCCL, beside
+//! plain groups (`nccl`).
 //!
 //! Each figure is the median of nine rounds, in which the yardstick and ours
 //! run one after the other, each twenty times in one stream, so that what is
@@ -9,7 +10,8 @@
 //! cargo bench --bench gpu [-- ROWS]      16384 rows unless told; few for a try
 //! ```
 
-#[path = "../tests/transport_support/mod.rs"]
+mod nccl;
+#[path = "../../tests/transport_support/mod.rs"]
 mod transport_support;
 
 use std::io::{BufRead, BufReader, Read};
@@ -94,6 +96,8 @@ fn main() {
     case.compare("checksum", 0.0, rows() * SHARE * 2, Task::DigestSource);
     colocated(&device);
     processes(&device);
+    drop(device);
+    nccl::compare();
 }
 
 /// One rank that cuts a share of columns out of a whole matrix.
