@@ -203,6 +203,12 @@ fn the_hint_names_the_placement_that_lowers_the_bound() {
     );
     assert!(seconds(hint.lower_ns) < 0.05, "{hint:?}");
     assert!(hint.text.contains("\"replica\""), "{hint:?}");
+    // The ranks of an engine share a host now, and would not.
+    assert_eq!(hint.axes_torn, ["tp"]);
+    assert!(
+        hint.text.contains("\"tp\" would then span domains"),
+        "{hint:?}"
+    );
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use transport_support::{Builder, View, bind, bounds};
 use weightsync::device::copy::End;
 use weightsync::device::cuda::CudaDevice;
-use weightsync::device::cuda::gpu::Gpu;
+use weightsync::device::cuda::gpu::{Gpu, device_count};
 use weightsync::device::cuda::place::{Place, is_exportable, place_of};
 use weightsync::device::cuda::queue::CudaQueue;
 use weightsync::device::fence::{AbortCell, Fence, Timeline};
@@ -23,6 +23,8 @@ use weightsync::layout::dtype::Dtype;
 use weightsync::layout::tensor::Tensor;
 use weightsync::layout::view::Memory;
 use weightsync::plan::program::{Direction, Side};
+use weightsync::plan::topology::RankPlace;
+use weightsync::transport::place;
 use weightsync::{Error, Status};
 
 /// The stand-in's counters and faults are the process's: one test at a time.
@@ -61,6 +63,27 @@ fn pointers_are_what_they_are() {
         assert_eq!(place_of(gpu, vmm).unwrap(), Place::Device(0));
         assert!(!is_exportable(gpu, vmm).unwrap());
         gpu.free(vmm);
+    }
+}
+
+#[test]
+fn a_rank_that_names_no_device_has_the_gpu_of_its_thread() {
+    let _alone = alone();
+    let found_on = |index| {
+        let gpu = Gpu::new(index).unwrap();
+        let _current = gpu.enter().unwrap();
+        let place = place::complete(RankPlace::default()).unwrap();
+        place.validate().unwrap();
+        (place, gpu.address().unwrap(), gpu.uuid().unwrap())
+    };
+    let (first, address, uuid) = found_on(0);
+    match uuid {
+        0 => assert!(first.device.ends_with(&address), "{first:?}"),
+        _ => assert!(first.device.starts_with("GPU-"), "{first:?}"),
+    }
+    assert_eq!(found_on(0).0, first);
+    if device_count().unwrap() > 1 {
+        assert_ne!(found_on(1).0.device, first.device);
     }
 }
 

@@ -88,7 +88,9 @@ fn an_element_comes_from_a_holder_and_ends_where_its_rank_wants_it() {
 fn traffic_adds_up_to_the_report() {
     let plan = plan(4);
     let (report, mut done) = (plan.report().unwrap(), 0);
-    let traffic = plan.traffic(plan.participants(), || done += 1).unwrap();
+    let traffic = plan
+        .traffic(plan.topology(), plan.participants(), || done += 1)
+        .unwrap();
     assert_eq!(done, plan.participants().len());
     let messages: u64 = traffic.steps.iter().map(|s| s.messages).sum();
     assert_eq!(messages, report.messages);

@@ -15,7 +15,8 @@ use weightsync::plan::decision::PlanOptions;
 use weightsync::plan::program::Side;
 use weightsync::plan::topology::Topology;
 use weightsync::sim::{
-    Certificate, Flow, Instance, Link, LinkKind, Node, SimulateOptions, execute_exactly, simulate,
+    Certificate, Flow, Instance, Link, LinkKind, Node, SimulateOptions, StepTime, execute_exactly,
+    links_between, simulate,
 };
 
 const GB: u64 = 1_000_000_000;
@@ -328,7 +329,92 @@ fn a_certificate_adds_up() {
     assert_eq!(c.bytes_nvlink, 0);
     let b = c.bottleneck.unwrap();
     assert!(b.time_s <= c.predicted_s);
+    // Eight NICs send and eight receive; the busiest twelve are named.
+    let times: Vec<f64> = c.links_busiest.iter().map(|l| l.time_s).collect();
+    assert_eq!((times.len(), times[0]), (12, b.time_s));
+    assert!(times.is_sorted_by(|a, b| a >= b), "{times:?}");
+    let most = c.links.iter().map(|t| t.bytes_max).max();
+    assert_eq!(most, Some(c.links_busiest[0].bytes));
     assert!(matches!(b.link.kind, LinkKind::NicIn | LinkKind::NicOut));
+}
+
+#[test]
+fn links_are_named_in_the_order_in_which_bytes_cross_them() {
+    let json = r#"{"weightsync_topology": 1, "hosts": [{"count": 8}],
+        "placement": [{"ranks": {"first": 0, "count": 64}, "gpu": 0, "ranks_per_gpu": 2}],
+        "cuts": [{"name": "pods", "hosts": 2, "out_bytes_per_s": 7000, "in_bytes_per_s": 8000},
+                 {"name": "leaf", "hosts": 1, "by_rail": true, "out_bytes_per_s": 5, "in_bytes_per_s": 6}]}"#;
+    let t = Topology::from_json(json.as_bytes()).unwrap();
+    let crossed = |from, to| {
+        let links = links_between(&t, Rank(from), Rank(to)).unwrap();
+        links.iter().map(Link::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(crossed(0, 1), ["memory of host 0, GPU 0"]);
+    let nvlink = ["NVLink out of host 0, GPU 0", "NVLink in of host 0, GPU 1"];
+    assert_eq!(crossed(0, 2), nvlink);
+    let out = [
+        "NIC out of host 0, rail 1",
+        "cut out of \"leaf\", cell 0, rail 1",
+        "cut out of \"pods\", cell 0",
+    ];
+    let inward = [
+        "cut in of \"pods\", cell 1",
+        "cut in of \"leaf\", cell 3, rail 0",
+        "NIC in of host 3, rail 0",
+    ];
+    assert_eq!(crossed(2, 48), [out, inward].concat());
+    let error = links_between(&t, Rank(0), Rank(99)).unwrap_err();
+    assert!(error.message.contains("rank 99 has no place"), "{error}");
+}
+
+#[test]
+fn a_timeline_says_when_a_rank_packs_and_when_bytes_are_on_the_wire() {
+    let mut i = ports(2, 1);
+    send(&mut i, 0, 1, 0, 5_000_000);
+    i.nodes[0].pack[0] = 1_000_000;
+    i.nodes[1].unpack[0] = 2_000_000;
+    let timeline = i.timeline(0);
+    let (wire_start_ns, wire_end_ns) = (1_010_000, 6_010_000);
+    let step = |start_ns, end_ns| StepTime {
+        step: 0,
+        start_ns,
+        end_ns,
+        wire_start_ns,
+        wire_end_ns,
+    };
+    assert_eq!(timeline.total_ns, 8_010_000);
+    assert_eq!(timeline.ranks[0].steps, [step(0, wire_end_ns)]);
+    assert_eq!(timeline.ranks[1].steps, [step(wire_start_ns, 8_010_000)]);
+}
+
+/// Of many ranks, those that do the same are simulated once.
+#[test]
+fn a_timeline_of_many_ranks_has_them_all() {
+    let (nodes, bytes) = (66, 1_000_000);
+    let mut i = ports(nodes, 2);
+    for step in 0..2 {
+        for from in 0..nodes {
+            for to in (0..nodes).filter(|&to| to != from) {
+                send(&mut i, from, to, step, bytes);
+            }
+        }
+    }
+    // The second half has something to unpack in the end.
+    let (unpacks, unpack) = (nodes / 2, 3_000_000);
+    for node in &mut i.nodes[unpacks as usize..] {
+        node.unpack[1] = unpack;
+    }
+    let lower_ns = 2 * u64::from(nodes - 1) * bytes;
+    let timeline = i.timeline(lower_ns);
+    assert_eq!(timeline.total_ns, i.run_fast(lower_ns).total_ns);
+    assert_eq!(timeline.ranks.len(), nodes as usize);
+    for (n, rank) in (0..nodes).zip(&timeline.ranks) {
+        assert_eq!(rank.rank, Rank(n));
+        let steps: Vec<u32> = rank.steps.iter().map(|s| s.step).collect();
+        assert_eq!(steps, [0, 1]);
+        let after = if n < unpacks { unpack } else { 0 };
+        assert_eq!(rank.steps[1].end_ns + after, timeline.total_ns, "rank {n}");
+    }
 }
 
 #[test]

@@ -27,7 +27,7 @@ use crate::plan::topology::Topology;
 use crate::plan::two_stage::TwoStageOptions;
 use crate::plan::{Plan, Selector};
 use crate::rank::Rank;
-use crate::sim::{Instance, StressOptions};
+use crate::sim::{Instance, LinkedOrigin, StressOptions};
 use crate::tune;
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
@@ -705,8 +705,9 @@ pub unsafe extern "C" fn wsync_plan_rank_ops(
 
 /// Writes where an element of `tensor` on destination rank `rank` comes from
 /// as JSON, NUL-terminated: its hops in order, each with step, stage, bucket
-/// and, at both ends, rank, buffer and byte offset. `index` has one number per
-/// axis of the tensor. With a `capacity` of 0 only `out_needed` is written: the
+/// and, at both ends, rank, buffer and byte offset; and the links that it
+/// crosses on the topology that the plan was made for. `index` has one number
+/// per axis of the tensor. With a `capacity` of 0 only `out_needed` is written: the
 /// number of bytes, the NUL included.
 ///
 /// Errors: NOT_FOUND if the plan does not move the tensor or the rank does not
@@ -734,14 +735,16 @@ pub unsafe extern "C" fn wsync_plan_origin(
         let tensor = unsafe { args::name(tensor, "the tensor name")? };
         // SAFETY: the header asks for an array of `index_count` numbers.
         let index = unsafe { args::slice(index, index_count, "index", DIM_COUNT_MAX)? };
-        out.write_json(&plan.plan.origin(Rank(rank), tensor, index)?)
+        let origin = plan.plan.origin(Rank(rank), tensor, index)?;
+        out.write_json(&LinkedOrigin::of(origin, plan.plan.topology())?)
     })
 }
 
 /// Writes how near the plan is to what is possible as JSON, NUL-terminated:
-/// lower_bound_s, predicted_s, ratio, bottleneck and more. `topology` may be
-/// NULL: the one that the plan was made for. Derives and simulates all ranks;
-/// of very many only some in proportion, and then is_exact is false.
+/// lower_bound_s, predicted_s, ratio, bottleneck, links_busiest and more.
+/// `topology` may be NULL: the one that the plan was made for. Derives and
+/// simulates all ranks; of very many only some in proportion, and then is_exact
+/// is false.
 /// With a `capacity` of 0 only `out_needed` is written: the number of bytes,
 /// the NUL included.
 ///

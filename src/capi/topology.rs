@@ -12,7 +12,7 @@ use crate::plan::topology::{
     FabricCut, HostGroup, PlacementRun, RankPlace, SpeedFactor, Topology, TopologySpec,
 };
 use crate::rank::Rank;
-use crate::transport::host::boot_id;
+use crate::transport::place;
 use std::ffi::{c_char, c_void};
 
 /// What stands between the ranks: hosts, NVLink domains, NICs, the network
@@ -170,12 +170,14 @@ pub struct wsync_rank_place {
     /// Equal on all ranks of a host, and on no others; empty is the boot id of
     /// this host.
     pub host: wsync_text,
-    /// The uuid of the GPU; ranks of one uuid share it.
+    /// The uuid of the GPU; ranks of one uuid share it. Empty is the GPU that
+    /// is current on the calling thread.
     pub device: wsync_text,
     /// Of the NVLink fabric, where it spans hosts; else empty.
     pub domain: wsync_text,
     /// Names of the NICs near the GPU: NICs of one name are one rail on all
-    /// hosts, and rails are in the order of these names.
+    /// hosts, and rails are in the order of these names. With an empty device,
+    /// none are those that share most PCI bridges with the GPU.
     pub nics: *const wsync_text,
     /// How many there are.
     pub nic_count: usize,
@@ -255,8 +257,8 @@ pub unsafe extern "C" fn wsync_topology_create_from_json(
 /// channel and given to wsync_topology_create_from_places. With a `capacity`
 /// of 0 only `out_needed` is written: the number of bytes.
 ///
-/// Errors: INVALID_ARGUMENT if the device is empty, or the host on a system
-/// without a boot id; BUFFER_TOO_SMALL.
+/// Errors: INVALID_ARGUMENT if the device is empty and there is no GPU, or the
+/// host on a system without a boot id; BUFFER_TOO_SMALL.
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_topology_place(
@@ -271,7 +273,7 @@ pub unsafe extern "C" fn wsync_topology_place(
         let out = unsafe { super::out::bytes(buffer, capacity, out_needed)? };
         // SAFETY: the header asks for a struct whose struct_size is set and
         // whose array has the count that stands beside it.
-        let place = unsafe { rank_place(place)? };
+        let place = place::complete(unsafe { rank_place(place)? })?;
         place.validate()?;
         out.write(&place.to_bytes())
     })
@@ -480,10 +482,7 @@ unsafe fn rank_place(place: *const wsync_rank_place) -> Result<RankPlace> {
     unsafe {
         Ok(RankPlace {
             rank: Rank(given.rank),
-            host: match args::text(&given.host, "host")? {
-                "" => boot_id(),
-                host => host.to_string(),
-            },
+            host: args::text(&given.host, "host")?.to_string(),
             device: args::text(&given.device, "device")?.to_string(),
             domain: args::text(&given.domain, "domain")?.to_string(),
             nics: args::texts(given.nics, given.nic_count, "nics", 64)?,

@@ -7,8 +7,10 @@ use super::table::Table;
 use serde::Serialize;
 use weightsync::plan::Plan;
 use weightsync::plan::report::PlanReport;
+use weightsync::plan::topology::Topology;
 use weightsync::sim::{Certificate, OrderCost};
-use weightsync::{Result, Status, tune};
+use weightsync::tune::{self, Rehearsal};
+use weightsync::{Result, Status};
 
 /// Report and certificate of one plan; as JSON, the fields of the report with
 /// `certificate` and `orders` beside them.
@@ -20,19 +22,24 @@ pub struct Account {
     pub certificate: Option<Certificate>,
     /// What the plan takes in each order; missing above 512 ranks.
     pub orders: Option<Vec<OrderCost>>,
+    /// What the certificate was simulated on; missing where it is.
+    #[serde(skip)]
+    pub rehearsal: Option<Rehearsal>,
 }
 
 impl Account {
-    pub fn of(plan: &Plan) -> Result<Account> {
-        let certificate = match tune::certificate(plan, plan.topology()) {
-            Ok(certificate) => Some(certificate),
-            Err(e) if e.status == Status::LimitExceeded => None,
+    /// Of a plan whose ranks sit as `topology` says.
+    pub fn of(plan: &Plan, topology: &Topology) -> Result<Account> {
+        let (certificate, rehearsal) = match tune::rehearse(plan, topology) {
+            Ok((certificate, rehearsal)) => (Some(certificate), Some(rehearsal)),
+            Err(e) if e.status == Status::LimitExceeded => (None, None),
             Err(e) => return Err(e),
         };
         Ok(Account {
             report: plan.report()?,
             certificate,
-            orders: OrderCost::of_both(plan, plan.topology())?,
+            orders: OrderCost::of_both(plan, topology)?,
+            rehearsal,
         })
     }
 }

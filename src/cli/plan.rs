@@ -207,7 +207,7 @@ fn show(plan: &Plan, ops: Option<u32>, json: bool) -> Result<()> {
     if let Some(rank) = ops {
         return show_ops(plan, Rank(rank), json);
     }
-    let account = Account::of(plan)?;
+    let account = Account::of(plan, plan.topology())?;
     match json {
         true => print_json(&account),
         false => print(account),

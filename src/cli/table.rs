@@ -91,7 +91,7 @@ pub fn grouped(n: u64) -> String {
 
 /// `1.23 GB`, in powers of ten.
 pub fn bytes(n: u64) -> String {
-    let units = [("GB", 1e9), ("MB", 1e6), ("kB", 1e3)];
+    let units = [("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)];
     match units.iter().find(|(_, size)| n as f64 >= *size) {
         Some((unit, size)) => format!("{:.2} {unit}", n as f64 / size),
         None => format!("{n} B"),
@@ -118,6 +118,7 @@ mod tests {
         assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(bytes(999), "999 B");
         assert_eq!(bytes(1_500_000), "1.50 MB");
+        assert_eq!(bytes(36_128_000_000_000), "36.13 TB");
         assert_eq!(time(1_500), "2 us");
         assert_eq!(time(2_500_000), "2.5 ms");
     }

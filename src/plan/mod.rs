@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod blocks;
 pub mod bounds;
 pub mod decision;
 pub mod mapping;

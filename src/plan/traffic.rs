@@ -3,21 +3,25 @@
 //! ```text
 //!              receivers
 //!             8   9  10  11
-//!        0  [ 3   3   .   . ]     blocks of ranks where there are many
+//!        0  [ 3   3   .   . ]     hosts where there are many ranks
 //!  send  1  [ .   .   3   3 ]
 //! ```
 //!
 //! Everything is counted at the sender, from the programs that ranks execute.
 
 use super::Plan;
+use super::blocks::{Blocks, Unit};
 use super::program::{Direction, Program};
+use super::topology::Topology;
 use crate::error::Result;
 use crate::rank::Rank;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Rows and columns of a matrix; more ranks share one.
-pub const MATRIX_BLOCK_COUNT_MAX: usize = 96;
+/// Ranks of a side that a matrix shows one by one; of more, their hosts.
+pub const MATRIX_RANK_COUNT_MAX: usize = 64;
+/// Rows and columns of a matrix; more hosts share one.
+pub const MATRIX_BLOCK_COUNT_MAX: usize = 64;
 /// How many of the largest tensors and pairs are named.
 pub const LARGEST_COUNT: usize = 12;
 
@@ -58,13 +62,13 @@ pub struct TensorLoad {
     pub bytes: u64,
 }
 
-/// Bytes from blocks of ranks to blocks of ranks.
+/// Bytes from ranks to ranks, or from hosts to hosts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Matrix {
-    /// First and last rank of each row: ranks that send.
-    pub rows: Vec<(u32, u32)>,
-    /// First and last rank of each column: ranks that receive.
-    pub columns: Vec<(u32, u32)>,
+    /// Those that send.
+    pub rows: Blocks,
+    /// Those that receive.
+    pub columns: Blocks,
     /// Row by row.
     pub bytes: Vec<u64>,
 }
@@ -84,16 +88,21 @@ pub struct Traffic {
 }
 
 impl Plan {
-    /// What moves among `ranks`; `on_rank` is called as each is done, for
-    /// progress. Costs one program a rank.
-    pub fn traffic(&self, ranks: &[Rank], mut on_rank: impl FnMut()) -> Result<Traffic> {
+    /// What moves among `ranks`, which sit as `topology` says; `on_rank` is
+    /// called as each is done, for progress. Costs one program a rank.
+    pub fn traffic(
+        &self,
+        topology: &Topology,
+        ranks: &[Rank],
+        mut on_rank: impl FnMut(),
+    ) -> Result<Traffic> {
         let mut count = Count::default();
         self.each_program(ranks, |program| {
             count.add(&program);
             on_rank();
             Ok(())
         })?;
-        Ok(count.finish(self))
+        Ok(count.finish(self, topology))
     }
 }
 
@@ -167,10 +176,10 @@ impl Count {
         load.sent_bytes_max = load.sent_bytes_max.max(sent);
     }
 
-    fn finish(mut self, plan: &Plan) -> Traffic {
+    fn finish(mut self, plan: &Plan, topology: &Topology) -> Traffic {
         let mut t = self.traffic;
         t.ranks.sort_by_key(|r| r.rank);
-        t.matrix = Matrix::of(&self.pairs);
+        t.matrix = Matrix::of(&self.pairs, topology);
         t.pair_count = self.pairs.len() as u64;
         self.pairs
             .sort_by_key(|p| (std::cmp::Reverse(p.bytes), p.from, p.to));
@@ -192,13 +201,19 @@ impl Count {
 }
 
 impl Matrix {
-    fn of(pairs: &[PairLoad]) -> Matrix {
-        let rows = blocks(pairs.iter().map(|p| p.from));
-        let columns = blocks(pairs.iter().map(|p| p.to));
+    fn of(pairs: &[PairLoad], topology: &Topology) -> Matrix {
+        let senders = distinct(pairs.iter().map(|p| p.from));
+        let receivers = distinct(pairs.iter().map(|p| p.to));
+        let unit = Unit::of(senders.len().max(receivers.len()), MATRIX_RANK_COUNT_MAX);
+        let number = |rank: u32| unit.number(topology, Rank(rank));
+        let blocks = |ranks: Vec<u32>| {
+            let numbers = ranks.into_iter().map(number);
+            Blocks::of(unit, numbers, MATRIX_BLOCK_COUNT_MAX)
+        };
+        let (rows, columns) = (blocks(senders), blocks(receivers));
         let mut bytes = vec![0; rows.len() * columns.len()];
-        let find = |blocks: &[(u32, u32)], rank: u32| blocks.partition_point(|b| b.1 < rank);
         for p in pairs {
-            let (r, c) = (find(&rows, p.from), find(&columns, p.to));
+            let (r, c) = (rows.find(number(p.from)), columns.find(number(p.to)));
             bytes[r * columns.len() + c] += p.bytes;
         }
         Matrix {
@@ -214,38 +229,55 @@ impl Matrix {
     }
 }
 
-/// Ranks as few enough blocks, first and last rank of each. Blocks of several
-/// ranks are powers of two, so that they fall together with hosts.
-fn blocks(ranks: impl Iterator<Item = u32>) -> Vec<(u32, u32)> {
+fn distinct(ranks: impl Iterator<Item = u32>) -> Vec<u32> {
     let mut all: Vec<u32> = ranks.collect();
     all.sort_unstable();
     all.dedup();
-    let size = all
-        .len()
-        .div_ceil(MATRIX_BLOCK_COUNT_MAX)
-        .next_power_of_two()
-        .max(1);
-    let ends = |block: &[u32]| (block[0], block[block.len() - 1]);
-    all.chunks(size).map(ends).collect()
+    all
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::mesh::RankList;
+    use crate::plan::topology::{PlacementRun, TopologySpec};
 
-    #[test]
-    fn blocks_are_few_and_whole() {
-        assert_eq!(blocks([3, 1, 3].into_iter()), [(1, 1), (3, 3)]);
-        let many = blocks(0..4096);
-        assert_eq!(many.len(), 64);
-        assert_eq!((many[0], many[63]), ((0, 63), (4032, 4095)));
+    fn pair(from: u32, to: u32, bytes: u64) -> PairLoad {
+        PairLoad { from, to, bytes }
+    }
+
+    /// Ranks from 0 on, on hosts of eight GPUs.
+    fn in_a_row(count: u32) -> Topology {
+        let run = PlacementRun {
+            ranks: RankList::Range { first: 0, count },
+            gpu: 0,
+            ranks_per_gpu: 1,
+        };
+        Topology::new(TopologySpec {
+            placement: vec![run],
+            ..TopologySpec::default()
+        })
+        .unwrap()
     }
 
     #[test]
     fn a_matrix_adds_up_pairs() {
-        let pair = |from, to, bytes| PairLoad { from, to, bytes };
-        let m = Matrix::of(&[pair(0, 8, 3), pair(1, 8, 4), pair(1, 9, 5)]);
+        let pairs = [pair(0, 8, 3), pair(1, 8, 4), pair(1, 9, 5)];
+        let m = Matrix::of(&pairs, &in_a_row(16));
+        assert_eq!(m.rows.unit, Unit::Rank);
         assert_eq!((m.at(0, 0), m.at(0, 1)), (3, 0));
         assert_eq!((m.at(1, 0), m.at(1, 1)), (4, 5));
+    }
+
+    #[test]
+    fn many_ranks_are_added_up_by_host() {
+        let pairs: Vec<PairLoad> = (0..128).map(|r| pair(r, 128 + r, 1)).collect();
+        let m = Matrix::of(&pairs, &in_a_row(256));
+        assert_eq!(
+            (m.rows.unit, m.rows.len(), m.columns.len()),
+            (Unit::Host, 16, 16)
+        );
+        assert_eq!(m.columns.ends[0], (16, 16));
+        assert_eq!((m.at(3, 3), m.at(3, 4)), (8, 0));
     }
 }

@@ -11,6 +11,9 @@ use crate::plan::topology::Topology;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+/// How many of the busiest links are named.
+const BUSIEST_COUNT: usize = 12;
+
 /// Lower bound, prediction, and everything that a person asks next.
 #[derive(Clone, Debug, Serialize)]
 pub struct Certificate {
@@ -28,6 +31,8 @@ pub struct Certificate {
     pub bounds: Vec<BoundTerm>,
     /// Totals of the links of each kind.
     pub links: Vec<LinkTotals>,
+    /// The links that take longest on their own, longest first; at most 12.
+    pub links_busiest: Vec<LinkLoad>,
     pub bytes_nic: u64,
     pub bytes_nvlink: u64,
     pub bytes_local: u64,
@@ -78,8 +83,11 @@ impl Certificate {
         let instance = Instance::of_plan(plan, topology)?;
         let ran = instance.run_fast(bounds.lower_ns);
         let hint = plan.placement_hint(topology, &bounds)?;
-        let loads = loads(&instance);
+        let mut loads = instance.link_loads();
         let links = totals(&loads);
+        // The sort is stable, so of equally busy links those that are used first.
+        loads.sort_by_key(|l| std::cmp::Reverse(time_ns(l)));
+        loads.truncate(BUSIEST_COUNT);
         let bytes_of = |kind| {
             let of = links.iter().find(|t| t.kind == kind);
             of.map_or(0, |t| t.bytes)
@@ -91,13 +99,14 @@ impl Certificate {
                 0 => 1.0,
                 lower => ran.total_ns as f64 / lower as f64,
             },
-            bottleneck: loads.iter().max_by_key(|l| time_ns(l)).cloned(),
+            bottleneck: loads.first().cloned(),
             lower_bound_ns: bounds.lower_ns,
             predicted_ns: ran.total_ns,
             bounds: bounds.terms,
             bytes_nic: bytes_of(LinkKind::NicOut),
             bytes_nvlink: bytes_of(LinkKind::NvlinkOut),
             links,
+            links_busiest: loads,
             bytes_local: report.bytes_local,
             peers_max: report.peers_max,
             messages: report.messages,
@@ -145,11 +154,11 @@ fn time_ns(l: &LinkLoad) -> u64 {
     ns.min(u128::from(u64::MAX)) as u64
 }
 
-fn loads(instance: &Instance) -> Vec<LinkLoad> {
-    let carried = instance.loads();
-    let links = instance.links.iter().zip(carried);
-    links
-        .map(|(link, bytes)| {
+impl Instance {
+    /// Every link with what it carries, in the order of first use.
+    pub fn link_loads(&self) -> Vec<LinkLoad> {
+        let links = self.links.iter().zip(self.loads());
+        let load = |(link, bytes): (&Link, u64)| {
             let mut load = LinkLoad {
                 link: link.clone(),
                 bytes,
@@ -157,8 +166,9 @@ fn loads(instance: &Instance) -> Vec<LinkLoad> {
             };
             load.time_s = seconds(time_ns(&load));
             load
-        })
-        .collect()
+        };
+        links.map(load).collect()
+    }
 }
 
 fn totals(loads: &[LinkLoad]) -> Vec<LinkTotals> {

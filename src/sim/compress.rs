@@ -11,6 +11,7 @@ use super::engine::Simulated;
 use super::instance::{Flow, Instance, Node};
 use super::network::Path;
 use rustc_hash::{FxHashMap, FxHashSet};
+use std::borrow::Cow;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Flows whose bytes differ by less than this fraction count as the larger.
@@ -38,26 +39,51 @@ impl Instance {
         }
     }
 
+    /// What [`run_fast`](Instance::run_fast) runs, and the node in it that
+    /// stands for each node.
+    pub(super) fn compressed_if_large(&self) -> (Cow<'_, Instance>, Vec<u32>) {
+        if self.flows.len() <= EXACT_FLOW_COUNT {
+            let each = (0..self.nodes.len() as u32).collect();
+            return (Cow::Borrowed(self), each);
+        }
+        let (small, class_of) = self.with_classes();
+        (Cow::Owned(small), class_of)
+    }
+
     /// Runs an instance as it is; of many flows, rates change only `quanta`
     /// times in a step of the bound `lower_ns`.
     pub fn run_roughly(&self, lower_ns: u64, quanta: u64) -> Simulated {
-        let quantum_ns = match self.flows.len() > EXACT_FLOW_COUNT {
-            true => lower_ns / (u64::from(self.step_count) * quanta),
-            false => 0,
-        };
         self.run(&SimulateOptions {
-            quantum_ns,
+            quantum_ns: self.quantum_of(lower_ns, quanta),
             ..SimulateOptions::default()
         })
+    }
+
+    /// How often rates change in [`run_fast`](Instance::run_fast).
+    pub(super) fn quantum_ns(&self, lower_ns: u64) -> u64 {
+        self.quantum_of(lower_ns, STEP_QUANTA)
+    }
+
+    fn quantum_of(&self, lower_ns: u64, quanta: u64) -> u64 {
+        match self.flows.len() > EXACT_FLOW_COUNT {
+            true => lower_ns / (u64::from(self.step_count) * quanta),
+            false => 0,
+        }
     }
 
     /// A smaller instance that takes the same time: exact where flows have
     /// equal bytes, at most a thousandth slower where they nearly have.
     pub fn compressed(&self) -> Instance {
+        self.with_classes().0
+    }
+
+    /// The smaller instance, and the node in it that stands for each node.
+    fn with_classes(&self) -> (Instance, Vec<u32>) {
         let mut even = self.clone();
         even.make_alike();
         let colors = Colors::of(&even);
-        even.quotient(&colors)
+        let nodes = Classes::of(&colors.nodes);
+        (even.quotient(&colors, &nodes), nodes.of)
     }
 
     /// Rounds the bytes of flows and of device work up to the next larger ones
@@ -79,8 +105,7 @@ impl Instance {
         }
     }
 
-    fn quotient(&self, colors: &Colors) -> Instance {
-        let nodes = Classes::of(&colors.nodes);
+    fn quotient(&self, colors: &Colors, nodes: &Classes) -> Instance {
         let links = Classes::of(&colors.links);
         let flows = Classes::of(&colors.flows);
         // How many flows of its class share each link of a representative.

@@ -27,17 +27,21 @@ mod goal;
 mod instance;
 mod network;
 mod orders;
+mod origin;
 mod sample;
 mod stress;
+mod timeline;
 mod trace;
 
-pub use certificate::Certificate;
+pub use certificate::{Certificate, LinkLoad, LinkTotals};
 pub use engine::{Simulated, Span, SpanKind, Stuck};
 pub use exact::{ExactRun, VirtualMemory, execute_exactly};
 pub use instance::{Flow, Instance, Node};
-pub use network::{Link, LinkKind};
+pub use network::{Link, LinkKind, links_between};
 pub use orders::OrderCost;
+pub use origin::{LinkedHop, LinkedOrigin};
 pub use stress::{StressOptions, StressReport};
+pub use timeline::{RankSteps, StepTime, Timeline};
 
 use crate::error::Result;
 use crate::plan::Plan;

@@ -1,6 +1,8 @@
 //! The links that flows share, and which of them a pair uses.
 
+use crate::error::{Error, Result};
 use crate::plan::topology::{Site, Topology};
+use crate::rank::Rank;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
@@ -48,6 +50,23 @@ impl std::fmt::Display for Link {
     }
 }
 
+/// The links that bytes from one rank to another cross, in the order in which
+/// they do: memory alone within a GPU, NVLink within a domain, else the NICs
+/// with the cuts of the network between them.
+///
+/// Fails if a rank has no place.
+pub fn links_between(topology: &Topology, from: Rank, to: Rank) -> Result<Vec<Link>> {
+    let site = |rank: Rank| {
+        let unplaced = || Error::invalid(format!("topology: rank {rank} has no place")).by(rank);
+        topology.site(rank).ok_or_else(unplaced)
+    };
+    let (from, to) = (site(from)?, site(to)?);
+    let mut network = Network::new(topology);
+    let path = network.path(&from, &to);
+    let crossed = network.in_travel_order(&path);
+    Ok(crossed.map(|l| network.links[l as usize].clone()).collect())
+}
+
 /// Links of one pair and how many of its flows each carries: 1 but for
 /// classes of ranks.
 pub type Path = SmallVec<[(u32, u32); 4]>;
@@ -89,6 +108,29 @@ impl<'a> Network<'a> {
             }
         }
         path
+    }
+
+    /// Out of ever larger cells of the network, then into ever smaller ones.
+    fn in_travel_order(&self, path: &Path) -> impl Iterator<Item = u32> + use<> {
+        let size = |cut: u32| {
+            let cut = &self.topology.cuts()[cut as usize];
+            2 * i64::from(cut.hosts) - i64::from(cut.by_rail)
+        };
+        let mut keyed: Vec<((u32, i64), u32)> = Vec::new();
+        for (&(kind, cut, _), &link) in &self.index {
+            if path.iter().all(|&(l, _)| l != link) {
+                continue;
+            }
+            let when = match kind {
+                LinkKind::NicOut | LinkKind::NvlinkOut | LinkKind::Memory => (0, 0),
+                LinkKind::CutOut => (1, size(cut)),
+                LinkKind::CutIn => (2, -size(cut)),
+                LinkKind::NicIn | LinkKind::NvlinkIn => (3, 0),
+            };
+            keyed.push((when, link));
+        }
+        keyed.sort_unstable();
+        keyed.into_iter().map(|(_, link)| link)
     }
 
     fn one(&mut self, kind: LinkKind, site: &Site, speed: u64) -> Path {

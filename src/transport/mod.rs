@@ -16,11 +16,13 @@ pub mod greeting;
 pub mod host;
 pub mod loopback;
 pub mod nccl;
+pub mod place;
 pub mod rendezvous;
 pub mod shm;
 pub mod waits;
 
 mod mac;
+mod nics;
 pub(crate) mod patience;
 mod queue;
 

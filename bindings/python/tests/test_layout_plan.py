@@ -119,6 +119,7 @@ def test_plan() -> None:
         hops = plan.origin(2, "w", (0, 1))["hops"]
         assert hops[0]["from"]["rank"] == 0 and hops[-1]["to"]["rank"] == 2
         assert hops[0]["from"]["buffer"] == "w"
+        assert [link["kind"] for link in hops[0]["links"]] == ["nic_out", "nic_in"]
         with pytest.raises(ws.CallerError, match="outside"):
             plan.origin(2, "w", (0,))
         assert isinstance(plan.report(), dict)

@@ -70,8 +70,15 @@ def test_a_rank_need_not_know_its_host() -> None:
     places.append(Topology.place(2, "elsewhere", "GPU-2"))
     topology = Topology.from_places(places)
     assert [topology.site(r).host for r in range(3)] == [0, 0, 1]
-    with pytest.raises(CallerError, match='device ""'):
-        Topology.place(0, "", "")
+
+
+def test_a_rank_that_names_no_device_asks_its_gpu() -> None:
+    try:
+        place = Topology.place(7)
+    except CallerError as refused:
+        assert "rank 7 names no device, and there is no GPU to ask" in str(refused)
+    else:
+        assert Topology.from_places([place]).site(7).gpu == 0
 
 
 def test_a_plan_has_a_certificate() -> None:

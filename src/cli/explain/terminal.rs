@@ -1,12 +1,13 @@
 //! The traffic matrix in characters.
 //!
 //! ```text
-//!          receivers 8-15
-//!   0-1    ██  ▒▒
-//!   2-3      ██  ▒▒
+//! sender  receivers are ranks 8-15, from left to right
+//! 0-1     ██··▒▒··
+//! 2-3     ··██··▒▒
 //! ```
 
 use std::fmt::Write;
+use weightsync::plan::blocks::Blocks;
 use weightsync::plan::traffic::{Matrix, Traffic};
 
 /// Rows and columns that a terminal shows well.
@@ -37,7 +38,10 @@ pub fn draw(t: &Traffic) -> String {
         .unwrap_or(0)
         .max("sender".len());
     let mut out = String::new();
-    let to = label(&m.columns, &(0..m.columns.len()));
+    let (to, unit) = (
+        label(&m.columns, &(0..m.columns.len())),
+        m.columns.unit.name(),
+    );
     let wide = if columns.len() <= COLUMN_COUNT_MAX / 2 {
         2
     } else {
@@ -45,7 +49,7 @@ pub fn draw(t: &Traffic) -> String {
     };
     let _ = writeln!(
         out,
-        "{:width$}  receivers {to}, from left to right",
+        "{:width$}  receivers are {unit}s {to}, from left to right",
         "sender"
     );
     for (name, row) in labels.iter().zip(&cells) {
@@ -80,8 +84,8 @@ fn sum(m: &Matrix, rows: &std::ops::Range<usize>, columns: &std::ops::Range<usiz
     cells.map(|(r, c)| m.at(r, c)).sum()
 }
 
-fn label(blocks: &[(u32, u32)], group: &std::ops::Range<usize>) -> String {
-    let (first, last) = (blocks[group.start].0, blocks[group.end - 1].1);
+fn label(blocks: &Blocks, group: &std::ops::Range<usize>) -> String {
+    let (first, last) = (blocks.ends[group.start].0, blocks.ends[group.end - 1].1);
     match first == last {
         true => first.to_string(),
         false => format!("{first}-{last}"),

@@ -83,6 +83,16 @@ pub fn device_count() -> Result<u32> {
     Ok(count.max(0) as u32)
 }
 
+/// The GPU that is current on this thread.
+pub fn current_device() -> Result<u32> {
+    let runtime = &library()?.runtime;
+    let mut device = 0;
+    // SAFETY: a place for one number.
+    let result = unsafe { (runtime.get_device)(&raw mut device) };
+    check(runtime, "cudaGetDevice", result)?;
+    u32::try_from(device).map_err(|_| Error::internal(format!("the current GPU is {device}")))
+}
+
 /// What a call of the runtime said, as an error of ours.
 pub fn check(runtime: &Runtime, what: &str, error: CudaError) -> Result<()> {
     if error == CudaError::SUCCESS {

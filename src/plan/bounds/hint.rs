@@ -26,6 +26,9 @@ pub struct PlacementHint {
     pub axis: String,
     /// The bound would be this.
     pub lower_ns: u64,
+    /// Axes whose ranks share a domain now and would no longer: what the change
+    /// costs those who talk along them.
+    pub axes_torn: Vec<String>,
     /// In words.
     pub text: String,
 }
@@ -54,7 +57,16 @@ pub fn placement_hint(
                     let lower_ns = bounds_on(plan, &mut demand, &other)?.lower_ns;
                     let worth = bounds.lower_ns - bounds.lower_ns / 100;
                     if lower_ns < best.as_ref().map_or(worth, |b| b.lower_ns) {
-                        best = Some(hint(side, p, mesh, a, lower_ns));
+                        let axes_torn = axes_torn(part, mesh, [topology, &other]);
+                        best = Some(PlacementHint {
+                            side,
+                            part: p as u32,
+                            mesh: mesh.name.clone(),
+                            axis: axis.name.clone(),
+                            lower_ns,
+                            text: text(side, mesh, a, [bounds.lower_ns, lower_ns], &axes_torn),
+                            axes_torn,
+                        });
                     }
                 }
             }
@@ -63,23 +75,46 @@ pub fn placement_hint(
     Ok(best)
 }
 
-fn hint(side: Side, part: usize, mesh: &Mesh, axis: usize, lower_ns: u64) -> PlacementHint {
-    let axis = mesh.axes[axis].name.clone();
-    let text = format!(
-        "with the {side} ranks along axis \"{axis}\" of mesh \"{}\" side by side in an NVLink domain, \
-         the bound would be {}.{:06} s",
-        mesh.name,
-        lower_ns / 1_000_000_000,
-        lower_ns % 1_000_000_000 / 1000
-    );
-    PlacementHint {
-        side,
-        part: part as u32,
-        mesh: mesh.name.clone(),
-        axis,
-        lower_ns,
-        text,
-    }
+fn text(side: Side, mesh: &Mesh, axis: usize, bounds: [u64; 2], torn: &[String]) -> String {
+    let [now, then] = bounds.map(|ns| {
+        let (whole, micros) = (ns / 1_000_000_000, ns % 1_000_000_000 / 1000);
+        format!("{whole}.{micros:06} s")
+    });
+    let price = match torn {
+        [] => String::new(),
+        axes => format!(
+            "; those along \"{}\" would then span domains",
+            axes.join("\" and \"")
+        ),
+    };
+    format!(
+        "with the {side} ranks along axis \"{}\" of mesh \"{}\" side by side in an NVLink domain, the \
+         bound would be {then} instead of {now}{price}",
+        mesh.axes[axis].name, mesh.name
+    )
+}
+
+/// Axes along which all ranks share a domain on the first topology, but not on
+/// the second.
+fn axes_torn(part: &Part, mesh: &Mesh, [now, then]: [&Topology; 2]) -> Vec<String> {
+    let is_torn = |&axis: &usize| {
+        mesh.axes[axis].size > 1
+            && shares_domains(part, mesh, axis, now)
+            && !shares_domains(part, mesh, axis, then)
+    };
+    let torn = (0..mesh.axes.len()).filter(is_torn);
+    torn.map(|a| mesh.axes[a].name.clone()).collect()
+}
+
+/// True if ranks that differ only along `axis` are always in one domain.
+fn shares_domains(part: &Part, mesh: &Mesh, axis: usize, topology: &Topology) -> bool {
+    let mut domains = BTreeMap::new();
+    (0u32..).zip(part.ranks.iter()).all(|(i, rank)| {
+        let mut coords = mesh.coords(i);
+        coords[axis] = 0;
+        let domain = topology.domain(rank);
+        *domains.entry(coords).or_insert(domain) == domain
+    })
 }
 
 /// The same GPUs with the ranks of a part dealt anew: `axis` innermost.

@@ -1,6 +1,6 @@
 //! Which host and which GPU, in words that every process of a host agrees on.
 
-use crate::device::cuda::gpu::{Gpu, check, library};
+use crate::device::cuda::gpu::Gpu;
 use crate::error::{Error, Result, Status};
 
 /// What tells hosts apart, best first.
@@ -8,16 +8,6 @@ const HOST_NAMES: [&str; 2] = [
     "/proc/sys/kernel/random/boot_id",
     "/proc/sys/kernel/hostname",
 ];
-
-/// The GPU that is current on this thread.
-pub(super) fn current_device() -> Result<u32> {
-    let runtime = &library()?.runtime;
-    let mut device = 0;
-    // SAFETY: a place for one number.
-    let result = unsafe { (runtime.get_device)(&raw mut device) };
-    check(runtime, "cudaGetDevice", result)?;
-    u32::try_from(device).map_err(|_| Error::internal(format!("the current GPU is {device}")))
-}
 
 /// A hash of the boot id: the same for all processes of a host, in whatever
 /// container. Where it cannot be read, of the host's name: then at least no two

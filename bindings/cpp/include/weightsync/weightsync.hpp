@@ -1171,7 +1171,7 @@ public:
         });
   }
 
-  /** Where an element on a destination rank comes from, as JSON. */
+  /** Where an element on a destination rank comes from and over which links, as JSON. */
   std::string origin(std::uint32_t rank, Name tensor, const std::vector<std::uint64_t> &index,
                      ErrorRecord &err) const noexcept {
     return detail::fetch_text(

@@ -232,8 +232,9 @@ class Plan(Handle):
     def origin(self, rank: int, tensor: str, index: Sequence[int]) -> dict[str, Any]:
         """Where element `index` of `tensor` on destination rank `rank` comes from.
 
-        `hops` has its way in order: step, stage and bucket, and at both ends
-        the rank, the name of the buffer and the offset in bytes.
+        `hops` has its way in order: step, stage and bucket, at both ends the
+        rank, the name of the buffer and the offset in bytes, and the `links`
+        that the hop crosses on the topology that the plan was made for.
         """
         numbers = (ctypes.c_uint64 * max(len(index), 1))(*index)
         with self._use() as pointer:

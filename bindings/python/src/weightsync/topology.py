@@ -153,14 +153,15 @@ class Topology(Handle):
 
     @staticmethod
     def place(
-        rank: int, host: str, device: str, *, domain: str = "", nics: Iterable[str] = ()
+        rank: int, host: str = "", device: str = "", *, domain: str = "", nics: Iterable[str] = ()
     ) -> bytes:
         """Where one rank is, as bytes to be gathered from all ranks.
 
         host: equal on all ranks of a host and on no others; empty is the boot
-        id of this host. device: uuid of the GPU. domain: of the NVLink fabric,
-        where it spans hosts. nics: names of the NICs near the GPU: those of
-        one name are one rail on all hosts.
+        id of this host. device: uuid of the GPU; empty is the one that is
+        current on this thread. domain: of the NVLink fabric, where it spans
+        hosts. nics: names of the NICs near the GPU: those of one name are one
+        rail on all hosts; with no device, none are those nearest to the GPU.
         """
         raw = _ffi.wsync_rank_place()
         raw.struct_size = ctypes.sizeof(raw)
