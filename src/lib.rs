@@ -15,6 +15,7 @@
 //! with transports and devices behind traits that take work and return fences.
 
 pub mod capi;
+mod crew;
 pub mod device;
 pub mod env;
 pub mod error;

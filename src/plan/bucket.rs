@@ -14,8 +14,9 @@
 //! A budget that no count suits is refused with one that was tried and works,
 //! and of which a byte less does not.
 
+use super::Plan;
 use super::decision::Order;
-use super::{Plan, crew};
+use crate::crew;
 use crate::error::{Error, Result, Status};
 use crate::limits::BUCKET_COUNT_MAX;
 use crate::rank::Rank;

@@ -34,7 +34,6 @@ pub mod waterfill;
 mod boxes;
 mod bucket;
 mod cells;
-mod crew;
 mod derive;
 mod domains;
 mod fanout;
@@ -49,6 +48,7 @@ mod slots;
 mod tables;
 mod wire;
 
+use crate::crew;
 use crate::error::{Error, Result, Status};
 use crate::layout::check::check_pair;
 use crate::layout::tensor::{Tensor, TensorIndex};
@@ -79,6 +79,9 @@ pub const PLANNER_VERSION: u32 = 2;
 /// Up to this many ranks every program is derived to choose the bucket count;
 /// above, one rank of each kind and some between.
 const EXACT_RANK_COUNT: usize = 1024;
+
+/// Programs that are in memory at a time while all are looked at.
+const PROGRAM_WINDOW_COUNT: usize = 64;
 
 /// The canonical inputs and the decision. Immutable; any thread may use it.
 #[derive(Debug)]
@@ -508,6 +511,21 @@ impl Plan {
     /// The verified program of one rank; empty if it takes no part.
     pub fn program(&self, rank: Rank) -> Result<Program> {
         self.derive(rank)
+    }
+
+    /// Hands the programs of `ranks` to `take`, in their order. Some threads
+    /// derive them, a few at a time.
+    pub(crate) fn each_program(
+        &self,
+        ranks: &[Rank],
+        mut take: impl FnMut(Program) -> Result<()>,
+    ) -> Result<()> {
+        for window in ranks.chunks(PROGRAM_WINDOW_COUNT) {
+            for program in crew::for_each(window, |rank| self.program(rank))? {
+                take(program)?;
+            }
+        }
+        Ok(())
     }
 
     /// The program of one rank with its digest items, as a session loads it.

@@ -10,36 +10,18 @@
 //! Threads end before the result is there, and none is started for a few ranks.
 //! Where the system gives none, the caller's does all.
 
-use super::Plan;
-use super::program::Program;
+#![forbid(unsafe_code)]
+
 use crate::error::Result;
 use crate::rank::Rank;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-/// Threads that work on one plan at a time, at most.
+/// Threads that share one piece of work, at most.
 const THREAD_COUNT_MAX: usize = 16;
 /// Ranks that are worth a thread.
 const RANKS_PER_THREAD: usize = 8;
-/// Programs of so many ranks are in memory at a time.
-const WINDOW_RANK_COUNT: usize = 64;
-
-impl Plan {
-    /// Hands the programs of `ranks` to `take`, in their order.
-    pub(crate) fn each_program(
-        &self,
-        ranks: &[Rank],
-        mut take: impl FnMut(Program) -> Result<()>,
-    ) -> Result<()> {
-        for window in ranks.chunks(WINDOW_RANK_COUNT) {
-            for program in for_each(window, |rank| self.program(rank))? {
-                take(program)?;
-            }
-        }
-        Ok(())
-    }
-}
 
 /// What `work` makes of each rank.
 pub fn for_each<T: Send>(
@@ -65,7 +47,7 @@ pub fn for_each<T: Send>(
     };
     let mut all = thread::scope(|scope| {
         let start = |_| {
-            let thread = thread::Builder::new().name("wsync-plan".into());
+            let thread = thread::Builder::new().name("wsync-crew".into());
             thread.spawn_scoped(scope, take_turns).ok()
         };
         let others: Vec<_> = (1..thread_count(ranks.len())).map_while(start).collect();
