@@ -6,7 +6,7 @@ use std::fmt::Write;
 use svg::escape;
 use timeline::Picture;
 use weightsync::plan::report::PlanReport;
-use weightsync::plan::traffic::Traffic;
+use weightsync::plan::traffic::{RankLoad, Traffic};
 use weightsync::sim::Certificate;
 use weightsync::tune::Rehearsal;
 
@@ -35,7 +35,7 @@ pub fn draw(account: &Account, t: &Traffic, note: Option<&str>) -> String {
          <title>plan {short}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
     );
     head(&mut out, account, note);
-    tiles(&mut out, r, account.certificate.as_ref());
+    tiles(&mut out, &counted_in(t, r), account.certificate.as_ref());
     who(&mut out, t);
     if let (Some(c), Some(rehearsal)) = (&account.certificate, &account.rehearsal) {
         simulated(&mut out, c, rehearsal);
@@ -74,6 +74,28 @@ fn head(out: &mut String, account: &Account, note: Option<&str>) {
     }
 }
 
+/// The report; where its totals are of some ranks, with those of the traffic,
+/// which counts more.
+fn counted_in(t: &Traffic, r: &PlanReport) -> PlanReport {
+    if r.is_exact {
+        return r.clone();
+    }
+    let sum = |of: fn(&RankLoad) -> u64| t.ranks.iter().map(of).sum::<u64>();
+    let most = |of: fn(&RankLoad) -> u64| t.ranks.iter().map(of).max().unwrap_or(0);
+    let senders = sum(|l| u64::from(l.sent_bytes > 0));
+    PlanReport {
+        bytes_moved: sum(|l| l.sent_bytes),
+        bytes_local: sum(|l| l.local_bytes),
+        pairs: t.pair_count,
+        messages: t.steps.iter().map(|s| s.messages).sum(),
+        peers_max: most(|l| l.peers.into()),
+        sent_bytes_max: most(|l| l.sent_bytes),
+        sent_bytes_mean: sum(|l| l.sent_bytes) / senders.max(1),
+        staging_bytes_peak: most(|l| l.staging_bytes),
+        ..r.clone()
+    }
+}
+
 fn tiles(out: &mut String, r: &PlanReport, c: Option<&Certificate>) {
     let ratio = r.sent_bytes_max as f64 / r.sent_bytes_mean.max(1) as f64;
     let mut tiles = Vec::new();
@@ -93,7 +115,10 @@ fn tiles(out: &mut String, r: &PlanReport, c: Option<&Certificate>) {
         ),
         (
             grouped(r.messages),
-            format!("messages, {} without staging", grouped(r.messages_direct)),
+            match r.is_exact {
+                true => format!("messages, {} without staging", grouped(r.messages_direct)),
+                false => "messages".to_string(),
+            },
         ),
         (
             bytes(r.staging_bytes_peak),
@@ -205,4 +230,37 @@ fn section(out: &mut String, title: &str, says: &str, parts: &[String]) {
 /// The colour of a stage.
 fn part_class(i: usize) -> String {
     format!("part{}", i % PART_COUNT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn totals_of_some_ranks_give_way_to_those_of_all() {
+        let load = |rank, sent_bytes, received_bytes| RankLoad {
+            rank,
+            sent_bytes,
+            received_bytes,
+            peers: 1,
+            ..RankLoad::default()
+        };
+        let traffic = Traffic {
+            ranks: vec![load(0, 6, 0), load(1, 2, 0), load(2, 0, 8)],
+            pair_count: 2,
+            ..Traffic::default()
+        };
+        let some = PlanReport {
+            bytes_moved: 6,
+            ..PlanReport::default()
+        };
+        let all = counted_in(&traffic, &some);
+        assert_eq!((all.bytes_moved, all.pairs, all.peers_max), (8, 2, 1));
+        assert_eq!((all.sent_bytes_max, all.sent_bytes_mean), (6, 4));
+        let exact = PlanReport {
+            is_exact: true,
+            ..some
+        };
+        assert_eq!(counted_in(&traffic, &exact).bytes_moved, 6);
+    }
 }
