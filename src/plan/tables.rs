@@ -13,6 +13,8 @@ use crate::layout::placement::{Part, Placement};
 use crate::layout::tensor::{Dims, IndexBox, Tensor, TensorIndex};
 use crate::layout::view::{Strides, View};
 use crate::rank::Rank;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 use std::collections::BTreeMap;
 
 /// A placement of a tensor: part and index within the part's placements.
@@ -54,7 +56,7 @@ impl Tables {
         keep: impl Fn(&str) -> bool,
     ) -> Result<Tables> {
         let mut tables = Tables::default();
-        let mut classes: BTreeMap<ClassKey, u32> = BTreeMap::new();
+        let mut classes: FxHashMap<ClassKey, u32> = FxHashMap::default();
         let signatures = [Signatures::of(source), Signatures::of(destination)];
         let held = explicit_boxes(source);
         let needed = explicit_boxes(destination);
@@ -75,7 +77,7 @@ impl Tables {
             same_shape(twin, tensor)?;
             let holders = placement_refs(source, s);
             let key = ClassKey {
-                shape: tensor.shape.to_vec(),
+                shape: tensor.shape.clone(),
                 granule: tensor
                     .granule
                     .iter()
@@ -88,7 +90,7 @@ impl Tables {
                     signatures[1].of_placements(destination, &needers),
                 ],
             };
-            let granule = key.granule.as_slice().into();
+            let granule = key.granule.clone();
             let next = classes.len() as u32;
             let class = *classes.entry(key).or_insert(next);
             tables.tensors.push(PlanTensor {
@@ -235,14 +237,16 @@ fn explicit_boxes(layout: &Layout) -> Vec<ExplicitBoxes> {
         .collect()
 }
 
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
+#[derive(PartialEq, Eq, Hash)]
 struct ClassKey {
-    shape: Vec<u64>,
-    granule: Vec<u64>,
+    shape: Dims,
+    granule: Dims,
     dtypes: [Dtype; 2],
-    /// Per placement: part, rule, signature of its buffer, member.
-    sides: [Vec<(u16, u32, u32, u16)>; 2],
+    sides: [Stored; 2],
 }
+
+/// Per placement: part, rule, signature of its buffer, member.
+type Stored = SmallVec<[(u16, u32, u32, u16); 2]>;
 
 /// Numbers that are equal for buffers of equal structure.
 struct Signatures {
@@ -251,12 +255,14 @@ struct Signatures {
 
 impl Signatures {
     fn of(layout: &Layout) -> Signatures {
-        let mut known: BTreeMap<Vec<u64>, u32> = BTreeMap::new();
+        let mut known: FxHashMap<Vec<u64>, u32> = FxHashMap::default();
+        let mut key = Vec::new();
         let mut by_part = Vec::new();
         for part in layout.parts() {
             let mut numbers = Vec::with_capacity(part.buffers.len());
             for b in &part.buffers {
-                let mut key = vec![u64::from(b.shared_dims)];
+                key.clear();
+                key.push(u64::from(b.shared_dims));
                 for &m in &b.members {
                     let p: &Placement = part.member(m);
                     key.push(u64::from(p.rule));
@@ -265,14 +271,17 @@ impl Signatures {
                     key.push(u64::MAX);
                 }
                 let next = known.len() as u32;
-                numbers.push(*known.entry(key).or_insert(next));
+                numbers.push(match known.get(&key) {
+                    Some(&number) => number,
+                    None => *known.entry(key.clone()).or_insert(next),
+                });
             }
             by_part.push(numbers);
         }
         Signatures { by_part }
     }
 
-    fn of_placements(&self, layout: &Layout, refs: &[PlacementRef]) -> Vec<(u16, u32, u32, u16)> {
+    fn of_placements(&self, layout: &Layout, refs: &[PlacementRef]) -> Stored {
         refs.iter()
             .map(|r| {
                 let p = placement(layout, *r).1;

@@ -130,7 +130,7 @@ pub fn choose(
     let mut failure: Option<Error> = None;
     let mut limit = Limit::default();
     for route in portfolio() {
-        if route.is_idle(limit) {
+        if route.is_idle(limit) || (route.is_rough() && merged.is_some()) {
             continue;
         }
         let draft = match route.draft(&small, merged.as_ref(), options) {
@@ -214,9 +214,15 @@ impl Route {
         (is_same_load && last.is_load) || (self.source_relay && !last.is_sending)
     }
 
+    /// True if one tensor of each kind does not tell how long it takes, and all
+    /// of them take long to try: domains spread what they got, so with many
+    /// tensors of a kind it makes little difference which holder is next.
+    fn is_rough(&self) -> bool {
+        self.source_rule == SourceRule::Rotate && self.strategy != Strategy::Direct
+    }
+
     /// The draft of this way. One tensor of each kind stands for all but where
-    /// the holder moves on with every tensor; where domains spread what they
-    /// got, that matters little.
+    /// the holder moves on with every tensor.
     fn draft(&self, small: &Small, merged: Option<&Merged>, given: &PlanOptions) -> Result<Plan> {
         let mut options = PlanOptions {
             strategy: self.strategy,
@@ -226,9 +232,7 @@ impl Route {
             topology: small.topology.clone(),
             ..given.clone()
         };
-        let hangs_on_count =
-            (self.strategy, self.source_rule) == (Strategy::Direct, SourceRule::Rotate);
-        match merged.filter(|_| !hangs_on_count) {
+        match merged.filter(|_| self.source_rule == SourceRule::Wrap) {
             Some(m) => {
                 options.direct_bytes_min = given.direct_bytes_min.saturating_mul(m.run_factor);
                 Plan::draft(m.source.clone(), m.destination.clone(), &options)

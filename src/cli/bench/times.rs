@@ -83,7 +83,7 @@ fn time_whole() -> Result<Timing> {
     let (source, destination) = WHOLE.layouts()?;
     let options = PlanOptions {
         bucket_count: 16,
-        staging_bytes_max: 8 << 30,
+        staging_bytes_max: 16 << 30,
         ..WHOLE.options()
     };
     let plan = Plan::create(source, destination, &options)?;
@@ -101,7 +101,7 @@ fn time_flows() -> Result<Timing> {
     let options = PlanOptions {
         source_rule: SourceRule::Rotate,
         bucket_count: 16,
-        staging_bytes_max: 8 << 30,
+        staging_bytes_max: 16 << 30,
         ..FLOWS.options()
     };
     let plan = Plan::create(source, destination, &options)?;
