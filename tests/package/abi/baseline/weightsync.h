@@ -1654,7 +1654,8 @@ typedef struct wsync_rank_place {
    */
   struct wsync_text host;
   /**
-   * The uuid of the GPU; ranks of one uuid share it.
+   * The uuid of the GPU; ranks of one uuid share it. Empty is the GPU that
+   * is current on the calling thread.
    */
   struct wsync_text device;
   /**
@@ -1663,7 +1664,8 @@ typedef struct wsync_rank_place {
   struct wsync_text domain;
   /**
    * Names of the NICs near the GPU: NICs of one name are one rail on all
-   * hosts, and rails are in the order of these names.
+   * hosts, and rails are in the order of these names. With an empty device,
+   * none are those that share most PCI bridges with the GPU.
    */
   const struct wsync_text *nics;
   /**
@@ -2823,8 +2825,8 @@ wsync_status wsync_topology_create_from_json(const char *json,
  * channel and given to wsync_topology_create_from_places. With a `capacity`
  * of 0 only `out_needed` is written: the number of bytes.
  *
- * Errors: INVALID_ARGUMENT if the device is empty, or the host on a system
- * without a boot id; BUFFER_TOO_SMALL.
+ * Errors: INVALID_ARGUMENT if the device is empty and there is no GPU, or the
+ * host on a system without a boot id; BUFFER_TOO_SMALL.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_topology_place(const struct wsync_rank_place *place,
@@ -3227,8 +3229,9 @@ wsync_status wsync_plan_rank_ops(const struct wsync_plan *plan,
 /**
  * Writes where an element of `tensor` on destination rank `rank` comes from
  * as JSON, NUL-terminated: its hops in order, each with step, stage, bucket
- * and, at both ends, rank, buffer and byte offset. `index` has one number per
- * axis of the tensor. With a `capacity` of 0 only `out_needed` is written: the
+ * and, at both ends, rank, buffer and byte offset; and the links that it
+ * crosses on the topology that the plan was made for. `index` has one number
+ * per axis of the tensor. With a `capacity` of 0 only `out_needed` is written: the
  * number of bytes, the NUL included.
  *
  * Errors: NOT_FOUND if the plan does not move the tensor or the rank does not
@@ -3248,9 +3251,10 @@ wsync_status wsync_plan_origin(const struct wsync_plan *plan,
 
 /**
  * Writes how near the plan is to what is possible as JSON, NUL-terminated:
- * lower_bound_s, predicted_s, ratio, bottleneck and more. `topology` may be
- * NULL: the one that the plan was made for. Derives and simulates all ranks;
- * of very many only some in proportion, and then is_exact is false.
+ * lower_bound_s, predicted_s, ratio, bottleneck, links_busiest and more.
+ * `topology` may be NULL: the one that the plan was made for. Derives and
+ * simulates all ranks; of very many only some in proportion, and then is_exact
+ * is false.
  * With a `capacity` of 0 only `out_needed` is written: the number of bytes,
  * the NUL included.
  *
