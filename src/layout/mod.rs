@@ -191,6 +191,12 @@ impl Layout {
         })
     }
 
+    /// The part of `rank`; none for ranks described view by view.
+    pub fn part_of(&self, rank: Rank) -> Option<u16> {
+        let (part, _) = self.index.find(rank)?;
+        (part < self.spec.parts.len()).then_some(part as u16)
+    }
+
     /// The mesh position of `rank` in part `part`.
     pub fn position(&self, part: usize, rank: Rank) -> Option<u32> {
         let (found, position) = self.index.find(rank)?;

@@ -159,10 +159,7 @@ impl<'a> Builder<'a> {
             Side::Source => self.inputs.source,
             Side::Destination => self.inputs.destination,
         };
-        match layout.place(self.program.rank) {
-            Some(Place::Part(_, seat)) => seat.part,
-            _ => 0,
-        }
+        layout.part_of(self.program.rank).unwrap_or_default()
     }
 
     /// Destination padding, where the layout asks for zeros.
