@@ -178,9 +178,7 @@ impl Shared {
                 Outcome::Untouched
             }
         };
-        drop(inner);
-        let reason = with_tensors(reason, flight);
-        let mut inner = flight.lock();
+        let reason = with_tensors(reason, &flight.slot.program, inner.steps_done);
         inner.finish(Instant::now(), Some(reason), rank, Outcome::Torn);
         drop(inner);
         flight.notify();

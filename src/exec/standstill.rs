@@ -1,6 +1,5 @@
 //! What a rank was about when nothing moved any more.
 
-use super::flight::Flight;
 use crate::error::{Error, Status};
 use crate::layout::tensor::TensorIndex;
 use crate::plan::program::{Message, Program};
@@ -11,15 +10,14 @@ use std::fmt::Write;
 const NAMED_MAX: usize = 8;
 
 /// `error` with what this rank had left to exchange with the culprit in the
-/// step at which it stands: the step, and the tensors. Whoever reads it knows
-/// what has not come.
-pub(super) fn with_tensors(error: Error, flight: &Flight) -> Error {
+/// step at which it stands, after `steps_done`: the step, and the tensors.
+/// Whoever reads it knows what has not come.
+pub(super) fn with_tensors(error: Error, program: &Program, steps_done: u32) -> Error {
     let is_of_a_peer = matches!(error.status, Status::Stalled | Status::PeerLost);
     let Some(culprit) = error.rank.filter(|_| is_of_a_peer) else {
         return error;
     };
-    let done = flight.lock().steps_done;
-    match describe(&flight.slot.program, done, culprit) {
+    match describe(program, steps_done, culprit) {
         Some(text) => Error {
             message: format!("{}; {text}", error.message),
             ..error

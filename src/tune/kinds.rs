@@ -15,7 +15,6 @@
 //! `run_factor` tells. What hangs on the number of tensors, such as the rule
 //! `rotate`, or on their names, such as the order by layer, is another one.
 
-use crate::error::Result;
 use crate::layout::placement::{Buffer, Part};
 use crate::layout::tensor::TensorIndex;
 use crate::layout::{Layout, LayoutSpec};
@@ -32,9 +31,10 @@ pub struct Merged {
 }
 
 /// The layouts of a draft with one tensor of each kind. `None` where that
-/// gains nothing or cannot be said by rules: ranks described view by view,
-/// buffers of which a part is left out, tensors that take part twice.
-pub fn merged(draft: &Plan) -> Result<Option<Merged>> {
+/// gains nothing or cannot be said: ranks described view by view, buffers of
+/// which a part is left out, tensors that take part twice, or whose sum would
+/// be beyond the limits of one.
+pub fn merged(draft: &Plan) -> Option<Merged> {
     let kinds = draft.kinds();
     let [mut held, mut needed] =
         [draft.source(), draft.destination()].map(|l| vec![0u64; l.tensors().len()]);
@@ -42,30 +42,26 @@ pub fn merged(draft: &Plan) -> Result<Option<Merged>> {
         for (counts, tensor) in [(&mut held, kind.source), (&mut needed, kind.destination)] {
             let count = &mut counts[tensor.index()];
             if *count != 0 {
-                return Ok(None);
+                return None;
             }
             *count = kind.count;
         }
     }
     let run_factor = kinds.iter().map(|k| k.count).max().unwrap_or(1);
-    if run_factor == 1 {
-        return Ok(None);
-    }
-    let source = with_counts(draft.source(), &held)?;
-    let destination = with_counts(draft.destination(), &needed)?;
-    Ok(source.zip(destination).map(|(source, destination)| Merged {
-        source: Arc::new(source),
-        destination: Arc::new(destination),
+    (run_factor > 1).then_some(())?;
+    Some(Merged {
+        source: Arc::new(with_counts(draft.source(), &held)?),
+        destination: Arc::new(with_counts(draft.destination(), &needed)?),
         run_factor,
-    }))
+    })
 }
 
 /// The tensors that stand for some, with that many along one more axis.
-fn with_counts(layout: &Layout, counts: &[u64]) -> Result<Option<Layout>> {
+fn with_counts(layout: &Layout, counts: &[u64]) -> Option<Layout> {
     let mut tensors = layout.tensors().iter();
     let has_room = tensors.all(|t| t.shape.len() < DIM_COUNT_MAX);
     if !has_room || !layout.explicit().is_empty() {
-        return Ok(None);
+        return None;
     }
     let mut spec = LayoutSpec {
         tensors: Vec::new(),
@@ -90,17 +86,14 @@ fn with_counts(layout: &Layout, counts: &[u64]) -> Result<Option<Layout>> {
     };
     spec.aliases.retain(|(_, name)| is_kept(name));
     for part in layout.parts() {
-        match part_of(part, &place) {
-            Some(part) => spec.parts.push(part),
-            None => return Ok(None),
-        }
+        spec.parts.push(with_tensors(part, &place)?);
     }
-    Layout::new(spec).map(Some)
+    Layout::new(spec).ok()
 }
 
 /// The part with the placements of these tensors; `None` if some buffer would
 /// lose a part of its members.
-fn part_of(part: &Part, place: &[Option<TensorIndex>]) -> Option<Part> {
+fn with_tensors(part: &Part, place: &[Option<TensorIndex>]) -> Option<Part> {
     if !part.spacers.is_empty() {
         return None;
     }
@@ -140,4 +133,70 @@ fn part_of(part: &Part, place: &[Option<TensorIndex>]) -> Option<Part> {
         }
     }
     Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::models::{Inventory, MegatronSizes, VllmSizes};
+    use crate::limits::TENSOR_BYTES_MAX;
+    use crate::plan::decision::PlanOptions;
+    use crate::sim::Instance;
+
+    const MODEL: &str = include_str!("../../tests/models/qwen3-30b-a3b.json");
+
+    fn draft(source: Arc<Layout>, destination: Arc<Layout>) -> Plan {
+        Plan::draft(source, destination, &PlanOptions::default()).unwrap()
+    }
+
+    fn model_draft() -> Plan {
+        let model = Inventory::from_config(MODEL.as_bytes()).unwrap();
+        let sizes: MegatronSizes = "tp=2,pp=4,ep=4,dp=4".parse().unwrap();
+        let source = Layout::megatron(&model, &sizes, 0).unwrap();
+        let first = source.rank_count();
+        let group: VllmSizes = "tp=4,ep=on,replicas=3".parse().unwrap();
+        let destination = Layout::vllm(&model, &[group], first).unwrap();
+        draft(Arc::new(source), Arc::new(destination))
+    }
+
+    #[test]
+    fn links_carry_what_they_carried_with_all_tensors() {
+        let all = model_draft();
+        let few = merged(&all).unwrap();
+        let few = draft(few.source, few.destination);
+        assert!(4 * few.tensors().len() < all.tensors().len());
+        let bytes = |plan: &Plan| plan.tensors().iter().map(|t| t.bytes()).sum::<u64>();
+        assert_eq!(bytes(&few), bytes(&all));
+        let lower_ns = |plan: &Plan| plan.bounds(plan.topology()).unwrap().lower_ns;
+        assert_eq!(lower_ns(&few), lower_ns(&all));
+        let loads = |plan: &Plan| {
+            let instance = Instance::of_plan(plan, plan.topology()).unwrap();
+            let names = instance.links.iter().map(|l| format!("{l:?}"));
+            let mut loads: Vec<_> = names.zip(instance.loads()).collect();
+            loads.sort();
+            loads
+        };
+        for ((link, ours), (other, theirs)) in loads(&few).into_iter().zip(loads(&all)) {
+            assert_eq!(link, other);
+            assert!(
+                ours.abs_diff(theirs) * 1000 <= theirs,
+                "{link}: {ours}, {theirs}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_merged_is_tried_as_it_is() {
+        let all = model_draft();
+        let few = merged(&all).unwrap();
+        let few = draft(few.source, few.destination);
+        assert!(merged(&few).is_none(), "one of each kind is left");
+        let by_view = Arc::new(all.source().to_views().unwrap());
+        let by_view = draft(by_view, all.destination().clone());
+        assert!(merged(&by_view).is_none(), "views are not rules");
+        let counts = |count: u64| vec![count; all.source().tensors().len()];
+        assert!(with_counts(all.source(), &counts(2)).is_some());
+        let beyond = with_counts(all.source(), &counts(TENSOR_BYTES_MAX));
+        assert!(beyond.is_none(), "no tensor is that large");
+    }
 }

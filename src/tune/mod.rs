@@ -124,7 +124,7 @@ pub fn choose(
     options: &PlanOptions,
 ) -> Result<Choice> {
     let small = shrunk(source, destination, options.topology.as_ref())?;
-    let merged = merged(&small, options)?;
+    let merged = merged(&small, options);
     let mut tried: Vec<Candidate> = Vec::new();
     let mut lower_ns = 0;
     let mut failure: Option<Error> = None;
@@ -164,19 +164,17 @@ pub fn choose(
 
 /// The layouts to draft with, one tensor of each kind in place of all; not
 /// where names decide.
-fn merged(small: &Small, options: &PlanOptions) -> Result<Option<Merged>> {
+fn merged(small: &Small, options: &PlanOptions) -> Option<Merged> {
     if options.order == Order::Layer {
-        return Ok(None);
+        return None;
     }
     let plain = PlanOptions {
         topology: small.topology.clone(),
         ..PlanOptions::default()
     };
-    match Plan::draft(small.source.clone(), small.destination.clone(), &plain) {
-        Ok(draft) => kinds::merged(&draft),
-        // Every route will fail on it, and say so.
-        Err(_) => Ok(None),
-    }
+    // If that fails, every route will fail on it, and say so.
+    let draft = Plan::draft(small.source.clone(), small.destination.clone(), &plain);
+    kinds::merged(&draft.ok()?)
 }
 
 /// The first of those that are as good as the fastest: simpler ways and fewer

@@ -111,8 +111,9 @@ impl Member {
         let Some(active) = self.active.take() else {
             return;
         };
-        let error = error.map(|e| with_tensors(e, &active.flight));
         let mut flight = active.flight.lock();
+        let program = &active.flight.slot.program;
+        let error = error.map(|e| with_tensors(e, program, flight.steps_done));
         flight.finish(Instant::now(), error, rank, copy);
         // Under the lock: whoever sees the end may prepare the next version.
         self.shared.leave_seat();
