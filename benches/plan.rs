@@ -18,13 +18,19 @@ fn main() {
 fn weigh() {
     let before = resident_bytes();
     let plan = large();
-    plan.program(Rank(60_003)).unwrap();
+    let program = plan.program(Rank(60_003)).unwrap();
     let after = resident_bytes();
     println!(
         "plan of 102,400 ranks, {} tensors: {:.1} MB resident, {:.1} MB serialised",
         plan.tensors().len(),
         after.saturating_sub(before) as f64 / 1e6,
         plan.to_bytes().unwrap().len() as f64 / 1e6
+    );
+    println!(
+        "program of rank {}: {} messages, {} pieces",
+        program.rank,
+        program.messages.len(),
+        program.pieces.len()
     );
 }
 

@@ -71,8 +71,16 @@ impl std::fmt::Display for Span {
 }
 
 /// A product of half-open ranges, one per axis of its tensor.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct IndexBox(pub SmallVec<[Span; 4]>);
+
+impl Clone for IndexBox {
+    /// As one copy: programs hold a box per piece, and the derived way goes
+    /// span by span.
+    fn clone(&self) -> IndexBox {
+        IndexBox(SmallVec::from_slice(&self.0))
+    }
+}
 
 impl IndexBox {
     /// The box that covers a whole shape.

@@ -1,13 +1,14 @@
 //! Assembles a program: buffers, regions, local copies, steps, staging.
 
 use super::Inputs;
+use super::cell::{Cell, Whole};
 use super::stream::split_boxes;
 use super::view::{OwnView, holding_view};
 use super::walk::Walk;
 use crate::error::Result;
 use crate::layout::placement::{LocalAxis, LocalBuffer, Padding, Part, Placement, Seat};
 use crate::layout::tensor::{IndexBox, Span, Tensor, TensorIndex};
-use crate::layout::{BufferKey, Place};
+use crate::layout::{BufferKey, Layout, Place};
 use crate::plan::piece::loops_of;
 use crate::plan::program::*;
 use crate::rank::Rank;
@@ -23,8 +24,13 @@ pub struct Builder<'a> {
     pub program: Program,
     /// Relay memory of one bucket; two are in use at a time.
     pub relay_half_bytes: u64,
-    slots: FxHashMap<BufferUse, BufferSlot>,
+    /// Slots of whole buffers of the rank's parts, by side and number.
+    plain_slots: [Vec<Option<BufferSlot>>; 2],
+    /// Slots of all other buffers.
+    slots: FxHashMap<BufferUse, Option<BufferSlot>>,
     loops: SmallVec<[Loop; 8]>,
+    /// The rank's parts of source and destination.
+    parts: (u16, u16),
 }
 
 impl<'a> Builder<'a> {
@@ -52,32 +58,40 @@ impl<'a> Builder<'a> {
                 pair_balance: 0,
                 pairs: Vec::new(),
             },
+            plain_slots: Default::default(),
             slots: FxHashMap::default(),
             loops: SmallVec::new(),
+            parts: parts_of(inputs, rank),
         }
     }
 
     /// Goes on with a finished program.
     pub fn resume(inputs: Inputs<'a>, program: Program) -> Builder<'a> {
-        let slots = program.buffers.iter().enumerate();
-        Builder {
-            inputs,
-            relay_half_bytes: 0,
-            slots: slots.map(|(i, u)| (*u, BufferSlot(i as u32))).collect(),
-            program,
-            loops: SmallVec::new(),
+        let mut builder = Builder::new(inputs, program.rank);
+        for u in &program.buffers {
+            builder.slot(u.side, u.key);
         }
+        builder.program = program;
+        builder
     }
 
     fn slot(&mut self, side: Side, key: BufferKey) -> BufferSlot {
+        let plain = plain_number(key, self.part_of(side)).map(|n| {
+            let slots = &mut self.plain_slots[side as usize];
+            if slots.len() <= n {
+                slots.resize(n + 1, None);
+            }
+            &mut slots[n]
+        });
+        let known = match plain {
+            Some(slot) => slot,
+            None => self.slots.entry(BufferUse { side, key }).or_default(),
+        };
         let buffers = &mut self.program.buffers;
-        *self
-            .slots
-            .entry(BufferUse { side, key })
-            .or_insert_with_key(|u| {
-                buffers.push(*u);
-                BufferSlot(buffers.len() as u32 - 1)
-            })
+        *known.get_or_insert_with(|| {
+            buffers.push(BufferUse { side, key });
+            BufferSlot(buffers.len() as u32 - 1)
+        })
     }
 
     /// The region of `bounds` in an own view. `bounds` spans one index of a
@@ -90,36 +104,36 @@ impl<'a> Builder<'a> {
         own: &OwnView,
         bounds: &IndexBox,
     ) -> Region {
-        let key = match own.explicit {
-            Some(buffer) => BufferKey::Explicit { buffer },
-            None => BufferKey::Part {
-                part,
-                buffer: LocalBuffer {
-                    buffer,
-                    split: own.split.map(|local| {
-                        let global = bounds.0[0].lo;
-                        (local + (global - own.lo[0]) as u32, global as u32)
-                    }),
-                },
-            },
-        };
-        let slot = self.slot(side, key);
-        let at: i64 = bounds
-            .spans()
-            .iter()
-            .zip(&own.lo)
-            .zip(&own.strides)
-            .map(|((s, &lo), &stride)| (s.lo - lo) as i64 * stride)
-            .sum();
-        let element = own.dtype.bytes();
-        let run = loops_of(bounds, &own.strides, element, &mut self.loops);
+        let slot = self.slot(side, key_of(part, buffer, own, bounds));
+        let run = loops_of(bounds, &own.strides, own.dtype.bytes(), &mut self.loops);
         let first = self.program.loops.len() as u32;
         self.program.loops.extend_from_slice(&self.loops);
         Region {
             slot,
-            offset: own.offset.wrapping_add_signed(at),
+            offset: own.offset_of(bounds),
             dtype: own.dtype,
             run,
+            loops: (first, self.program.loops.len() as u32),
+        }
+    }
+
+    /// The region of a whole cell.
+    pub fn region_of_whole(
+        &mut self,
+        side: Side,
+        buffer: u32,
+        cell: &Cell,
+        whole: &Whole,
+    ) -> Region {
+        let part = self.part_of(side);
+        let slot = self.slot(side, key_of(part, buffer, &cell.own, &cell.bounds));
+        let first = self.program.loops.len() as u32;
+        self.program.loops.extend_from_slice(&whole.loops);
+        Region {
+            slot,
+            offset: whole.offset,
+            dtype: cell.own.dtype,
+            run: whole.run,
             loops: (first, self.program.loops.len() as u32),
         }
     }
@@ -154,12 +168,12 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    /// The rank's part of a layout; 0 where it is described view by view.
     pub fn part_of(&self, side: Side) -> u16 {
-        let layout = match side {
-            Side::Source => self.inputs.source,
-            Side::Destination => self.inputs.destination,
-        };
-        layout.part_of(self.program.rank).unwrap_or_default()
+        match side {
+            Side::Source => self.parts.0,
+            Side::Destination => self.parts.1,
+        }
     }
 
     /// Destination padding, where the layout asks for zeros.
@@ -250,8 +264,7 @@ impl<'a> Builder<'a> {
     /// Orders messages by step, lays out staging, and closes the program.
     pub fn finish(mut self) -> Program {
         let p = &mut self.program;
-        p.messages
-            .sort_by_key(|m| (m.step, m.peer, m.direction, m.stage));
+        p.messages = in_steps(&p.messages);
         let mut half = 0;
         let mut first = 0u32;
         let step_count = self.inputs.step_count();
@@ -285,4 +298,47 @@ impl<'a> Builder<'a> {
         p.relay_bytes = self.relay_half_bytes * u64::from(self.inputs.decision.bucket_count.min(2));
         self.program
     }
+}
+
+fn parts_of(inputs: Inputs<'_>, rank: Rank) -> (u16, u16) {
+    let part = |layout: &Layout| layout.part_of(rank).unwrap_or_default();
+    (part(inputs.source), part(inputs.destination))
+}
+
+/// The buffer that holds `bounds`, which span one index of a split axis.
+fn key_of(part: u16, buffer: u32, own: &OwnView, bounds: &IndexBox) -> BufferKey {
+    if let Some(buffer) = own.explicit {
+        return BufferKey::Explicit { buffer };
+    }
+    let split = own.split.map(|local| {
+        let global = bounds.0[0].lo;
+        (local + (global - own.lo[0]) as u32, global as u32)
+    });
+    BufferKey::Part {
+        part,
+        buffer: LocalBuffer { buffer, split },
+    }
+}
+
+/// The number of a buffer of the rank's own part that is not one of many of a
+/// split tensor; small enough to be an index.
+fn plain_number(key: BufferKey, own: u16) -> Option<usize> {
+    match key {
+        BufferKey::Part { part, buffer } if part == own && buffer.split.is_none() => {
+            Some(buffer.buffer as usize)
+        }
+        _ => None,
+    }
+}
+
+/// Messages by step, peer, direction and stage; else as they are.
+fn in_steps(messages: &[Message]) -> Vec<Message> {
+    // Keys are sorted, which are a quarter of the size of messages.
+    let keys = messages.iter().zip(0u32..);
+    let mut keys: Vec<_> = keys
+        .map(|(m, i)| (m.step, m.peer, m.direction, m.stage, i))
+        .collect();
+    keys.sort_unstable();
+    let sorted = keys.iter().map(|k| messages[k.4 as usize].clone());
+    sorted.collect()
 }

@@ -3,8 +3,10 @@
 use super::view::{OwnView, PeerView};
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::IndexBox;
+use crate::layout::view::Strides;
 use crate::plan::cells::{HolderSet, StagedSlice};
-use crate::plan::piece::elements_from;
+use crate::plan::piece::{contiguous_from, elements_from, loops_of};
+use crate::plan::program::Loop;
 use smallvec::SmallVec;
 
 /// Alignment of cuts inside large items, in wire bytes.
@@ -29,6 +31,73 @@ pub struct Cell {
     /// All holders store it as the first one does; all needers do.
     pub are_holders_alike: bool,
     pub are_needers_alike: bool,
+    /// Strides of the cell stored by itself.
+    pub dense: Strides,
+    /// The bounds as pairs are compared by them.
+    pub text: SmallVec<[u8; 64]>,
+    /// The cell as one piece between buffers, where it is the same for all
+    /// tensors of its kind and all peers.
+    pub whole: Option<Whole>,
+}
+
+/// A whole cell as one piece, laid out once for all tensors of its kind.
+#[derive(Clone, Debug)]
+pub struct Whole {
+    /// Bytes of a run that is one at both ends; `None` where a conversion
+    /// stands between.
+    pub run_bytes: Option<u64>,
+    /// Bytes from the start of our buffer.
+    pub offset: u64,
+    /// Elements of a run at our end, and the loops around it.
+    pub run: u64,
+    pub loops: SmallVec<[Loop; 8]>,
+}
+
+impl Whole {
+    /// Lays out a box that both ends store in one way.
+    pub fn of(bounds: &IndexBox, wire: Dtype, own: &OwnView, peer: &PeerView) -> Whole {
+        let mut loops = SmallVec::new();
+        let run = loops_of(bounds, &own.strides, own.dtype.bytes(), &mut loops);
+        let first = run_axis(bounds, wire, &own.strides, own.dtype).min(run_axis(
+            bounds,
+            wire,
+            &peer.strides,
+            peer.dtype,
+        ));
+        Whole {
+            run_bytes: (first <= bounds.0.len())
+                .then(|| elements_from(bounds, first) * wire.bytes()),
+            offset: own.offset_of(bounds),
+            run,
+            loops,
+        }
+    }
+}
+
+/// The axis from which on a box is one run in memory and on the wire; past the
+/// last axis where a conversion stands between.
+pub fn run_axis(bounds: &IndexBox, wire: Dtype, strides: &[i64], dtype: Dtype) -> usize {
+    match dtype == wire {
+        true => contiguous_from(bounds, strides, dtype.bytes()),
+        false => bounds.0.len() + 1,
+    }
+}
+
+/// Byte strides of a box stored by itself.
+pub fn dense_strides(bounds: &IndexBox, dtype: Dtype) -> Strides {
+    let mut strides: Strides = bounds.spans().iter().map(|_| 0).collect();
+    let mut step = dtype.bytes() as i64;
+    for (d, s) in bounds.spans().iter().enumerate().rev() {
+        strides[d] = step;
+        step *= s.len() as i64;
+    }
+    strides
+}
+
+/// The bounds of a box as bytes.
+pub fn text_of(bounds: &IndexBox) -> SmallVec<[u8; 64]> {
+    let ends = bounds.spans().iter().flat_map(|s| [s.lo, s.hi]);
+    ends.flat_map(u64::to_le_bytes).collect()
 }
 
 #[derive(Clone, Debug)]

@@ -61,6 +61,13 @@ pub struct Stretch {
     pub there: There,
 }
 
+impl Stretch {
+    /// True if it goes from a buffer of one side to a buffer of the other.
+    pub fn is_plain(&self) -> bool {
+        (self.here, self.there) == (Here::Buffer, There::Across)
+    }
+}
+
 /// A range of an item, in wire bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct ItemRange {

@@ -5,6 +5,7 @@
 //! strides decide, so both ends find the same messages.
 
 use super::builder::Builder;
+use super::cell::run_axis;
 use super::route::{Here, Routes, Stretch, There};
 use super::view::{PeerView, holding_view, needing_view};
 use super::walk::{Item, Walk};
@@ -14,11 +15,13 @@ use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Span, TensorIndex};
 use crate::layout::view::Strides;
 use crate::plan::decision::Order;
-use crate::plan::piece::{contiguous_from, elements_from, flat_boxes};
+use crate::plan::piece::{elements_from, flat_boxes};
 use crate::plan::program::{BufferSlot, Direction, Message, PairHash, Piece, Region, Side};
 use crate::rank::Rank;
+use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
-use xxhash_rust::xxh3::Xxh3;
+use std::borrow::Cow;
+use xxhash_rust::xxh3::xxh3_128;
 
 /// Alignment of items in packed messages.
 const ALIGN_BYTES: u64 = 16;
@@ -26,42 +29,42 @@ const ALIGN_BYTES: u64 = 16;
 /// One pair's stream of one stage while it is cut into messages.
 struct Stream<'w, 'a> {
     walks: &'w [Walk<'a>],
-    stretches: &'w [Stretch],
     peer: Rank,
     direction: Direction,
     stage: u32,
     bucket: u32,
-    /// Boxes of the packed message, with the stretch they are of.
-    packed: Vec<(IndexBox, usize)>,
+    /// Pieces of the packed message, and where it ends.
+    packed: Vec<Piece>,
+    packed_bytes: u64,
     /// What both ends must agree on.
-    hash: Xxh3,
+    text: Vec<u8>,
 }
 
 impl<'w, 'a> Stream<'w, 'a> {
-    fn new(walks: &'w [Walk<'a>], stretches: &'w [Stretch], own: Rank) -> Stream<'w, 'a> {
+    fn new(walks: &'w [Walk<'a>], stretches: &[Stretch], own: Rank) -> Stream<'w, 'a> {
         let Stretch {
             peer,
             direction,
             stage,
             ..
         } = stretches[0];
-        let mut hash = Xxh3::new();
         let (from, to) = match direction {
             Direction::Send => (own, peer),
             Direction::Receive => (peer, own),
         };
-        hash.update(&from.0.to_le_bytes());
-        hash.update(&to.0.to_le_bytes());
-        hash.update(&stage.to_le_bytes());
+        let mut text = Vec::with_capacity(stretches.len() * 64);
+        text.extend_from_slice(&from.0.to_le_bytes());
+        text.extend_from_slice(&to.0.to_le_bytes());
+        text.extend_from_slice(&stage.to_le_bytes());
         Stream {
             walks,
-            stretches,
             peer,
             direction,
             stage,
             bucket: 0,
             packed: Vec::new(),
-            hash,
+            packed_bytes: 0,
+            text,
         }
     }
 
@@ -70,18 +73,23 @@ impl<'w, 'a> Stream<'w, 'a> {
         (walk, &walk.items[s.item as usize])
     }
 
-    fn hash_piece(&mut self, s: &Stretch) {
+    /// What the other end must have of a stretch as well.
+    fn add_text(&mut self, s: &Stretch) {
         let (walk, item) = self.item(s);
-        // At once: the hash takes longer to begin than to go on.
-        let mut text: SmallVec<[u8; 96]> = SmallVec::new();
-        text.extend_from_slice(&item.tensor.to_le_bytes());
-        text.extend_from_slice(&s.from.to_le_bytes());
-        text.extend_from_slice(&s.to.to_le_bytes());
-        for s in walk.cell_of(item).bounds.spans() {
-            text.extend_from_slice(&s.lo.to_le_bytes());
-            text.extend_from_slice(&s.hi.to_le_bytes());
+        let mut head = [0; 20];
+        head[..4].copy_from_slice(&item.tensor.to_le_bytes());
+        head[4..12].copy_from_slice(&s.from.to_le_bytes());
+        head[12..].copy_from_slice(&s.to.to_le_bytes());
+        self.text.extend_from_slice(&head);
+        self.text.extend_from_slice(&walk.cell_of(item).text);
+    }
+
+    /// Where the next box begins in its message.
+    fn next_at(&self, is_long: bool) -> u64 {
+        match is_long {
+            true => 0,
+            false => self.packed_bytes.next_multiple_of(ALIGN_BYTES),
         }
-        self.hash.update(&text);
     }
 
     /// The dtype on the wire. Between ranks that store alike that is what
@@ -97,17 +105,11 @@ impl<'w, 'a> Stream<'w, 'a> {
     }
 
     /// How our side stores a stretch, and how the other does.
-    fn ends(&self, s: &Stretch) -> [PeerView; 2] {
+    fn ends(&self, s: &Stretch) -> [End<'w>; 2] {
         let (walk, item) = self.item(s);
         let cell = walk.cell_of(item);
-        let dense = || PeerView {
-            strides: dense_strides(&cell.bounds, cell.wire),
-            dtype: cell.wire,
-        };
-        let own = || PeerView {
-            strides: cell.own.strides.clone(),
-            dtype: cell.own.dtype,
-        };
+        let dense = || End::new(&cell.dense, cell.wire);
+        let own = || End::new(&cell.own.strides, cell.own.dtype);
         let here = match s.here {
             Here::Buffer => own(),
             Here::Relay(_) => dense(),
@@ -119,6 +121,36 @@ impl<'w, 'a> Stream<'w, 'a> {
             There::Relay => dense(),
         };
         [here, there]
+    }
+}
+
+/// How one end stores a stretch.
+struct End<'w> {
+    strides: Cow<'w, [i64]>,
+    dtype: Dtype,
+}
+
+impl<'w> End<'w> {
+    fn new(strides: &'w [i64], dtype: Dtype) -> End<'w> {
+        End {
+            strides: Cow::Borrowed(strides),
+            dtype,
+        }
+    }
+
+    fn of(view: &'w PeerView) -> End<'w> {
+        End::new(&view.strides, view.dtype)
+    }
+
+    fn owned(strides: Strides, dtype: Dtype) -> End<'w> {
+        End {
+            strides: Cow::Owned(strides.into_vec()),
+            dtype,
+        }
+    }
+
+    fn run_axis(&self, bounds: &IndexBox, wire: Dtype) -> usize {
+        run_axis(bounds, wire, &self.strides, self.dtype)
     }
 }
 
@@ -134,18 +166,17 @@ impl<'a> Builder<'a> {
         if !is_cut && *order == Order::Layer {
             all = cut_in_layers(routes.walks, &all);
         }
-        all.sort_unstable_by(|a, b| routes.order(a, b));
-        let same = |a: &Stretch, b: &Stretch| {
-            (a.direction, a.peer, a.stage) == (b.direction, b.peer, b.stage)
-        };
+        self.program.pieces.reserve(all.len());
+        self.program.messages.reserve(all.len());
         let mut cut = Vec::new();
-        for stream in all.chunk_by(same) {
+        for mut stream in in_streams(&all) {
+            stream.sort_unstable_by(|a, b| routes.order(a, b));
             if !is_cut && *order == Order::Fraction {
                 cut.clear();
-                self.cut_by_pair(routes.walks, stream, &mut cut);
+                self.cut_by_pair(routes.walks, &stream, &mut cut);
                 self.add_stream(routes.walks, &cut)?;
             } else {
-                self.add_stream(routes.walks, stream)?;
+                self.add_stream(routes.walks, &stream)?;
             }
         }
         Ok(())
@@ -191,17 +222,17 @@ impl<'a> Builder<'a> {
     fn add_stream(&mut self, walks: &[Walk<'a>], stretches: &[Stretch]) -> Result<()> {
         let mut stream = Stream::new(walks, stretches, self.program.rank);
         let mut total = 0;
-        for (i, s) in stretches.iter().enumerate() {
+        for s in stretches {
             if s.bucket != stream.bucket {
                 self.close_bucket(&mut stream);
                 stream.bucket = s.bucket;
             }
-            stream.hash_piece(s);
-            self.add_stretch(&mut stream, i);
+            stream.add_text(s);
+            self.add_stretch(&mut stream, s);
             total += s.to - s.from;
         }
         self.close_bucket(&mut stream);
-        let hash = stream.hash.digest128();
+        let hash = xxh3_128(&stream.text);
         let p = &mut self.program;
         match stream.direction {
             Direction::Send => {
@@ -223,30 +254,41 @@ impl<'a> Builder<'a> {
 
     /// A range of an item: long runs become messages of their own, the rest
     /// joins the packed message of the bucket.
-    fn add_stretch(&mut self, stream: &mut Stream<'_, 'a>, index: usize) {
-        let s = &stream.stretches[index];
+    fn add_stretch(&mut self, stream: &mut Stream<'_, 'a>, s: &Stretch) {
         let (walk, item) = stream.item(s);
         let cell = walk.cell_of(item);
+        let direct_min = self.inputs.decision.direct_bytes_min;
+        let is_whole = (s.from, s.to) == (0, cell.bytes);
+        if let Some(whole) = cell.whole.as_ref().filter(|_| is_whole && s.is_plain()) {
+            let is_long = whole.run_bytes.is_some_and(|n| n >= direct_min);
+            if !is_long || whole.run_bytes == Some(cell.bytes) {
+                let side = side_of(walk.direction);
+                let region = self.region_of_whole(side, item.buffer, cell, whole);
+                let start = self.program.pieces.len() as u32;
+                let at = stream.next_at(is_long);
+                let piece = Piece {
+                    tensor: TensorIndex(item.tensor),
+                    bounds: cell.bounds.clone(),
+                    region,
+                    at,
+                    bytes: cell.bytes,
+                    wire: cell.wire,
+                };
+                self.push(stream, piece, is_long);
+                return self.end_box(stream, (start, at + cell.bytes), is_long);
+            }
+        }
         let [here, there] = stream.ends(s);
         let wire = stream.wire(s);
         let element = wire.bytes();
-        let direct_min = self.inputs.decision.direct_bytes_min;
         flat_boxes(&cell.bounds, s.from / element, s.to / element, &mut |b| {
-            let first = run_axis(b, wire, &here.strides, here.dtype).min(run_axis(
-                b,
-                wire,
-                &there.strides,
-                there.dtype,
-            ));
+            let first = here.run_axis(b, wire).min(there.run_axis(b, wire));
             let is_long = first <= b.0.len() && elements_from(b, first) * element >= direct_min;
             if !is_long {
-                stream.packed.push((b.clone(), index));
-                return;
+                return self.add_pieces(stream, s, b, wire, false);
             }
             each_run(b, first, &mut |run| {
-                let start = self.program.pieces.len() as u32;
-                self.add_pieces(stream, index, run, 0);
-                self.add_message(stream, start, run.elements() * element);
+                self.add_pieces(stream, s, run, wire, true)
             });
         });
     }
@@ -254,58 +296,66 @@ impl<'a> Builder<'a> {
     /// Ends the current bucket of a stream: what was not long enough for a
     /// message of its own travels in one packed message.
     fn close_bucket(&mut self, stream: &mut Stream<'_, 'a>) {
+        if stream.packed.is_empty() {
+            return;
+        }
         let start = self.program.pieces.len() as u32;
-        let (mut at, mut end) = (0u64, 0);
-        let packed = std::mem::take(&mut stream.packed);
-        for (bounds, index) in &packed {
-            let element = stream.wire(&stream.stretches[*index]).bytes();
-            self.add_pieces(stream, *index, bounds, at);
-            end = at + bounds.elements() * element;
-            at = end.next_multiple_of(ALIGN_BYTES);
-        }
-        if end > 0 {
-            self.add_message(stream, start, end);
-        }
-        stream.packed = packed;
-        stream.packed.clear();
+        self.program.pieces.append(&mut stream.packed);
+        let bytes = std::mem::take(&mut stream.packed_bytes);
+        self.add_message(stream, start, bytes);
     }
 
     /// The pieces of a box, one unless our side stores it in several buffers.
-    fn add_pieces(&mut self, stream: &Stream<'_, 'a>, index: usize, bounds: &IndexBox, at: u64) {
-        let s = &stream.stretches[index];
+    fn add_pieces(
+        &mut self,
+        stream: &mut Stream<'_, 'a>,
+        s: &Stretch,
+        bounds: &IndexBox,
+        wire: Dtype,
+        is_long: bool,
+    ) {
         let (walk, item) = stream.item(s);
         let cell = walk.cell_of(item);
-        let wire = stream.wire(s);
-        if let Here::Relay(base) = s.here {
-            let region = self.relay_region(s, &cell.bounds, bounds, wire, base);
-            self.program.pieces.push(Piece {
+        let start = self.program.pieces.len() as u32;
+        let mut at = stream.next_at(is_long);
+        let is_split = s.here == Here::Buffer && cell.own.split.is_some();
+        for bounds in split_boxes(bounds, is_split) {
+            let region = match s.here {
+                Here::Relay(base) => self.relay_region(s, &cell.bounds, &bounds, wire, base),
+                Here::Buffer => {
+                    let side = side_of(walk.direction);
+                    self.region(side, self.part_of(side), item.buffer, &cell.own, &bounds)
+                }
+            };
+            let bytes = bounds.elements() * wire.bytes();
+            let piece = Piece {
                 tensor: TensorIndex(item.tensor),
-                bounds: bounds.clone(),
-                region,
-                at,
-                bytes: bounds.elements() * wire.bytes(),
-                wire,
-            });
-            return;
-        }
-        let side = match walk.direction {
-            Direction::Send => Side::Source,
-            Direction::Receive => Side::Destination,
-        };
-        let part = self.part_of(side);
-        let mut at = at;
-        for b in split_boxes(bounds, cell.own.split.is_some()) {
-            let region = self.region(side, part, item.buffer, &cell.own, &b);
-            let bytes = b.elements() * wire.bytes();
-            self.program.pieces.push(Piece {
-                tensor: TensorIndex(item.tensor),
-                bounds: b,
+                bounds,
                 region,
                 at,
                 bytes,
                 wire,
-            });
+            };
+            self.push(stream, piece, is_long);
             at += bytes;
+        }
+        self.end_box(stream, (start, at), is_long);
+    }
+
+    /// A piece of a message of its own, or of the packed one.
+    fn push(&mut self, stream: &mut Stream<'_, 'a>, piece: Piece, is_long: bool) {
+        match is_long {
+            true => self.program.pieces.push(piece),
+            false => stream.packed.push(piece),
+        }
+    }
+
+    /// A box ends at `end` of its message, which began with piece `start` if it
+    /// is one of its own.
+    fn end_box(&mut self, stream: &mut Stream<'_, 'a>, (start, end): (u32, u64), is_long: bool) {
+        match is_long {
+            true => self.add_message(stream, start, end),
+            false => stream.packed_bytes = end,
         }
     }
 
@@ -338,8 +388,8 @@ impl<'a> Builder<'a> {
             [one] => one.region.dtype == one.wire && one.region.loops.0 == one.region.loops.1,
             _ => false,
         };
-        stream.hash.update(&bytes.to_le_bytes());
-        stream.hash.update(&stream.bucket.to_le_bytes());
+        stream.text.extend_from_slice(&bytes.to_le_bytes());
+        stream.text.extend_from_slice(&stream.bucket.to_le_bytes());
         p.messages.push(Message {
             peer: stream.peer,
             direction: stream.direction,
@@ -352,6 +402,22 @@ impl<'a> Builder<'a> {
             staging: 0,
         });
     }
+}
+
+/// Stretches by direction, peer and stage.
+fn in_streams(stretches: &[Stretch]) -> Vec<Vec<Stretch>> {
+    let key = |s: &Stretch| (s.direction, s.peer, s.stage);
+    let mut number_of = FxHashMap::default();
+    let mut streams: Vec<Vec<Stretch>> = Vec::new();
+    for run in stretches.chunk_by(|a, b| key(a) == key(b)) {
+        let number = *number_of.entry(key(&run[0])).or_insert(streams.len());
+        if number == streams.len() {
+            streams.push(Vec::new());
+        }
+        streams[number].extend_from_slice(run);
+    }
+    streams.sort_unstable_by_key(|s| key(&s[0]));
+    streams
 }
 
 /// Stretches cut where buckets of layers end.
@@ -370,54 +436,40 @@ fn cut_in_layers(walks: &[Walk<'_>], stretches: &[Stretch]) -> Vec<Stretch> {
     cut
 }
 
-/// Byte strides of a box stored by itself.
-fn dense_strides(bounds: &IndexBox, dtype: Dtype) -> Strides {
-    let mut strides: Strides = bounds.spans().iter().map(|_| 0).collect();
-    let mut step = dtype.bytes() as i64;
-    for (d, s) in bounds.spans().iter().enumerate().rev() {
-        strides[d] = step;
-        step *= s.len() as i64;
-    }
-    strides
-}
-
-impl Walk<'_> {
+impl<'a> Walk<'a> {
     /// How the peer of a piece stores it.
-    fn peer_view(&self, item: &Item, peer: Rank) -> PeerView {
+    fn peer_view<'w>(&'w self, item: &Item, peer: Rank) -> End<'w> {
         let cell = self.cell_of(item);
         match self.direction {
-            Direction::Send if cell.are_needers_alike => return cell.peers[0].clone(),
+            Direction::Send if cell.are_needers_alike => return End::of(&cell.peers[0]),
             Direction::Send => return self.view_of_needer(item, peer),
-            Direction::Receive if cell.are_holders_alike => return cell.peers[0].clone(),
+            Direction::Receive if cell.are_holders_alike => return End::of(&cell.peers[0]),
             Direction::Receive => {}
         }
         // Several kinds of holders: the peer's own first view tells.
         let tensor = &self.inputs.tables.tensors[item.tensor as usize];
         match holding_view(self.inputs.source, peer, tensor, &cell.bounds) {
-            Ok((own, _, _)) => PeerView {
-                strides: own.strides,
-                dtype: own.dtype,
-            },
-            Err(_) => cell.peers[0].clone(),
+            Ok((own, _, _)) => End::owned(own.strides, own.dtype),
+            Err(_) => End::of(&cell.peers[0]),
         }
     }
 
     /// How `needer` stores a piece that it needs as part of the item's demand.
-    fn view_of_needer(&self, item: &Item, needer: Rank) -> PeerView {
+    fn view_of_needer<'w>(&'w self, item: &Item, needer: Rank) -> End<'w> {
         let tensor = &self.inputs.tables.tensors[item.tensor as usize];
         let placed = tensor.needers.get(item.demand as usize);
-        placed
-            .and_then(|r| needing_view(self.inputs.destination, *r, needer))
-            .unwrap_or_else(|| self.cell_of(item).peers[0].clone())
+        match placed.and_then(|r| needing_view(self.inputs.destination, *r, needer)) {
+            Some(view) => End::owned(view.strides, view.dtype),
+            None => End::of(&self.cell_of(item).peers[0]),
+        }
     }
 }
 
-/// The axis from which on a box is one run in memory and on the wire; past the
-/// last axis where a conversion stands between.
-fn run_axis(bounds: &IndexBox, wire: Dtype, strides: &[i64], dtype: Dtype) -> usize {
-    match dtype == wire {
-        true => contiguous_from(bounds, strides, dtype.bytes()),
-        false => bounds.0.len() + 1,
+/// The side of a layout that a walk is over.
+fn side_of(direction: Direction) -> Side {
+    match direction {
+        Direction::Send => Side::Source,
+        Direction::Receive => Side::Destination,
     }
 }
 

@@ -26,6 +26,17 @@ pub struct OwnView {
     pub explicit: Option<u32>,
 }
 
+impl OwnView {
+    /// Bytes from the start of the buffer to where a box inside the view begins.
+    pub fn offset_of(&self, bounds: &IndexBox) -> u64 {
+        let axes = bounds.spans().iter().zip(&self.lo).zip(&self.strides);
+        let at: i64 = axes
+            .map(|((s, &lo), &stride)| (s.lo - lo) as i64 * stride)
+            .sum();
+        self.offset.wrapping_add_signed(at)
+    }
+}
+
 /// The other end's strides, as far as message lists depend on them.
 #[derive(Clone, Debug)]
 pub struct PeerView {

@@ -6,7 +6,7 @@
 //! group sees the same items at the same positions.
 
 use super::Inputs;
-use super::cell::{Cell, Needers, cut_unit};
+use super::cell::{Cell, Needers, Whole, cut_unit, dense_strides, text_of};
 use super::view::{
     OwnView, PeerView, explicit_own, is_stored_alike, own_views, slice_view, view_of,
 };
@@ -365,8 +365,18 @@ impl<'a> Walk<'a> {
             }
             _ => false,
         };
+        // What varies from peer to peer, or from index to index, is looked at
+        // piece by piece.
+        let are_peers_alike = match self.direction {
+            Direction::Send => are_needers_alike,
+            Direction::Receive => are_holders_alike,
+        };
+        let is_same_for_all = are_peers_alike && own.split.is_none();
         Ok(Cell {
             unit: cut_unit(&bounds, &tensor.granule, wire, bytes),
+            dense: dense_strides(&bounds, wire),
+            text: text_of(&bounds),
+            whole: is_same_for_all.then(|| Whole::of(&bounds, wire, &own, &peers[0])),
             bounds,
             bytes,
             wire,
@@ -466,7 +476,8 @@ impl<'a> Walk<'a> {
                 .iter()
                 .map(|r| stage(self.inputs.destination, *r)),
         );
-        if let Some(g) = self.staged.get(&(template, stages.clone())) {
+        let key = (template, stages);
+        if let Some(g) = self.staged.get(&key) {
             return Ok(g.clone());
         }
         let count = self.templates[template as usize].len();
@@ -475,7 +486,7 @@ impl<'a> Walk<'a> {
             groups.push(self.group(tensor, template, c)?);
         }
         let groups: Arc<[u32]> = groups.into();
-        self.staged.insert((template, stages), groups.clone());
+        self.staged.insert(key, groups.clone());
         Ok(groups)
     }
 
