@@ -227,6 +227,25 @@ impl PlanOptions {
     }
 }
 
+/// Staging has room for at least so many of the shortest parts of shares.
+const SHARES_IN_STAGING_MIN: u64 = 1024;
+
+/// The parts into which a share is cut, and the bucket of each.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cuts {
+    pub count: u64,
+    bucket_count: u64,
+}
+
+impl Cuts {
+    /// The bucket of a part. Parts lie evenly over the buckets; shares of few
+    /// parts begin at a bucket that `phase` tells, the same at both ends.
+    pub fn bucket_of(&self, part: u64, phase: u64) -> u32 {
+        let begin = part * self.bucket_count + phase % self.bucket_count;
+        (begin / self.count) as u32
+    }
+}
+
 /// The record itself: with the layouts it is the plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
@@ -274,6 +293,19 @@ impl Decision {
         }
     }
 
+    /// Into how many buckets a share of `bytes` is cut: into all of them, or
+    /// into fewer where their parts would be too short to travel by themselves
+    /// and the budget has room for longer ones.
+    pub(super) fn cuts_of(&self, bytes: u64) -> Cuts {
+        let shortest = self.staging_bytes_max / SHARES_IN_STAGING_MIN;
+        let shortest = shortest.clamp(1, self.direct_bytes_min);
+        let count = (bytes / shortest).clamp(1, u64::from(self.bucket_count));
+        Cuts {
+            bucket_count: u64::from(self.bucket_count),
+            count,
+        }
+    }
+
     /// The same for other sides: copies that leave each source group are not
     /// yet counted.
     pub(super) fn without_copies(&self) -> Decision {
@@ -287,5 +319,46 @@ impl Decision {
     pub fn copies_leaving(&self, group: SourceGroup) -> u64 {
         let found = self.copies.binary_search_by_key(&group, |c| c.group);
         found.map_or(1, |i| u64::from(self.copies[i].copies.max(1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cuts(bytes: u64, bucket_count: u32) -> Cuts {
+        let options = PlanOptions {
+            bucket_count,
+            staging_bytes_max: 1 << 20,
+            direct_bytes_min: 4096,
+            ..PlanOptions::default()
+        };
+        Decision::new(&options).cuts_of(bytes)
+    }
+
+    #[test]
+    fn a_large_share_is_cut_into_all_buckets_whatever_its_phase() {
+        let cuts = cuts(1 << 20, 7);
+        for phase in [0, 3, u64::MAX] {
+            let buckets: Vec<u32> = (0..cuts.count).map(|i| cuts.bucket_of(i, phase)).collect();
+            assert_eq!(buckets, [0, 1, 2, 3, 4, 5, 6]);
+        }
+    }
+
+    #[test]
+    fn a_small_share_is_cut_into_fewer_that_lie_evenly() {
+        // A thousandth of the staging is shorter than what travels by itself.
+        let cuts = cuts(3 * 1024, 12);
+        let buckets = |phase| [0, 1, 2].map(|i| cuts.bucket_of(i, phase));
+        assert_eq!(cuts.count, 3);
+        assert_eq!(buckets(0), [0, 4, 8]);
+        assert_eq!(buckets(11), [3, 7, 11]);
+    }
+
+    #[test]
+    fn a_share_that_is_not_cut_may_be_in_any_bucket() {
+        let cuts = cuts(5, 4);
+        let buckets = [0, 1, 2, 3].map(|phase| cuts.bucket_of(0, phase));
+        assert_eq!((cuts.count, buckets), (1, [0, 1, 2, 3]));
     }
 }

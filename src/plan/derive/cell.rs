@@ -13,6 +13,8 @@ use smallvec::SmallVec;
 const ALIGN_BYTES: u64 = 16;
 /// Items below this size are cut at any whole granule.
 const ALIGNED_ITEM_BYTES_MIN: u64 = 1024;
+/// Rows of an item that is cut between them: a share is off by at most one.
+const ROWS_MIN: u64 = 1024;
 
 /// A cell of one class, seen from this rank.
 #[derive(Clone, Debug)]
@@ -107,19 +109,67 @@ pub enum Needers {
 }
 
 /// Wire bytes that no cut may split: whole granules, and 16-byte steps where
-/// the item is large enough.
+/// the item is large enough. An item of many rows is cut between rows, so that
+/// what lies between two cuts is one box.
 pub fn cut_unit(bounds: &IndexBox, granule: &[u64], wire: Dtype, bytes: u64) -> u64 {
+    let row = |axis: usize| elements_from(bounds, axis + 1) * wire.bytes();
     let first = granule.iter().position(|&g| g > 1);
-    let unit = match first {
-        None => wire.bytes(),
-        Some(d) => granule[d] * elements_from(bounds, d + 1) * wire.bytes(),
-    };
+    let unit = first.map_or(wire.bytes(), |d| granule[d] * row(d));
     if bytes < ALIGNED_ITEM_BYTES_MIN {
         return unit;
     }
-    let mut gcd = (unit, ALIGN_BYTES);
+    let unit = lcm(unit, ALIGN_BYTES);
+    let rows = (0..bounds.0.len()).map(|axis| lcm(unit, row(axis)));
+    let rows = rows.filter(|r| *r <= bytes / ROWS_MIN);
+    rows.max().unwrap_or(unit)
+}
+
+/// Saturates: what large cells have in common may be beyond them.
+fn lcm(a: u64, b: u64) -> u64 {
+    let mut gcd = (a, b);
     while gcd.1 != 0 {
         gcd = (gcd.1, gcd.0 % gcd.1);
     }
-    unit / gcd.0 * ALIGN_BYTES
+    (a / gcd.0).saturating_mul(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::tensor::Span;
+
+    fn unit(shape: &[u64], granule: &[u64]) -> u64 {
+        let bounds = IndexBox(shape.iter().map(|&n| Span::new(0, n)).collect());
+        let bytes = bounds.elements() * 2;
+        cut_unit(&bounds, granule, Dtype::BF16, bytes)
+    }
+
+    #[test]
+    fn items_of_many_rows_are_cut_between_rows() {
+        assert_eq!(unit(&[4096, 512], &[1, 1]), 1024);
+        assert_eq!(unit(&[4, 4096, 512], &[1, 1, 1]), 1024);
+        // Of two axes with many rows each the outer one counts.
+        assert_eq!(unit(&[2048, 2, 8], &[1, 1, 1]), 32);
+    }
+
+    #[test]
+    fn items_of_few_rows_are_cut_at_sixteen_bytes_and_small_ones_anywhere() {
+        assert_eq!(unit(&[64, 512], &[1, 1]), 16);
+        assert_eq!(unit(&[16, 16], &[1, 1]), 2);
+    }
+
+    #[test]
+    fn rows_that_do_not_end_at_sixteen_bytes_are_taken_together() {
+        // 18-byte rows end together with 16-byte steps every 8 rows.
+        assert_eq!(unit(&[65536, 9], &[1, 1]), 144);
+        // And where 8 of them are more than a thousandth, not at all.
+        assert_eq!(unit(&[4096, 9], &[1, 1]), 16);
+    }
+
+    #[test]
+    fn granules_stay_whole() {
+        assert_eq!(unit(&[4096, 512], &[128, 1]), 128 * 1024);
+        assert_eq!(unit(&[1 << 20, 512], &[128, 1]), 128 * 1024);
+        assert_eq!(unit(&[4096, 512], &[1, 128]), 1024);
+    }
 }

@@ -15,7 +15,7 @@
 use super::walk::{Group, Walk};
 use super::{Inputs, NEEDS};
 use crate::error::{Error, Result};
-use crate::plan::decision::Order;
+use crate::plan::decision::{Cuts, Order};
 use crate::plan::layers::LayerItem;
 use crate::plan::program::Direction;
 use crate::rank::Rank;
@@ -113,6 +113,16 @@ pub struct Routes<'w, 'a> {
     ranges: Vec<ItemRange>,
 }
 
+/// A share while it is cut into buckets.
+struct Cutting {
+    total: u64,
+    /// Bytes in front of the range that is cut.
+    before: u64,
+    cuts: Cuts,
+    /// A number that differs from share to share, the same on all ranks.
+    phase: u64,
+}
+
 impl<'w, 'a> Routes<'w, 'a> {
     pub fn new(inputs: Inputs<'a>, rank: Rank, walks: &'w [Walk<'a>]) -> Routes<'w, 'a> {
         let mut locals: Vec<u32> = walks[NEEDS]
@@ -163,18 +173,28 @@ impl<'w, 'a> Routes<'w, 'a> {
 
     /// Sends ranges that make up one share along `hops`, bucket by bucket.
     pub fn add_ranges(&mut self, walk: usize, ranges: &[ItemRange], hops: &[Hop]) {
-        let total: u64 = ranges.iter().map(|r| r.to - r.from).sum();
-        let mut before = 0;
+        let Some(first) = ranges.first() else {
+            return;
+        };
+        let total = ranges.iter().map(|r| r.to - r.from).sum();
+        let mut share = Cutting {
+            total,
+            before: 0,
+            cuts: self.inputs.decision.cuts_of(total),
+            phase: self.walks[walk]
+                .phase_of(first.item)
+                .wrapping_add(first.from),
+        };
         for r in ranges {
-            self.add_range(walk, r, before, total, hops);
-            before += r.to - r.from;
+            self.add_range(walk, r, &share, hops);
+            share.before += r.to - r.from;
         }
     }
 
     /// Cuts one range of a share where its buckets end.
-    fn add_range(&mut self, walk: usize, r: &ItemRange, before: u64, total: u64, hops: &[Hop]) {
+    fn add_range(&mut self, walk: usize, r: &ItemRange, share: &Cutting, hops: &[Hop]) {
         match self.inputs.decision.order {
-            Order::Fraction => self.add_fractions(walk, r, (before, total), hops),
+            Order::Fraction => self.add_fractions(walk, r, share, hops),
             Order::Layer => {
                 let walk_of = &self.walks[walk];
                 walk_of.cut_in_layers(r.item, (r.from, r.to), |bucket, from, to| {
@@ -184,44 +204,33 @@ impl<'w, 'a> Routes<'w, 'a> {
         }
     }
 
-    /// Bucket `b` is the `b`-th part of the share, of which `before` bytes out
-    /// of `total` lie in front of this range.
-    fn add_fractions(
-        &mut self,
-        walk: usize,
-        r: &ItemRange,
-        (before, total): (u64, u64),
-        hops: &[Hop],
-    ) {
-        let buckets = u128::from(self.inputs.decision.bucket_count);
+    /// Part `b` is the `b`-th one of as many as the share is cut into.
+    fn add_fractions(&mut self, walk: usize, r: &ItemRange, share: &Cutting, hops: &[Hop]) {
+        let Cutting { total, before, .. } = *share;
+        let parts = u128::from(share.cuts.count);
         let walk_of = &self.walks[walk];
-        let item = &walk_of.items[r.item as usize];
-        let cell = walk_of.cell_of(item);
-        // Items too small to be cut would all end in the last bucket: each
+        let cell = walk_of.cell_of(&walk_of.items[r.item as usize]);
+        // Items too small to be cut would all end in the last part: each
         // begins at a place of its own inside a unit.
-        let shift = phase(item.tensor, &cell.bounds) % cell.unit;
-        let ends = |b: u128| (b + 1) * u128::from(total) / buckets;
+        let shift = walk_of.phase_of(r.item) % cell.unit;
+        let ends = |b: u128| (b + 1) * u128::from(total) / parts;
         let cut = |b: u128| {
             let inside = u128::from(r.from) + ends(b) + u128::from(shift);
             let inside = inside.saturating_sub(u128::from(before));
             let whole = inside / u128::from(cell.unit) * u128::from(cell.unit);
             (whole.min(u128::from(r.to)) as u64).max(r.from)
         };
-        let mut bucket =
-            u128::from(before.saturating_sub(shift)) * buckets / u128::from(total.max(1));
-        bucket = bucket.saturating_sub(1);
+        let mut part = u128::from(before.saturating_sub(shift)) * parts / u128::from(total.max(1));
+        part = part.saturating_sub(1);
         let mut from = r.from;
         while from < r.to {
-            let to = if bucket + 1 == buckets {
-                r.to
-            } else {
-                cut(bucket)
-            };
+            let to = if part + 1 == parts { r.to } else { cut(part) };
             if from < to {
-                self.add_stretch(walk, r.item, (from, to), bucket as u32, hops);
+                let bucket = share.cuts.bucket_of(part as u64, share.phase);
+                self.add_stretch(walk, r.item, (from, to), bucket, hops);
                 from = to;
             }
-            bucket += 1;
+            part += 1;
         }
     }
 
@@ -345,17 +354,18 @@ fn first_gap(
     None
 }
 
-/// A number that differs from cell to cell, the same on all ranks.
-fn phase(tensor: u32, bounds: &crate::layout::tensor::IndexBox) -> u64 {
-    let mut x = u64::from(tensor) + 1;
-    for s in bounds.spans() {
-        x = (x ^ s.lo).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        x ^= x >> 32;
-    }
-    x
-}
-
 impl Walk<'_> {
+    /// A number that differs from item to item, the same on all ranks.
+    fn phase_of(&self, item: u32) -> u64 {
+        let item = &self.items[item as usize];
+        let mut x = u64::from(item.tensor) + 1;
+        for s in self.cell_of(item).bounds.spans() {
+            x = (x ^ s.lo).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            x ^= x >> 32;
+        }
+        x
+    }
+
     /// Calls `f` with bucket and range of each part of bytes `[from, to)` of
     /// an item, in layer order.
     pub fn cut_in_layers(&self, index: u32, range: (u64, u64), f: impl FnMut(u32, u64, u64)) {

@@ -182,25 +182,26 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// Bucket `b` is the `b`-th K-th part of what the pair exchanges.
+    /// Part `b` is the `b`-th one of what the pair exchanges.
     fn cut_by_pair(&self, walks: &[Walk<'a>], stream: &[Stretch], out: &mut Vec<Stretch>) {
         let total: u64 = stream.iter().map(|s| s.to - s.from).sum();
-        let buckets = u64::from(self.inputs.decision.bucket_count);
-        let bound = |b: u64| (u128::from(b) * u128::from(total) / u128::from(buckets)) as u64;
-        let (mut bucket, mut position) = (0, 0);
+        let cuts = self.inputs.decision.cuts_of(total);
+        let phase = u64::from(self.program.rank.0) + u64::from(stream[0].peer.0);
+        let bound = |b: u64| (u128::from(b) * u128::from(total) / u128::from(cuts.count)) as u64;
+        let (mut part, mut position) = (0, 0);
         for s in stream {
             let walk = &walks[s.walk as usize];
             let unit = walk.cell_of(&walk.items[s.item as usize]).unit;
             let mut from = s.from;
             while from < s.to {
-                // Where this bucket ends inside the stretch, on a whole unit.
-                let inside = s.from + bound(bucket + 1).saturating_sub(position);
+                // Where this part ends inside the stretch, on a whole unit.
+                let inside = s.from + bound(part + 1).saturating_sub(position);
                 let to = match inside >= s.to {
                     true => s.to,
                     false => (inside / unit * unit).max(from),
                 };
                 if from < to {
-                    let bucket = bucket as u32;
+                    let bucket = cuts.bucket_of(part, phase);
                     out.push(Stretch {
                         bucket,
                         from,
@@ -209,11 +210,11 @@ impl<'a> Builder<'a> {
                     });
                 }
                 from = to;
-                bucket += u64::from(inside < s.to);
+                part += u64::from(inside < s.to);
             }
             position += s.to - s.from;
-            while bucket + 1 < buckets && position >= bound(bucket + 1) {
-                bucket += 1;
+            while part + 1 < cuts.count && position >= bound(part + 1) {
+                part += 1;
             }
         }
     }
