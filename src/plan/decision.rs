@@ -298,7 +298,8 @@ impl Decision {
     /// and the budget has room for longer ones.
     pub(super) fn cuts_of(&self, bytes: u64) -> Cuts {
         let shortest = self.staging_bytes_max / SHARES_IN_STAGING_MIN;
-        let shortest = shortest.clamp(1, self.direct_bytes_min);
+        // Twice, because cuts are moved to whole units and ends of items.
+        let shortest = shortest.clamp(1, self.direct_bytes_min.saturating_mul(2));
         let count = (bytes / shortest).clamp(1, u64::from(self.bucket_count));
         Cuts {
             bucket_count: u64::from(self.bucket_count),
