@@ -1,9 +1,10 @@
 //! How many buckets: the fewest that keep every rank inside the staging budget.
 //!
-//! Bucket `b` carries the `b`-th `K`-th part of every pair's stream, so what a
-//! rank stages falls with `K`, but not evenly: long runs that travel without
-//! staging are cut into short ones that do not. So programs are derived and
-//! their memory is compared with the budget:
+//! Bucket `b` carries the `b`-th `K`-th part of every pair's stream, of small
+//! ones a larger part now and then, so what a rank stages falls with `K`, but
+//! not evenly: long runs that travel without staging are cut into short ones
+//! that do not. So programs are derived and their memory is compared with the
+//! budget:
 //!
 //! ```text
 //!   K = 1, all ranks ──► the heaviest, some others ──► K that suits them ──► all ranks

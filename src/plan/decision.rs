@@ -227,7 +227,9 @@ impl PlanOptions {
     }
 }
 
-/// Staging has room for at least so many of the shortest parts of shares.
+/// A rank moves at least so many of the shortest parts of shares in a bucket,
+/// so that buckets are nearly alike, and its staging has room for so many.
+const SHARES_IN_BUCKET_MIN: u64 = 64;
 const SHARES_IN_STAGING_MIN: u64 = 1024;
 
 /// The parts into which a share is cut, and the bucket of each.
@@ -294,16 +296,17 @@ impl Decision {
     }
 
     /// Into how many buckets a share of `bytes` is cut: into all of them, or
-    /// into fewer where their parts would be too short to travel by themselves
-    /// and the budget has room for longer ones.
-    pub(super) fn cuts_of(&self, bytes: u64) -> Cuts {
-        let shortest = self.staging_bytes_max / SHARES_IN_STAGING_MIN;
-        // Twice, because cuts are moved to whole units and ends of items.
-        let shortest = shortest.clamp(1, self.direct_bytes_min.saturating_mul(2));
-        let count = (bytes / shortest).clamp(1, u64::from(self.bucket_count));
+    /// into fewer where their parts would be too short to travel by themselves,
+    /// and short beside what a rank moves in a bucket and stages.
+    pub(super) fn cuts_of(&self, bytes: u64, rank_bytes_mean: u64) -> Cuts {
+        let bucket_count = u64::from(self.bucket_count);
+        let shortest = (rank_bytes_mean / bucket_count / SHARES_IN_BUCKET_MIN)
+            .min(self.staging_bytes_max / SHARES_IN_STAGING_MIN)
+            // Twice, because cuts are moved to whole units and ends of items.
+            .min(self.direct_bytes_min.saturating_mul(2));
         Cuts {
-            bucket_count: u64::from(self.bucket_count),
-            count,
+            bucket_count,
+            count: (bytes / shortest.max(1)).clamp(1, bucket_count),
         }
     }
 
@@ -327,19 +330,19 @@ impl Decision {
 mod tests {
     use super::*;
 
-    fn cuts(bytes: u64, bucket_count: u32) -> Cuts {
+    fn cuts(bytes: u64, bucket_count: u32, rank_bytes_mean: u64) -> Cuts {
         let options = PlanOptions {
             bucket_count,
             staging_bytes_max: 1 << 20,
             direct_bytes_min: 4096,
             ..PlanOptions::default()
         };
-        Decision::new(&options).cuts_of(bytes)
+        Decision::new(&options).cuts_of(bytes, rank_bytes_mean)
     }
 
     #[test]
     fn a_large_share_is_cut_into_all_buckets_whatever_its_phase() {
-        let cuts = cuts(1 << 20, 7);
+        let cuts = cuts(1 << 20, 7, 1 << 40);
         for phase in [0, 3, u64::MAX] {
             let buckets: Vec<u32> = (0..cuts.count).map(|i| cuts.bucket_of(i, phase)).collect();
             assert_eq!(buckets, [0, 1, 2, 3, 4, 5, 6]);
@@ -349,7 +352,7 @@ mod tests {
     #[test]
     fn a_small_share_is_cut_into_fewer_that_lie_evenly() {
         // A thousandth of the staging is shorter than what travels by itself.
-        let cuts = cuts(3 * 1024, 12);
+        let cuts = cuts(3 * 1024, 12, 1 << 40);
         let buckets = |phase| [0, 1, 2].map(|i| cuts.bucket_of(i, phase));
         assert_eq!(cuts.count, 3);
         assert_eq!(buckets(0), [0, 4, 8]);
@@ -358,8 +361,15 @@ mod tests {
 
     #[test]
     fn a_share_that_is_not_cut_may_be_in_any_bucket() {
-        let cuts = cuts(5, 4);
+        let cuts = cuts(5, 4, 1 << 40);
         let buckets = [0, 1, 2, 3].map(|phase| cuts.bucket_of(0, phase));
         assert_eq!((cuts.count, buckets), (1, [0, 1, 2, 3]));
+    }
+
+    #[test]
+    fn where_a_rank_moves_little_all_shares_are_cut() {
+        // 256 bytes in each of 4 buckets: parts of 4 bytes are short beside them.
+        assert_eq!(cuts(5, 4, 1024).count, 1);
+        assert_eq!(cuts(16, 4, 1024).count, 4);
     }
 }

@@ -46,6 +46,9 @@ pub struct PlanTensor {
 pub struct Tables {
     pub tensors: Vec<PlanTensor>,
     pub class_count: u32,
+    /// What a rank has to move: the tensors' bytes in all copies, spread evenly
+    /// over the ranks of the larger side.
+    pub rank_bytes_mean: u64,
 }
 
 impl Tables {
@@ -106,7 +109,20 @@ impl Tables {
             });
         }
         tables.class_count = classes.len() as u32;
+        tables.rank_bytes_mean = tables.rank_bytes_mean(source, destination);
         Ok(tables)
+    }
+
+    fn rank_bytes_mean(&self, source: &Layout, destination: &Layout) -> u64 {
+        let bytes = |t: &PlanTensor| {
+            let tensor = &destination.tensors()[t.destination.index()];
+            let elements: u128 = tensor.shape.iter().map(|&n| u128::from(n)).product();
+            elements * u128::from(tensor.dtype.bytes())
+        };
+        let copy: u128 = self.tensors.iter().map(bytes).sum();
+        let ranks = source.rank_count().max(destination.rank_count()).max(1);
+        let mean = copy * u128::from(destination.copy_count()) / u128::from(ranks);
+        u64::try_from(mean).unwrap_or(u64::MAX)
     }
 
     /// One tensor of each class and stages, by index, and how many there are.

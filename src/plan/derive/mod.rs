@@ -25,7 +25,7 @@ mod two_stage;
 mod view;
 mod walk;
 
-use super::decision::{Decision, Spread, Strategy};
+use super::decision::{Cuts, Decision, Spread, Strategy};
 use super::domains::Domains;
 use super::layers::LayerLine;
 use super::locality::Locality;
@@ -75,6 +75,11 @@ impl Inputs<'_> {
             (Strategy::Fanout, Spread::Scatter) => relayed + 3,
             (Strategy::Fanout, Spread::Chain) => relayed + 1 + self.chain_length(),
         }
+    }
+
+    /// Into how many buckets a share is cut.
+    fn cuts_of(&self, bytes: u64) -> Cuts {
+        self.decision.cuts_of(bytes, self.tables.rank_bytes_mean)
     }
 
     /// Domains of the longest chain.

@@ -180,7 +180,7 @@ impl<'w, 'a> Routes<'w, 'a> {
         let mut share = Cutting {
             total,
             before: 0,
-            cuts: self.inputs.decision.cuts_of(total),
+            cuts: self.inputs.cuts_of(total),
             phase: self.walks[walk]
                 .phase_of(first.item)
                 .wrapping_add(first.from),
@@ -352,6 +352,11 @@ fn first_gap(
         }
     }
     None
+}
+
+/// Numbers in a row, or at any distance, made to lie evenly below any limit.
+pub fn scattered(number: u64) -> u64 {
+    number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
 }
 
 impl Walk<'_> {

@@ -6,7 +6,7 @@
 
 use super::builder::Builder;
 use super::cell::run_axis;
-use super::route::{Here, Routes, Stretch, There};
+use super::route::{Here, Routes, Stretch, There, scattered};
 use super::view::{PeerView, holding_view, needing_view};
 use super::walk::{Item, Walk};
 use super::{Decision, Strategy};
@@ -185,8 +185,8 @@ impl<'a> Builder<'a> {
     /// Part `b` is the `b`-th one of what the pair exchanges.
     fn cut_by_pair(&self, walks: &[Walk<'a>], stream: &[Stretch], out: &mut Vec<Stretch>) {
         let total: u64 = stream.iter().map(|s| s.to - s.from).sum();
-        let cuts = self.inputs.decision.cuts_of(total);
-        let phase = u64::from(self.program.rank.0) + u64::from(stream[0].peer.0);
+        let cuts = self.inputs.cuts_of(total);
+        let phase = scattered(u64::from(self.program.rank.0) + u64::from(stream[0].peer.0));
         let bound = |b: u64| (u128::from(b) * u128::from(total) / u128::from(cuts.count)) as u64;
         let (mut part, mut position) = (0, 0);
         for s in stream {
