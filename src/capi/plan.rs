@@ -891,7 +891,8 @@ impl PlanObject {
     fn buffers(&self, rank: Rank) -> Result<SideBuffers> {
         self.plan.check_rank(rank)?;
         self.buffers.get(rank, || {
-            let program = self.plan.program(rank)?;
+            // As a session loads it: what a rank digests it binds, though it may send none of it.
+            let program = self.plan.program_with_digests(rank)?;
             let named = |used: &BufferUse| Some((Some(used.side), self.plan.buffer(rank, used)?));
             let mut all: Vec<_> = program.buffers.iter().filter_map(named).collect();
             all.sort_by(|a, b| (a.0, &a.1.name).cmp(&(b.0, &b.1.name)));
@@ -902,7 +903,7 @@ impl PlanObject {
 
 fn program_info(plan: &Plan, rank: Rank) -> Result<wsync_program_info> {
     plan.check_rank(rank)?;
-    let program = plan.program(rank)?;
+    let program = plan.program_with_digests(rank)?;
     let direct = program.messages.iter().filter(|m| m.is_direct).count();
     Ok(wsync_program_info {
         struct_size: 0,

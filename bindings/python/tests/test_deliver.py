@@ -103,6 +103,37 @@ def test_loopback(asynchronous: bool) -> None:
     on_threads(run)
 
 
+def test_the_buffers_that_a_plan_tells_are_all_that_a_session_needs() -> None:
+    # Two copies send half each, and the first one is digested whole.
+    def copies(first: int, count: int) -> ws.Layout:
+        tensors = [{"name": name, "shape": [8], "dtype": "f32"} for name in "abcd"]
+        ranks, meshes = {"first": first, "count": count}, {"m": [["dp", count]]}
+        file = {"weightsync_layout": 1, "ranks": ranks, "meshes": meshes, "tensors": tensors}
+        return ws.Layout.from_json(file)
+
+    plan = ws.Plan(copies(0, 2), copies(2, 1))
+    transports = [ws.Transport.loopback(rank, 3) for rank in range(3)]
+    greetings = [transport.greeting() for transport in transports]
+
+    def run(rank: int) -> None:
+        told = plan.buffers(rank)
+        assert plan.program_info(rank).buffer_count == len(told)
+        arrays = {b.name: np.full(8, ord(b.name) if rank < 2 else 0, "f4") for b in told}
+        with transports[rank] as transport:
+            transport.meet(greetings)
+            with ws.Session(transport) as session:
+                for side in ws.Side:
+                    session.bind({b.name: arrays[b.name] for b in told if b.side is side}, side)
+                request = session.request(session.load(plan))
+                request.submit(1, verify=True)
+                assert request.wait(60)
+                session.finalize(60)
+            transport.finalize(60)
+        assert all((array == ord(name)).all() for name, array in arrays.items())
+
+    on_threads(run, 3)
+
+
 def shm_rank(rank: int, pipe: Any) -> None:
     with ws.Transport.shm(rank, 2) as transport:
         pipe.send_bytes(transport.greeting())
