@@ -62,9 +62,12 @@ def shapes(c: dict) -> dict[str, tuple[str, tuple[int, ...]]]:
         if "kv_lora_rank" in c:
             nope, rope, v = c["qk_nope_head_dim"], c["qk_rope_head_dim"], c["v_head_dim"]
             ql, kl = c["q_lora_rank"], c["kv_lora_rank"]
-            add(p + "q_a_proj.weight", ql, h)
-            add(p + "q_a_layernorm.weight", ql)
-            add(p + "q_b_proj.weight", heads * (nope + rope), ql)
+            if ql is None:
+                add(p + "q_proj.weight", heads * (nope + rope), h)
+            else:
+                add(p + "q_a_proj.weight", ql, h)
+                add(p + "q_a_layernorm.weight", ql)
+                add(p + "q_b_proj.weight", heads * (nope + rope), ql)
             add(p + "kv_a_proj_with_mqa.weight", kl + rope, h)
             add(p + "kv_a_layernorm.weight", kl)
             add(p + "kv_b_proj.weight", heads * (nope + v), kl)

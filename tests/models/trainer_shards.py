@@ -89,7 +89,11 @@ def groups(c: dict, w: Tensors, what: str) -> np.ndarray:
 def latent_attention(w: Tensors, tensor: Group, out: Tensors) -> None:
     a, s = "self_attention.", "self_attn."
     out["input_layernorm.weight"] = w["input_layernorm.weight"]
+    if s + "q_proj.weight" in w:
+        out[a + "linear_q_proj.weight"] = narrow(w[s + "q_proj.weight"], 0, tensor)
     for kind, theirs in (("q", "q"), ("kv", "kv")):
+        if f"{s}{theirs}_a_layernorm.weight" not in w:
+            continue
         down = "q_a_proj" if kind == "q" else "kv_a_proj_with_mqa"
         out[f"{a}linear_{kind}_down_proj.weight"] = w[f"{s}{down}.weight"]
         out[f"{a}linear_{kind}_up_proj.layer_norm_weight"] = w[f"{s}{theirs}_a_layernorm.weight"]
