@@ -436,10 +436,19 @@ fn latent_attention_and_multi_token_prediction() {
     let m = memories_of(&fused, Rank(1));
     let of =
         |name: &str, rows| matrix(&format!("model.layers.0.self_attn.{name}.weight"), rows, 12);
-    let down = [of("q_a_proj", 4), of("kv_a_proj_with_mqa", 4 + 2)].concat();
+    // The second half of the query rows, then that of the key and value rows.
+    let halves =
+        [of("q_a_proj", 4), of("kv_a_proj_with_mqa", 4 + 2)].map(|m| m[m.len() / 2..].to_vec());
+    let down = halves.concat();
     let qkv_down = "decoder.layers.0.self_attention.linear_qkv_down_proj.weight";
     assert_holds(&m, qkv_down, &down);
     assert!(!m.sizes.contains_key(kv_down));
+    let norm = "decoder.layers.0.self_attention.linear_qkv_down_proj.layer_norm_weight";
+    assert_eq!(m.sizes[norm], 12 * 2);
+    assert!(
+        !m.sizes
+            .contains_key("decoder.layers.0.input_layernorm.weight")
+    );
     let body = "mtp.layers.0.mtp_model_layer.self_attention.linear_qkv_down_proj.weight";
     assert!(m.sizes.contains_key(body), "{:#?}", m.sizes);
 }

@@ -15,7 +15,10 @@ from engine_loaders import Group, narrow, strip
 Tensors = dict[str, np.ndarray]
 
 
-def load(c: dict, w: Tensors, rank: int, tp: int = 1, pp: int = 1, dp: int = 1, ep: int = 1, etp: int = 1) -> Tensors:
+def load(
+    c: dict, w: Tensors, rank: int, tp: int = 1, pp: int = 1, dp: int = 1, ep: int = 1, etp: int = 1,
+    mla_down: str = "whole",
+) -> Tensors:
     """The parameters of one rank, and the buffers that training writes."""
     stage, inside = divmod(rank, tp * dp)
     tensor = Group(rank % tp, tp)
@@ -40,6 +43,20 @@ def load(c: dict, w: Tensors, rank: int, tp: int = 1, pp: int = 1, dp: int = 1, 
         out[prefix + "eh_proj.weight"] = narrow(own["eh_proj.weight"], 0, tensor)
         for name, value in layer(c, own, tensor, expert, rows).items():
             out[f"{prefix}transformer_layer.{name}"] = value
+    return fuse_down_projections(out, tensor) if mla_down == "fused" else out
+
+
+def fuse_down_projections(own: Tensors, g: Group) -> Tensors:
+    """One matrix of a rank's query rows and then its key and value rows, and the norm before it."""
+    out = dict(own)
+    for name in own:
+        layer = name.removesuffix("self_attention.linear_q_down_proj.weight")
+        if layer == name:
+            continue
+        fused = f"{layer}self_attention.linear_qkv_down_proj."
+        down = [out.pop(f"{layer}self_attention.linear_{kind}_down_proj.weight") for kind in ("q", "kv")]
+        out[fused + "weight"] = np.concatenate([narrow(t, 0, g) for t in down])
+        out[fused + "layer_norm_weight"] = out.pop(layer + "input_layernorm.weight")
     return out
 
 

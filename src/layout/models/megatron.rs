@@ -49,7 +49,8 @@ pub enum MlaDown {
     Whole,
     /// The same, their rows cut over `tp`.
     Cut,
-    /// One `linear_qkv_down_proj`, query rows first, whole on every rank.
+    /// One `linear_qkv_down_proj` with the norm before it, cut over `tp`: a
+    /// rank's query rows, then its key and value rows.
     Fused,
 }
 
@@ -571,8 +572,11 @@ impl<'a> Builder<'a> {
             true => moe_layers.binary_search(&layer).is_ok(),
             false => !moe_layers.is_empty(),
         };
-        let is_fused = self.sizes.mla_down == MlaDown::Fused && self.model.find(QAProj).is_some();
+        let is_fused = self.fuses_down_projections();
         Ok(match t.role {
+            InputNorm if is_fused && self.sizes.norms_fused => {
+                Home::own("self_attention.linear_qkv_down_proj.layer_norm_weight")
+            }
             InputNorm if self.is_latent || !self.sizes.norms_fused => {
                 Home::own("input_layernorm.weight")
             }
@@ -626,6 +630,15 @@ impl<'a> Builder<'a> {
                 return Err(Error::internal(format!("{} has no layer", t.name)));
             }
         })
+    }
+
+    /// A query without latent has nothing to be fused with.
+    fn fuses_down_projections(&self) -> bool {
+        self.sizes.mla_down == MlaDown::Fused && self.model.find(Role::QAProj).is_some()
+    }
+
+    fn cuts_down_projections(&self) -> bool {
+        self.sizes.mla_down == MlaDown::Cut || self.fuses_down_projections()
     }
 
     fn expert_home(&self, role: Role) -> Result<Home> {
@@ -700,8 +713,8 @@ impl<'a> Builder<'a> {
                 self.even(t, 0, tp, &mut rule)?;
             }
             Down | SharedDown => self.even(t, 1, tp, &mut rule)?,
-            QAProj | KvAProj if self.sizes.mla_down == MlaDown::Cut => {
-                self.even(t, 0, tp, &mut rule)?
+            QAProj | KvAProj if self.cuts_down_projections() => {
+                self.even(t, 0, tp, &mut rule)?;
             }
             ExpertGate | ExpertUp | ExpertGateBias | ExpertUpBias | ExpertDown | ExpertDownBias => {
                 self.cut_experts(t, &mut rule)?;
