@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import sys
 import traceback
 import warnings
@@ -52,7 +53,8 @@ def pretend_to_have_a_gpu() -> None:
     for name in ("TELinear", "TEColumnParallelLinear"):
         if not isinstance(getattr(multi_latent_attention, name), type):
             setattr(multi_latent_attention, name, type(name, (), {}))
-    moe_experts.gg.assert_grouped_gemm_is_available = lambda: None
+    if hasattr(moe_experts, "gg"):
+        moe_experts.gg.assert_grouped_gemm_is_available = lambda: None
 
 
 class Scores(torch.nn.Module):
@@ -63,9 +65,11 @@ class Scores(torch.nn.Module):
         super().__init__()
 
 
-def attention(c: Config) -> dict[str, Any]:
+def attention(c: Config, sizes: Config) -> dict[str, Any]:
     if "kv_lora_rank" in c:
+        fused = dict(mla_down_proj_fusion=True) if sizes.get("mla_down") == "fused" else {}
         return dict(
+            **fused,
             multi_latent_attention=True,
             q_lora_rank=c["q_lora_rank"],
             kv_lora_rank=c["kv_lora_rank"],
@@ -94,6 +98,7 @@ def mixture(c: Config, sizes: Config) -> dict[str, Any]:
     layers, dense = c["num_hidden_layers"], c.get("first_k_dense_replace", 0)
     rows = c.get("moe_intermediate_size", c["intermediate_size"])
     has_bias = "n_shared_experts" in c
+    old = dict(moe_use_legacy_grouped_gemm=True) if sizes.get("experts") == "grouped" else {}
     return dict(
         num_moe_experts=experts_of(c),
         moe_ffn_hidden_size=rows,
@@ -103,7 +108,7 @@ def mixture(c: Config, sizes: Config) -> dict[str, Any]:
         moe_router_score_function="sigmoid" if has_bias else "softmax",
         moe_router_enable_expert_bias=has_bias,
         moe_grouped_gemm=sizes.get("experts", "per_expert") != "sequential",
-        moe_use_legacy_grouped_gemm=sizes.get("experts") == "grouped",
+        **old,
     )
 
 
@@ -142,7 +147,7 @@ def transformer_config(c: Config, sizes: Config) -> TransformerConfig:
         use_cpu_initialization=True,
         perform_initialization=False,
         gradient_accumulation_fusion=False,
-        **attention(c),
+        **attention(c, sizes),
         **mixture(c, sizes),
         **uneven_stages(sizes),
     )
@@ -284,8 +289,10 @@ def told_of(config: TransformerConfig, model: GPTModel) -> dict[str, Any]:
     model.float()
     others = []
     for name, list_ in pieces(model).items():
-        if name in found:
-            found[name]["pieces"] = list_
+        # A fused tensor is told in its parts.
+        home = name if name in found else re.sub(r"linear_(q|kv)_down_proj", "linear_qkv_down_proj", name)
+        if home in found:
+            found[home].setdefault("pieces", []).extend(list_)
         else:
             others.append(name)
     return {"tensors": found, "others": others, "reads": reads(model), "gates": gates(model)}

@@ -54,5 +54,6 @@ NORMS = {
 
 def name_of(key: str, wholes: dict[str, np.ndarray]) -> str:
     """The name among `wholes` of a tensor that Megatron may call by the other name of a norm."""
+    key = key.replace(".mtp_model_layer.", ".transformer_layer.")
     others = [key.replace(*pair) for own, fused in NORMS.items() for pair in ((own, fused), (fused, own))]
     return next(name for name in [key, *others] if name in wholes)
