@@ -141,7 +141,7 @@ impl Plan {
     /// What each rank needs with one bucket, the heaviest first.
     fn loads(&self, ranks: &[Rank]) -> Result<Vec<Load>> {
         let load = |rank| {
-            let p = self.derive(rank)?;
+            let p = self.program(rank)?;
             Ok(Load {
                 rank,
                 memory_bytes: p.memory_bytes(),
@@ -201,7 +201,7 @@ impl Plan {
 
     /// The rank of `ranks` that needs most, the first of equals, and how much.
     fn peak(&self, ranks: &[Rank]) -> Result<Peak> {
-        let bytes = crew::for_each(ranks, |rank| Ok(self.derive(rank)?.memory_bytes()))?;
+        let bytes = crew::for_each(ranks, |rank| Ok(self.program(rank)?.memory_bytes()))?;
         let needs = bytes.into_iter().zip(ranks);
         let most = needs.max_by_key(|&(bytes, rank)| (bytes, std::cmp::Reverse(rank)));
         let (bytes, &rank) = most.unwrap_or((0, &Rank(0)));

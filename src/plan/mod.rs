@@ -504,13 +504,9 @@ impl Plan {
         }
     }
 
-    fn derive(&self, rank: Rank) -> Result<Program> {
-        derive::derive(self.inputs(), rank)
-    }
-
     /// The verified program of one rank; empty if it takes no part.
     pub fn program(&self, rank: Rank) -> Result<Program> {
-        self.derive(rank)
+        derive::derive(self.inputs(), rank)
     }
 
     /// Hands the programs of `ranks` to `take`, in their order. Some threads
@@ -530,13 +526,11 @@ impl Plan {
 
     /// The program of one rank with its digest items, as a session loads it.
     pub fn program_with_digests(&self, rank: Rank) -> Result<Program> {
-        let mut program = self.derive(rank)?;
         let alike = match self.copies_are_alike() {
             true => u64::from(self.destination.copy_count().max(1)),
             false => 1,
         };
-        derive::digests(self.inputs(), &mut program, alike)?;
-        Ok(program)
+        derive::derive_with_digests(self.inputs(), rank, alike)
     }
 
     /// One tensor of each kind: of those that are cut and stored alike, in the

@@ -100,7 +100,7 @@ fn time_flows() -> Result<Timing> {
     let (source, destination) = FLOWS.layouts()?;
     let options = PlanOptions {
         source_rule: SourceRule::Rotate,
-        bucket_count: 18,
+        bucket_count: 22,
         staging_bytes_max: 16 << 30,
         ..FLOWS.options()
     };

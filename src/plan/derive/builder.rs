@@ -65,16 +65,6 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Goes on with a finished program.
-    pub fn resume(inputs: Inputs<'a>, program: Program) -> Builder<'a> {
-        let mut builder = Builder::new(inputs, program.rank);
-        for u in &program.buffers {
-            builder.slot(u.side, u.key);
-        }
-        builder.program = program;
-        builder
-    }
-
     fn slot(&mut self, side: Side, key: BufferKey) -> BufferSlot {
         let plain = plain_number(key, self.part_of(side)).map(|n| {
             let slots = &mut self.plain_slots[side as usize];
@@ -135,6 +125,25 @@ impl<'a> Builder<'a> {
             dtype: cell.own.dtype,
             run: whole.run,
             loops: (first, self.program.loops.len() as u32),
+        }
+    }
+
+    /// Calls `f` with the boxes of a cell, each in one buffer, and where they
+    /// lie.
+    pub fn each_region(
+        &mut self,
+        side: Side,
+        buffer: u32,
+        cell: &Cell,
+        mut f: impl FnMut(&mut Program, IndexBox, Region),
+    ) {
+        if let Some(whole) = &cell.whole {
+            let region = self.region_of_whole(side, buffer, cell, whole);
+            return f(&mut self.program, cell.bounds.clone(), region);
+        }
+        for bounds in split_boxes(&cell.bounds, cell.own.split.is_some()) {
+            let region = self.region(side, self.part_of(side), buffer, &cell.own, &bounds);
+            f(&mut self.program, bounds, region);
         }
     }
 

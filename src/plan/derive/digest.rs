@@ -2,7 +2,6 @@
 
 use super::builder::Builder;
 use super::cell::Needers;
-use super::stream::split_boxes;
 use super::walk::Walk;
 use crate::layout::tensor::TensorIndex;
 use crate::plan::program::{DigestItem, Side};
@@ -11,7 +10,6 @@ impl<'a> Builder<'a> {
     /// Every element counts at its lowest holder only, so that holders which
     /// have drifted apart are seen.
     pub fn add_source_digests(&mut self, walk: &Walk<'a>, alike_copies: u64) {
-        let part = self.part_of(Side::Source);
         for item in &walk.items {
             let cell = walk.cell_of(item);
             let group = &walk.groups[item.group as usize];
@@ -20,35 +18,42 @@ impl<'a> Builder<'a> {
             }
             let is_once = matches!(&cell.needers, Needers::Slice(s) if s.placement == 0)
                 || matches!(cell.needers, Needers::Listed(_));
-            for b in split_boxes(&cell.bounds, cell.own.split.is_some()) {
-                let region = self.region(Side::Source, part, item.buffer, &cell.own, &b);
-                self.program.digest_source.push(DigestItem {
-                    tensor: TensorIndex(item.tensor),
-                    bounds: b,
-                    region,
-                    dtype: cell.peers[0].dtype,
-                    is_once,
-                    weight: group.needer_count / alike_copies,
-                });
-            }
+            self.each_region(
+                Side::Source,
+                item.buffer,
+                cell,
+                |program, bounds, region| {
+                    program.digest_source.push(DigestItem {
+                        tensor: TensorIndex(item.tensor),
+                        bounds,
+                        region,
+                        dtype: cell.peers[0].dtype,
+                        is_once,
+                        weight: group.needer_count / alike_copies,
+                    });
+                },
+            );
         }
     }
 
     pub fn add_destination_digests(&mut self, walk: &Walk<'a>) {
-        let part = self.part_of(Side::Destination);
         for item in &walk.items {
             let cell = walk.cell_of(item);
-            for b in split_boxes(&cell.bounds, cell.own.split.is_some()) {
-                let region = self.region(Side::Destination, part, item.buffer, &cell.own, &b);
-                self.program.digest_destination.push(DigestItem {
-                    tensor: TensorIndex(item.tensor),
-                    bounds: b,
-                    region,
-                    dtype: cell.own.dtype,
-                    is_once: false,
-                    weight: 1,
-                });
-            }
+            self.each_region(
+                Side::Destination,
+                item.buffer,
+                cell,
+                |program, bounds, region| {
+                    program.digest_destination.push(DigestItem {
+                        tensor: TensorIndex(item.tensor),
+                        bounds,
+                        region,
+                        dtype: cell.own.dtype,
+                        is_once: false,
+                        weight: 1,
+                    });
+                },
+            );
         }
     }
 }

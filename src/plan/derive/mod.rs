@@ -97,6 +97,19 @@ impl Inputs<'_> {
 
 /// Derives and verifies the program of `rank`.
 pub fn derive(inputs: Inputs<'_>, rank: Rank) -> Result<Program> {
+    Ok(built(inputs, rank)?.1.finish())
+}
+
+/// The same with digest items. Their weights are per copy where
+/// `alike_copies` are alike.
+pub fn derive_with_digests(inputs: Inputs<'_>, rank: Rank, alike_copies: u64) -> Result<Program> {
+    let (walks, mut builder) = built(inputs, rank)?;
+    builder.add_source_digests(&walks[HOLDINGS], alike_copies);
+    builder.add_destination_digests(&walks[NEEDS]);
+    Ok(builder.finish())
+}
+
+fn built(inputs: Inputs<'_>, rank: Rank) -> Result<(Vec<Walk<'_>>, Builder<'_>)> {
     let walks = walks(inputs, rank)?;
     let mut routes = Routes::new(inputs, rank, &walks);
     match (inputs.decision.strategy, inputs.two_stage) {
@@ -109,7 +122,7 @@ pub fn derive(inputs: Inputs<'_>, rank: Rank) -> Result<Program> {
     builder.add_locals(&walks[NEEDS], &routes.locals)?;
     builder.add_streams(&mut routes)?;
     builder.add_fills();
-    Ok(builder.finish())
+    Ok((walks, builder))
 }
 
 /// Index of the walk over what the rank needs, and of the one over what it
@@ -155,19 +168,4 @@ pub fn needs(inputs: Inputs<'_>, rank: Rank) -> Result<Vec<(u32, IndexBox, u64)>
         (i.tensor, cell.bounds.clone(), cell.bytes)
     });
     Ok(need.collect())
-}
-
-/// The digest items of the program's rank, with the program whose buffers and
-/// loops their regions name.
-pub fn digests(inputs: Inputs<'_>, program: &mut Program, alike_copies: u64) -> Result<()> {
-    let rank = program.rank;
-    let mut builder = Builder::resume(inputs, std::mem::take(program));
-    let mut send = Walk::new(inputs, rank, Direction::Send);
-    send.collect_holdings()?;
-    builder.add_source_digests(&send, alike_copies);
-    let mut receive = Walk::new(inputs, rank, Direction::Receive);
-    receive.collect_needs()?;
-    builder.add_destination_digests(&receive);
-    *program = builder.program;
-    Ok(())
 }
