@@ -121,10 +121,22 @@ def uneven_stages(sizes: Config) -> dict[str, Any]:
     )
 
 
+def parallel_sizes(sizes: Config) -> dict[str, Any]:
+    """As the model's configuration and the process groups both have them."""
+    vpp = sizes.get("vpp", 1)
+    return {
+        "tensor_model_parallel_size": sizes.get("tp", 1),
+        "context_parallel_size": sizes.get("cp", 1),
+        "pipeline_model_parallel_size": sizes.get("pp", 1),
+        "virtual_pipeline_model_parallel_size": vpp if vpp > 1 else None,
+        "expert_model_parallel_size": sizes.get("ep", 1),
+        "expert_tensor_parallel_size": sizes.get("etp", 1),
+    }
+
+
 def transformer_config(c: Config, sizes: Config) -> TransformerConfig:
     dtype = getattr(torch, c["torch_dtype"])
     kind = MLATransformerConfig if "kv_lora_rank" in c else TransformerConfig
-    vpp = sizes.get("vpp", 1)
     return kind(
         num_layers=c["num_hidden_layers"],
         hidden_size=c["hidden_size"],
@@ -134,12 +146,7 @@ def transformer_config(c: Config, sizes: Config) -> TransformerConfig:
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         normalization="RMSNorm",
-        tensor_model_parallel_size=sizes.get("tp", 1),
-        context_parallel_size=sizes.get("cp", 1),
-        pipeline_model_parallel_size=sizes.get("pp", 1),
-        virtual_pipeline_model_parallel_size=vpp if vpp > 1 else None,
-        expert_model_parallel_size=sizes.get("ep", 1),
-        expert_tensor_parallel_size=sizes.get("etp", 1),
+        **parallel_sizes(sizes),
         mtp_num_layers=c.get("num_nextn_predict_layers") or None,
         bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
@@ -301,12 +308,7 @@ def told_of(config: TransformerConfig, model: GPTModel) -> dict[str, Any]:
 def tell(c: Config, sizes: Config, has_te: bool) -> dict[str, Any]:
     vpp = sizes.get("vpp", 1)
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=sizes.get("tp", 1),
-        context_parallel_size=sizes.get("cp", 1),
-        pipeline_model_parallel_size=sizes.get("pp", 1),
-        virtual_pipeline_model_parallel_size=vpp if vpp > 1 else None,
-        expert_model_parallel_size=sizes.get("ep", 1),
-        expert_tensor_parallel_size=sizes.get("etp", 1),
+        **parallel_sizes(sizes),
         order=sizes.get("order", "tp-cp-ep-dp-pp"),
     )
     config = transformer_config(c, sizes)
