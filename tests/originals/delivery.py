@@ -69,4 +69,11 @@ def on_threads(run: Callable[[int], None], ranks: int) -> None:
         thread.join(2 * PATIENCE)
         assert not thread.is_alive(), f"a rank took more than {2 * PATIENCE} s"
     if failures:
-        raise min(failures.values(), key=lambda error: isinstance(error, ws.TransportLost))
+        raise min(failures.values(), key=missed_another)
+
+
+def missed_another(error: BaseException) -> bool:
+    """True if a rank failed because another had left, in the transfer or before it."""
+    has_status = isinstance(error, ws.WeightsyncError)
+    is_of_hub = has_status and error.status == ws.Status.INVALID_STATE
+    return is_of_hub or isinstance(error, ws.TransportLost)
