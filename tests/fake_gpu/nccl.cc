@@ -252,8 +252,9 @@ template <typename Work> Result build(Comm &comm, bool blocking, Work work) {
   auto body = [&comm, work] {
     std::this_thread::sleep_for(std::chrono::milliseconds(number("FAKE_NCCL_SLOW_INIT_MS", 0)));
     Result result = work();
-    comm.state = result;
+    // Whoever sees the result may go on at once.
     comm.is_building = false;
+    comm.state = result;
     return result;
   };
   if (blocking)
@@ -307,7 +308,7 @@ Result launch_groups() {
     }
     comm->pending = std::move(mine);
     comm->polls_left = number("FAKE_NCCL_POLLS", 2);
-    comm->state = IN_PROGRESS;
+    comm->go(SUCCESS, IN_PROGRESS);
     if (worst == SUCCESS)
       worst = IN_PROGRESS;
   }
@@ -509,14 +510,14 @@ EXPORT int ncclCommGetAsyncError(void *handle, int *out) {
     Launch launching(comm->device, "ncclCommGetAsyncError");
     auto ops = std::move(comm->pending);
     comm->pending.clear();
-    comm->state = SUCCESS;
+    comm->go(IN_PROGRESS, SUCCESS);
     if (Result result = comm->launch(std::move(ops)); result != SUCCESS)
       comm->state = result;
   }
   if (comm->is_revoking && --comm->polls_left <= 0)
     comm->revoke();
-  if (comm->is_finalizing && comm->state == IN_PROGRESS && comm->is_idle())
-    comm->state = SUCCESS;
+  if (comm->is_finalizing && comm->is_idle())
+    comm->go(IN_PROGRESS, SUCCESS);
   *out = comm->state;
   return SUCCESS;
 }

@@ -108,8 +108,10 @@ public:
   int rank;
   int count;
 
-  /// What ncclCommGetAsyncError says.
+  /// What ncclCommGetAsyncError says. An error stays: whoever begins or ends
+  /// something goes from one of the two other states only.
   std::atomic<int> state{SUCCESS};
+  void go(int from, int to) { state.compare_exchange_strong(from, to); }
   /// A group that waits to be polled into its stream.
   std::vector<Op> pending;
   int polls_left = 0;

@@ -36,10 +36,27 @@ template <class F> F *function(const char *variable, const char *name) {
 template <class F> F *cuda(const char *name) { return function<F>("WSYNC_CUDART_LIBRARY", name); }
 template <class F> F *nccl(const char *name) { return function<F>("WSYNC_NCCL_LIBRARY", name); }
 
-/// A tensor on the GPU.
+/// A stream of a rank's own. One that two ranks share would order the end of the
+/// one's transfer before the beginning of the other's.
+class OwnStream {
+public:
+  OwnStream() {
+    const auto create = cuda<int(void **, unsigned)>("cudaStreamCreateWithFlags");
+    CHECK(create(&at, 1) == 0);
+  }
+  ~OwnStream() { cuda<int(void *)>("cudaStreamDestroy")(at); }
+  OwnStream(const OwnStream &) = delete;
+  OwnStream &operator=(const OwnStream &) = delete;
+
+  void *at = nullptr;
+};
+
+/// A tensor on the GPU. What is put there is put on `stream`.
 class OnGpu {
 public:
-  OnGpu() { CHECK(cuda<int(void **, std::size_t)>("cudaMalloc")(&at, sizeof(Values)) == 0); }
+  explicit OnGpu(const OwnStream &own) : stream(own.at) {
+    CHECK(cuda<int(void **, std::size_t)>("cudaMalloc")(&at, sizeof(Values)) == 0);
+  }
   ~OnGpu() { cuda<int(void *)>("cudaFree")(at); }
   OnGpu(const OnGpu &) = delete;
   OnGpu &operator=(const OnGpu &) = delete;
@@ -54,11 +71,13 @@ public:
   void *at = nullptr;
 
 private:
-  static void copy(void *to, const void *from) {
+  void copy(void *to, const void *from) const {
     const auto copy = cuda<int(void *, const void *, std::size_t, int, void *)>("cudaMemcpyAsync");
-    CHECK(copy(to, from, sizeof(Values), 4, nullptr) == 0);
-    CHECK(cuda<int(void *)>("cudaStreamSynchronize")(nullptr) == 0);
+    CHECK(copy(to, from, sizeof(Values), 4, stream) == 0);
+    CHECK(cuda<int(void *)>("cudaStreamSynchronize")(stream) == 0);
   }
+
+  void *stream;
 };
 
 std::string layout(int rank) {
@@ -71,7 +90,8 @@ std::string layout(int rank) {
 void deliver(std::uint32_t rank, ws::Transport &transport) {
   const auto plan =
       ws::Plan::create(ws::Layout::from_json(layout(0)), ws::Layout::from_json(layout(1)));
-  OnGpu weights;
+  const OwnStream stream;
+  OnGpu weights(stream);
   ws::Session session = ws::Session::create(transport);
   const auto side = rank == 0 ? ws::Side::source : ws::Side::destination;
   session.bind(side, "w", weights.at, sizeof(Values), ws::Memory::device, 0);
@@ -80,7 +100,7 @@ void deliver(std::uint32_t rank, ws::Transport &transport) {
     Values values{};
     std::iota(values.begin(), values.end(), 1000.0f * static_cast<float>(version));
     if (rank == 0) weights.put(values);
-    request.submit(ws::RequestOptions(static_cast<std::uint64_t>(version)));
+    request.submit(ws::RequestOptions(static_cast<std::uint64_t>(version)), stream.at);
     CHECK(request.wait());
     CHECK(request.outcome().copy == ws::Outcome::complete);
     CHECK(weights.get() == values);
