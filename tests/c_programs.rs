@@ -4,8 +4,11 @@
 //! They link to the shared library that was built beside this test, through
 //! its SONAME, as installed programs do.
 
+#[path = "exec_support/address.rs"]
+mod address;
 mod fake_gpu;
 
+use address::free_address;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -228,15 +231,9 @@ fn variables_are_read_told_and_checked() {
     assert!(told.contains("plan: OK\n"), "{told}");
 }
 
-/// A TCP port that was free a moment ago.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    listener.local_addr().expect("it is bound").port()
-}
-
 /// Runs an example as three processes, which deliver three versions.
 fn deliver(program: &Path) {
-    let address = format!("127.0.0.1:{}", free_port());
+    let address = free_address();
     let ranks: Vec<_> = (0..3)
         .map(|rank| {
             Command::new(program)

@@ -2,6 +2,7 @@
 
 mod exec_support;
 
+use exec_support::address::free_address;
 use exec_support::*;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -11,12 +12,6 @@ use weightsync::transport::bootstrap::Loopback;
 use weightsync::{Error, Rank, Result, Status};
 
 const TOKEN: &[u8] = b"a secret of this test";
-
-/// An address that is free right now.
-fn address() -> String {
-    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-    socket.local_addr().unwrap().to_string()
-}
 
 fn endpoint(rank: u32, ranks: &RankSet) -> Endpoint {
     Endpoint::new(Rank(rank), ranks.clone(), Box::new(Loopback)).unwrap()
@@ -30,7 +25,7 @@ fn rendezvous(
     token: impl Fn(u32) -> Option<Vec<u8>> + Sync,
     stranger: impl Fn(&str) + Sync,
 ) -> Vec<Option<Result<()>>> {
-    let address = address();
+    let address = free_address();
     let ranks = RankSet::count(count).unwrap();
     let endpoints: Vec<_> = (0..count).map(|r| endpoint(r, &ranks)).collect();
     std::thread::scope(|scope| {
@@ -243,7 +238,7 @@ fn a_name_that_does_not_resolve_is_given_up_at_the_deadline() {
 
 #[test]
 fn an_abort_ends_a_rendezvous_at_once_on_the_host_and_on_a_guest() {
-    let address = address();
+    let address = free_address();
     let ranks = RankSet::count(3).unwrap();
     let endpoints = [endpoint(0, &ranks), endpoint(1, &ranks)];
     let start = Instant::now();

@@ -9,6 +9,7 @@
 
 mod exec_support;
 
+use exec_support::address::free_address;
 use exec_support::fake_gpu::nccl::{self as fake, alone, calls, spread_over};
 use exec_support::*;
 use std::process::{Child, Command, Stdio};
@@ -163,9 +164,7 @@ fn as_process() {
 }
 
 fn spawn_all(wrong: &str) -> Vec<Child> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    drop(listener);
+    let address = free_address();
     let spawn = |rank: u32| {
         Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "as_process", "--ignored", "--nocapture"])

@@ -4,6 +4,7 @@
 
 mod exec_support;
 
+use exec_support::address::free_address;
 use exec_support::fake_gpu::nccl::{self as fake, alone, share_gpu};
 use exec_support::*;
 use std::process::{Command, Stdio};
@@ -140,9 +141,7 @@ fn a_process_that_dies_does_not_keep_the_others() {
             return;
         }
     }
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    drop(listener);
+    let address = free_address();
     let spawn = |rank: u32| {
         Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "as_process", "--ignored", "--nocapture"])

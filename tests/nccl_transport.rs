@@ -3,6 +3,7 @@
 
 mod exec_support;
 
+use exec_support::address::free_address;
 use exec_support::fake_gpu::nccl::{self as fake, Wrong, alone, calls, inject};
 use exec_support::*;
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use weightsync::{Error, Status};
 
 /// How long a step may take where it is the deadline that ends it; else it is
 /// something else that does, long before.
-const SOON: u64 = 300 * MS;
+const SOON: u64 = 800 * MS;
 const LATE: u64 = 20 * SECOND;
 
 fn within(stall_deadline_ns: u64, version: u64) -> RequestOptions {
@@ -510,9 +511,4 @@ fn a_process_that_dies_is_named_and_the_others_end() {
             assert!(begun.elapsed() < Duration::from_secs(15), "{what}");
         }
     }
-}
-
-fn free_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
 }

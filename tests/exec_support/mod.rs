@@ -12,6 +12,7 @@
 
 #![allow(dead_code)]
 
+pub mod address;
 #[path = "../fake_gpu/mod.rs"]
 pub mod fake_gpu;
 

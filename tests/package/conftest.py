@@ -10,6 +10,7 @@ target/package, so that a second run is quick.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -74,10 +75,11 @@ def environment() -> dict[str, str]:
 
 
 def free_address() -> str:
-    """A TCP address that was free a moment ago."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{listener.getsockname()[1]}"
+    """A TCP address at which nobody listens, of a port that none is given unasked."""
+    for port in range(10_000 + os.getpid() * 131 % 20_000, 32_000):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return f"127.0.0.1:{port}"
+    raise OSError("every port is taken")
 
 
 def deliver(launch: Callable[[str, str], Sequence[str]], env: Mapping[str, str] | None = None) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import multiprocessing
+import os
 import socket
 import subprocess
 import sys
@@ -406,10 +408,11 @@ def test_closed_objects_say_so() -> None:
 
 
 def free_address() -> str:
-    """A TCP address that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return "127.0.0.1:%d" % probe.getsockname()[1]
+    """A TCP address at which nobody listens, of a port that none is given unasked."""
+    for port in range(10_000 + os.getpid() * 131 % 20_000, 32_000):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return f"127.0.0.1:{port}"
+    raise OSError("every port is taken")
 
 
 def test_rendezvous() -> None:
