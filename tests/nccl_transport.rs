@@ -92,7 +92,7 @@ fn meeting(count: u32, options: impl Fn(u32) -> NcclOptions) -> Error {
         let made = NcclBootstrap::new(rank == 0, options(rank)).unwrap();
         Box::new(made) as Box<dyn Bootstrap>
     };
-    meet(count, bootstrap).unwrap_err()
+    meet_within(2 * SECOND, count, bootstrap).unwrap_err()
 }
 
 #[test]
@@ -125,6 +125,20 @@ fn two_ranks_on_one_gpu_are_named() {
     });
     assert_eq!(e.status, Status::Unsupported, "{e}");
     assert!(e.message.contains("ranks 0 and 2 are both on GPU"), "{e}");
+}
+
+/// Copies of the first exchange are on the stream when its group is refused.
+#[test]
+fn a_first_exchange_that_fails_leaves_the_gpu_in_order() {
+    let _alone = alone();
+    for nth in [1, 2, 5] {
+        fake::fail("ncclSend", nth, 4);
+        let own = |rank| fake::options(rank, CommSource::Own { id: None });
+        let e = meeting(3, own);
+        let is_said = e.message.contains("ncclSend") || e.status == Status::MeetTimeout;
+        assert!(is_said || e.status.is_transport_lost(), "{e}");
+    }
+    sync_all(&World::new(Carrier::Nccl, Shape::Half, 2), 1);
 }
 
 #[test]

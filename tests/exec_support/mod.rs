@@ -677,6 +677,14 @@ fn inject_nccl(rank: u32, step: u32, kind: FaultKind) {
 
 /// Endpoints of ranks `0..count` that have met.
 pub fn meet(count: u32, bootstrap: impl Fn(u32) -> Box<dyn Bootstrap>) -> Result<Vec<Endpoint>> {
+    meet_within(20 * SECOND, count, bootstrap)
+}
+
+pub fn meet_within(
+    deadline_ns: u64,
+    count: u32,
+    bootstrap: impl Fn(u32) -> Box<dyn Bootstrap>,
+) -> Result<Vec<Endpoint>> {
     let ranks = RankSet::count(count)?;
     let endpoints: Vec<Endpoint> = (0..count)
         .map(|r| Endpoint::new(Rank(r), ranks.clone(), bootstrap(r)))
@@ -685,7 +693,7 @@ pub fn meet(count: u32, bootstrap: impl Fn(u32) -> Box<dyn Bootstrap>) -> Result
     let met: Vec<Result<()>> = std::thread::scope(|scope| {
         let threads: Vec<_> = endpoints
             .iter()
-            .map(|e| scope.spawn(|| e.meet(&greetings, 20 * SECOND)))
+            .map(|e| scope.spawn(|| e.meet(&greetings, deadline_ns)))
             .collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });

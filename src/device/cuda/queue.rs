@@ -283,6 +283,17 @@ impl CudaQueue {
         }
     }
 
+    /// Waits until the stream has done what it was given, all of which ends by
+    /// itself: its work may name memory that is given back next.
+    pub fn drain(&self) -> Result<()> {
+        let core = &*self.core;
+        let _current = core.gpu.enter()?;
+        // SAFETY: our own stream; it is destroyed only once we are closing.
+        core.gpu.check("cudaStreamSynchronize", |r| unsafe {
+            (r.stream_synchronize)(core.stream)
+        })
+    }
+
     /// Aborts what is not done, and waits for the stream: its work may name
     /// memory that is given back next. Kernels see the abort words. Nothing
     /// can be put on the stream any more.

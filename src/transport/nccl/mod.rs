@@ -342,6 +342,11 @@ impl NcclTransport {
         self.shared.has_ended.load(Ordering::Acquire)
     }
 
+    /// Waits for a stream that ends by itself; false if the GPU has failed.
+    fn drain(&self) -> bool {
+        self.shared.queue.drain().is_ok()
+    }
+
     /// A message for NCCL; `None` if it goes another way.
     fn transfer(&self, binding: &Binding, m: &Message) -> Result<Option<Transfer>> {
         let Way::Nccl(peer) = self.shared.peers.way_to(m.peer)? else {

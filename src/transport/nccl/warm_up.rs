@@ -57,8 +57,9 @@ pub(super) fn warm_up(transport: &Arc<NcclTransport>, deadline: Instant) -> Resu
         .exchange(&Fence::default(), transfers, copies, Some(deadline))
         .and_then(|fence| await_fence(transport, &fence, deadline));
     if let Err(e) = exchanged {
-        // Freeing memory waits for kernels that use it, so they must end first.
-        if !transport.give_up(e.clone()) {
+        // What is on the stream still uses the memory, for ever if nobody can
+        // end it.
+        if !transport.give_up(e.clone()) || !transport.drain() {
             std::mem::forget(room);
         }
         return Err(e);
