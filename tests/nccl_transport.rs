@@ -18,7 +18,7 @@ use weightsync::{Error, Status};
 
 /// How long a step may take where it is the deadline that ends it; else it is
 /// something else that does, long before.
-const SOON: u64 = 800 * MS;
+const SOON: u64 = 600 * MS;
 const LATE: u64 = 20 * SECOND;
 
 fn within(stall_deadline_ns: u64, version: u64) -> RequestOptions {
@@ -131,7 +131,7 @@ fn two_ranks_on_one_gpu_are_named() {
 #[test]
 fn a_first_exchange_that_fails_leaves_the_gpu_in_order() {
     let _alone = alone();
-    for nth in [1, 2, 5] {
+    for nth in [1, 5] {
         fake::fail("ncclSend", nth, 4);
         let own = |rank| fake::options(rank, CommSource::Own { id: None });
         let e = meeting(3, own);
