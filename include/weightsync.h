@@ -3253,8 +3253,8 @@ wsync_status wsync_plan_origin(const struct wsync_plan *plan,
  * Writes how near the plan is to what is possible as JSON, NUL-terminated:
  * lower_bound_s, predicted_s, ratio, bottleneck, links_busiest and more.
  * `topology` may be NULL: the one that the plan was made for. Derives and
- * simulates all ranks; of very many only some in proportion, and then is_exact
- * is false.
+ * simulates all ranks; of very many only some, and of very many messages in
+ * fewer buckets, in proportion, and then is_exact is false.
  * With a `capacity` of 0 only `out_needed` is written: the number of bytes,
  * the NUL included.
  *

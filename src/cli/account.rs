@@ -30,13 +30,14 @@ pub struct Account {
 impl Account {
     /// Of a plan whose ranks sit as `topology` says.
     pub fn of(plan: &Plan, topology: &Topology) -> Result<Account> {
-        let (certificate, rehearsal) = match tune::rehearse(plan, topology) {
+        let report = plan.report()?;
+        let (certificate, rehearsal) = match tune::rehearse_with(plan, topology, &report) {
             Ok((certificate, rehearsal)) => (Some(certificate), Some(rehearsal)),
             Err(e) if e.status == Status::LimitExceeded => (None, None),
             Err(e) => return Err(e),
         };
         Ok(Account {
-            report: plan.report()?,
+            report,
             certificate,
             orders: OrderCost::of_both(plan, topology)?,
             rehearsal,

@@ -174,7 +174,11 @@ pub fn certificate_rows(c: &Certificate, t: &mut Table) {
     t.row(["lower bound", &bound]);
     let mut predicted = format!("{:.6} s, {:.3} x the bound", c.predicted_s, c.ratio);
     if !c.is_exact {
-        predicted += &format!(", by {} ranks in proportion", grouped(c.ranks_simulated));
+        predicted += &format!(
+            ", by {} ranks in {} buckets in proportion",
+            grouped(c.ranks_simulated),
+            c.buckets_simulated
+        );
     }
     t.row(["predicted", &predicted]);
     if let Some(b) = &c.bottleneck {

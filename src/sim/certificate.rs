@@ -41,11 +41,13 @@ pub struct Certificate {
     pub staging_bytes_peak: u64,
     /// A placement of ranks that would lower the bound.
     pub placement_hint: Option<PlacementHint>,
-    /// False if the plan has too many ranks to simulate: prediction, links,
-    /// bottleneck and bytes per kind of link are then those of a smaller plan
-    /// with the same proportions, the prediction scaled by the bounds.
+    /// False if the plan is too large to simulate: prediction, links,
+    /// bottleneck and bytes per kind of link are then those of a plan of fewer
+    /// ranks with the same proportions, or in fewer buckets, the prediction
+    /// scaled by the bounds and by how long a pipeline takes to fill.
     pub is_exact: bool,
     pub ranks_simulated: u64,
+    pub buckets_simulated: u32,
 }
 
 /// One link.
@@ -78,8 +80,16 @@ impl Certificate {
         plan: &Plan,
         topology: &Topology,
     ) -> Result<(Certificate, Instance, Simulated)> {
+        Certificate::with_report(plan, topology, &plan.report()?)
+    }
+
+    /// The same of a plan whose totals are known.
+    pub fn with_report(
+        plan: &Plan,
+        topology: &Topology,
+        report: &PlanReport,
+    ) -> Result<(Certificate, Instance, Simulated)> {
         let bounds = plan.bounds(topology)?;
-        let report = plan.report()?;
         let instance = Instance::of_plan(plan, topology)?;
         let ran = instance.run_fast(bounds.lower_ns);
         let hint = plan.placement_hint(topology, &bounds)?;
@@ -114,8 +124,38 @@ impl Certificate {
             placement_hint: hint,
             is_exact: true,
             ranks_simulated: instance.nodes.len() as u64,
+            buckets_simulated: plan.decision().bucket_count,
         };
         Ok((certificate, instance, ran))
+    }
+
+    /// The certificate of the same plan in `bucket_count` buckets, of which only
+    /// fewer were simulated: `fewer_ns` is what half of them take. What a
+    /// pipeline loses while it fills and empties falls with their number:
+    ///
+    /// ```text
+    ///   time = a + b / buckets, and no less than the busiest link takes
+    /// ```
+    pub fn in_more_buckets(self, bucket_count: u32, fewer_ns: u64) -> Certificate {
+        let lost = fewer_ns.saturating_sub(self.predicted_ns);
+        let spared = 1.0 - f64::from(self.buckets_simulated) / f64::from(bucket_count.max(1));
+        let busiest_ns = self.links_busiest.first().map_or(0, time_ns);
+        let ns =
+            self.predicted_ns - ((lost as f64 * spared.max(0.0)) as u64).min(self.predicted_ns);
+        self.predicting(ns.max(busiest_ns))
+    }
+
+    fn predicting(self, ns: u64) -> Certificate {
+        Certificate {
+            predicted_s: seconds(ns),
+            predicted_ns: ns,
+            ratio: match self.lower_bound_ns {
+                0 => 1.0,
+                lower => ns as f64 / lower as f64,
+            },
+            is_exact: false,
+            ..self
+        }
     }
 
     /// The certificate of a larger plan with the same proportions, of which

@@ -3,6 +3,8 @@
 use super::shrink::shrunk;
 use crate::error::Result;
 use crate::plan::Plan;
+use crate::plan::decision::Order;
+use crate::plan::report::PlanReport;
 use crate::plan::topology::Topology;
 use crate::sim::{Certificate, Instance};
 
@@ -10,8 +12,8 @@ use crate::sim::{Certificate, Instance};
 ///
 /// Bounds and totals are of the plan itself, whatever its size. Where it has
 /// more ranks than are simulated, the prediction comes from the smaller copy of
-/// the layouts that `auto` tries things on, with the same decision, and
-/// `is_exact` is false. Fails with `LIMIT_EXCEEDED` if the layouts do not
+/// the layouts that `auto` tries things on, with the same decision; where it
+/// has more flows, from the same in fewer buckets. Then `is_exact` is false. Fails with `LIMIT_EXCEEDED` if the layouts do not
 /// shrink.
 pub fn certificate(plan: &Plan, topology: &Topology) -> Result<Certificate> {
     Ok(rehearse(plan, topology)?.0)
@@ -27,24 +29,107 @@ pub struct Rehearsal {
     pub lower_bound_ns: u64,
 }
 
+/// Flows that are simulated, about; of plans with more, fewer buckets are.
+const FLOW_COUNT_MAX: u64 = 2_000_000;
+/// A pipeline of so few buckets says little about one of many.
+const BUCKET_COUNT_MIN: u32 = 8;
+
 /// The certificate, as [`certificate`] makes it, and what was simulated for it.
 pub fn rehearse(plan: &Plan, topology: &Topology) -> Result<(Certificate, Rehearsal)> {
+    rehearse_with(plan, topology, &plan.report()?)
+}
+
+/// The same of a plan whose totals are known.
+pub fn rehearse_with(
+    plan: &Plan,
+    topology: &Topology,
+    report: &PlanReport,
+) -> Result<(Certificate, Rehearsal)> {
     if Certificate::is_possible(plan) {
-        return simulated(plan, topology);
+        return simulated(plan, topology, report, FLOW_COUNT_MAX);
     }
     let small = shrunk(plan.source(), plan.destination(), Some(topology.spec()))?;
     let like = plan.replan(small.source, small.destination, small.topology)?;
-    let (of_small, rehearsal) = simulated(&like, like.topology())?;
-    let certificate = of_small.of_larger(plan.bounds(topology)?, &plan.report()?);
+    let (of_small, rehearsal) = simulated(&like, like.topology(), report, FLOW_COUNT_MAX)?;
+    let certificate = of_small.of_larger(plan.bounds(topology)?, report);
     Ok((certificate, rehearsal))
 }
 
-fn simulated(plan: &Plan, topology: &Topology) -> Result<(Certificate, Rehearsal)> {
-    let (certificate, instance, _) = Certificate::with_instance(plan, topology)?;
+/// Simulates a plan, or the same in fewer buckets if it has more than about
+/// `flow_count_max` flows. `report` is of this plan or of one with the same
+/// proportions.
+fn simulated(
+    plan: &Plan,
+    topology: &Topology,
+    report: &PlanReport,
+    flow_count_max: u64,
+) -> Result<(Certificate, Rehearsal)> {
+    let wanted = plan.decision().bucket_count;
+    let messages = u128::from(report.messages) * plan.participants().len() as u128
+        / u128::from(report.ranks_counted.max(1));
+    let fit = u128::from(wanted) * u128::from(flow_count_max) / messages.max(1);
+    let count = u32::try_from(fit)
+        .unwrap_or(u32::MAX)
+        .max(BUCKET_COUNT_MIN)
+        .min(wanted);
+    let is_cut = count < wanted && plan.decision().order == Order::Fraction;
+    let draft = |count| plan.draft_in_buckets(count);
+    let fewer = is_cut.then(|| draft(count)).transpose()?;
+    let simulated = fewer.as_ref().unwrap_or(plan);
+    let (mut certificate, instance, _) = Certificate::with_report(simulated, topology, report)?;
+    if is_cut {
+        let half = Instance::of_plan(&draft(count / 2)?, topology)?;
+        let half_ns = half.run_fast(certificate.lower_bound_ns).total_ns;
+        certificate = certificate.in_more_buckets(wanted, half_ns);
+    }
     let rehearsal = Rehearsal {
         instance,
         topology: topology.clone(),
         lower_bound_ns: certificate.lower_bound_ns,
     };
     Ok((certificate, rehearsal))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Layout;
+    use crate::layout::models::Framework;
+    use crate::plan::decision::{PlanOptions, Strategy};
+    use std::sync::Arc;
+
+    #[test]
+    fn fewer_buckets_tell_what_all_of_them_take() {
+        let config = include_bytes!("../../tests/models/llama-3.1-70b.json");
+        let layout = |framework, sizes, first| {
+            Arc::new(
+                Layout::from_model(config, framework, sizes, first)
+                    .unwrap()
+                    .layout,
+            )
+        };
+        let source = layout(Framework::Megatron, "tp=4,pp=4,dp=4", 0);
+        let destination = layout(Framework::Vllm, "tp=8,replicas=16", 64);
+        for strategy in [Strategy::Direct, Strategy::Fanout] {
+            let options = PlanOptions {
+                strategy,
+                bucket_count: 64,
+                staging_bytes_max: 4 << 30,
+                ..PlanOptions::default()
+            };
+            let plan = Plan::create(source.clone(), destination.clone(), &options).unwrap();
+            let report = plan.report().unwrap();
+            let in_flows = |most| simulated(&plan, plan.topology(), &report, most).unwrap().0;
+            let (all, few) = (in_flows(u64::MAX), in_flows(report.messages.div_ceil(4)));
+            assert_eq!((all.is_exact, all.buckets_simulated), (true, 64));
+            assert_eq!((few.is_exact, few.buckets_simulated), (false, 16));
+            let off = few.predicted_ns.abs_diff(all.predicted_ns);
+            assert!(
+                off * 50 < all.predicted_ns && few.ratio >= 1.0,
+                "{strategy:?}: {} ns by 16 buckets, {} by 64",
+                few.predicted_ns,
+                all.predicted_ns
+            );
+        }
+    }
 }
