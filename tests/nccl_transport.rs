@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use weightsync::exec::*;
 use weightsync::transport::Bootstrap;
 use weightsync::transport::nccl::{CommSource, IpcScope, NcclBootstrap, NcclOptions, Remains};
-use weightsync::{Error, Status};
+use weightsync::{Error, Rank, Status};
 
 /// How long a step may take where it is the deadline that ends it; else it is
 /// something else that does, long before.
@@ -127,17 +127,50 @@ fn two_ranks_on_one_gpu_are_named() {
     assert!(e.message.contains("ranks 0 and 2 are both on GPU"), "{e}");
 }
 
+fn own_bootstrap(rank: u32) -> Box<dyn Bootstrap> {
+    Box::new(fake::bootstrap_with(rank, CommSource::Own { id: None }))
+}
+
 /// Copies of the first exchange are on the stream when its group is refused.
+/// The others hear of it, whose exchange would never end.
 #[test]
-fn a_first_exchange_that_fails_leaves_the_gpu_in_order() {
+fn a_first_exchange_that_fails_is_told_and_leaves_the_gpu_in_order() {
     let _alone = alone();
-    for nth in [1, 5] {
+    for nth in [1, 2, 5] {
         fake::fail("ncclSend", nth, 4);
-        let own = |rank| fake::options(rank, CommSource::Own { id: None });
-        let e = meeting(3, own);
-        let is_said = e.message.contains("ncclSend") || e.status == Status::MeetTimeout;
-        assert!(is_said || e.status.is_transport_lost(), "{e}");
+        let begun = Instant::now();
+        let errors: Vec<Error> = meet_each(20 * SECOND, 3, own_bootstrap)
+            .into_iter()
+            .map(|met| met.1.unwrap_err())
+            .collect();
+        assert!(begun.elapsed() < Duration::from_secs(10), "{errors:?}");
+        for e in &errors {
+            assert!(e.message.contains("ncclSend"), "{errors:?}");
+        }
+        let named: Vec<_> = errors.iter().filter_map(|e| e.rank).collect();
+        assert!(named.len() == 2 && named[0] == named[1], "{errors:?}");
     }
+    sync_all(&World::new(Carrier::Nccl, Shape::Half, 2), 1);
+}
+
+#[test]
+fn an_abort_ends_a_first_exchange_that_hangs() {
+    let _alone = alone();
+    inject(1, 0, Wrong::Hang, 0);
+    let begun = Instant::now();
+    let met = meet_with(20 * SECOND, 3, own_bootstrap, |rank, endpoint| {
+        if rank == 2 {
+            std::thread::sleep(Duration::from_millis(100));
+            endpoint.abort("the user is impatient");
+        }
+    });
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    for (_, result) in met {
+        let e = result.unwrap_err();
+        assert_eq!((e.status, e.rank), (Status::Aborted, Some(Rank(2))), "{e}");
+        assert!(e.message.contains("the user is impatient"), "{e}");
+    }
+    fake::heal();
     sync_all(&World::new(Carrier::Nccl, Shape::Half, 2), 1);
 }
 
@@ -471,10 +504,10 @@ fn as_process() {
     let _alone = alone();
     let world = World::new(Carrier::Nccl, Shape::Half, 3);
     let ranks = RankSet::count(4).unwrap();
-    let endpoint = Endpoint::new(weightsync::Rank(rank), ranks, world.bootstrap(rank)).unwrap();
-    endpoint
-        .rendezvous(&address, b"a token of the test", 20 * SECOND)
-        .unwrap();
+    let endpoint = Endpoint::new(Rank(rank), ranks, world.bootstrap(rank)).unwrap();
+    if let Err(e) = endpoint.rendezvous(&address, b"a token of the test", 20 * SECOND) {
+        return println!("rank {rank}: {:?} blames {:?}", e.status, e.rank);
+    }
     let rig = world.rig(endpoint, &|_| world.plan(3));
     let before = rig.snapshot();
     rig.store(1);
@@ -492,7 +525,12 @@ fn as_process() {
 
 #[test]
 fn a_process_that_dies_is_named_and_the_others_end() {
-    for (group, is_in) in [(1, "in the first step"), (3, "in the last")] {
+    let moments = [
+        (0, "while the ranks meet"),
+        (1, "in the first step"),
+        (3, "in the last"),
+    ];
+    for (group, is_in) in moments {
         for notices in ["hang", "error"] {
             let what = format!("dies {is_in}, noticed by {notices}");
             let address = free_address();

@@ -14,12 +14,13 @@
 
 use super::instant_in;
 use super::member::Member;
+use super::message::Message;
 use super::rank_set::RankSet;
 use super::shared::Shared;
 use crate::device::fence::AbortCell;
 use crate::error::{Error, Result, Status};
 use crate::rank::Rank;
-use crate::transport::control::{Control, Listener, random_u128};
+use crate::transport::control::{Alarm, Control, LastWords, Listener, random_u128};
 use crate::transport::greeting::{self, Greeting};
 use crate::transport::patience::Patience;
 use crate::transport::{Bootstrap, Kind, Transport, rendezvous};
@@ -127,14 +128,25 @@ impl Endpoint {
         let deadline = meet_deadline(deadline_ns);
         let (bootstrap, listener) = self.take_alone()?;
         let patience = Patience::new(deadline, &self.inner.early);
-        let control = self.connect(&met, &listener, patience)?;
+        let mut control = self.connect(&met, &listener, patience)?;
         drop(listener);
         let peers: Vec<(Rank, Vec<u8>)> = met
             .greetings
             .into_iter()
             .map(|g| (g.rank, g.data))
             .collect();
-        let transport = bootstrap.meet(self.inner.rank, &peers, met.group, deadline)?;
+        let rank = self.inner.rank;
+        let transport = match bootstrap.abort_cell() {
+            None => bootstrap.meet(rank, &peers, met.group, deadline)?,
+            Some(abort) => {
+                let alarm = Alarm {
+                    early: &self.inner.early,
+                    abort: &abort,
+                };
+                let work = || bootstrap.meet(rank, &peers, met.group, deadline);
+                control.keep_vigil(alarm, &Words, work)?
+            }
+        };
         let shared = Arc::new(Shared::new(
             self.inner.rank,
             self.inner.ranks.clone(),
@@ -261,6 +273,21 @@ impl Endpoint {
 }
 
 pub use crate::transport::control::Fault;
+
+/// Failures of a meeting, as those of a transport are said later.
+struct Words;
+
+impl LastWords for Words {
+    fn say(&self, reason: &Error) -> Vec<u8> {
+        let mut frame = Vec::new();
+        Message::abort(reason).encode(&mut frame);
+        frame
+    }
+
+    fn read(&self, frame: &[u8]) -> Option<Error> {
+        Message::decode(frame).ok()?.abort_reason()
+    }
+}
 
 /// An absolute deadline that is always there: meeting for ever means for 34
 /// years.

@@ -140,8 +140,7 @@ impl Member {
             let mut frame = std::mem::take(&mut self.current);
             let has_frame = self.outbox.next(&mut frame);
             if has_frame {
-                net.down(&frame);
-                self.apply(net, &frame);
+                self.pass_down(net, &frame);
             }
             self.current = frame;
             if has_frame {
@@ -153,6 +152,28 @@ impl Member {
             }
         }
         self.is_dispatching = false;
+    }
+
+    /// A message to everybody: to those below first, so that nobody waits for
+    /// us. What a plan's next sequence is, our callers have to know before: with
+    /// whatever they hear from a rank below they may prepare again.
+    fn pass_down(&mut self, net: &mut Net, frame: &[u8]) {
+        if let Ok(Message::Refuse {
+            key,
+            closed,
+            status: Status::PlanMismatch,
+            ..
+        }) = Message::decode(frame)
+        {
+            self.note_closed(key, closed);
+        }
+        net.down(frame);
+        self.apply(net, frame);
+    }
+
+    fn note_closed(&self, key: Key, closed: u64) {
+        let counter = self.shared.counter(key.plan);
+        counter.fetch_max(closed, Ordering::AcqRel);
     }
 
     /// Sets the abort word and tells everybody who does not know yet.
@@ -168,12 +189,7 @@ impl Member {
             return;
         };
         self.frame.clear();
-        let message = Message::Abort {
-            status: reason.status,
-            culprit: reason.rank.map_or(NO_RANK, |r| r.0),
-            text: &reason.message,
-        };
-        message.encode(&mut self.frame);
+        Message::abort(&reason).encode(&mut self.frame);
         net.flood(&self.frame, except);
         shared.notify_farewell();
         if let Some(coordinator) = &mut self.coordinator {
@@ -265,12 +281,11 @@ impl Member {
     }
 
     fn refused(&mut self, key: Key, closed: u64, error: Error) {
-        if error.status == Status::PlanMismatch || self.is_active(key) {
-            self.shared
-                .counter(key.plan)
-                .fetch_max(closed, Ordering::AcqRel);
+        if !self.is_active(key) {
+            return;
         }
-        if self.is_active(key) && self.state() == State::Preparing {
+        self.note_closed(key, closed);
+        if self.state() == State::Preparing {
             self.finish(Some(error), Outcome::Untouched, Outcome::Untouched);
         }
     }
@@ -309,16 +324,13 @@ impl Handler for Member {
                 }
                 None => net.up(frame),
             },
-            // Down: to everybody below first, so that nobody waits for us.
+            // Down: to everybody.
             Message::Ready { .. }
             | Message::Compare { .. }
             | Message::Refuse { .. }
             | Message::Outcome { .. }
             | Message::Awaited { .. }
-            | Message::Left => {
-                net.down(frame);
-                self.apply(net, frame);
-            }
+            | Message::Left => self.pass_down(net, frame),
             Message::Ping {
                 interval_ns,
                 is_active,
@@ -332,16 +344,10 @@ impl Handler for Member {
                 }
             }
             Message::Pong => {}
-            Message::Abort {
-                status,
-                culprit,
-                text,
-            } => {
-                let error = Error {
-                    rank: (culprit != NO_RANK).then_some(Rank(culprit)),
-                    ..Error::new(status, text)
-                };
-                self.abort(net, error, Some(from));
+            Message::Abort { .. } => {
+                if let Some(reason) = message.abort_reason() {
+                    self.abort(net, reason, Some(from));
+                }
             }
         }
     }

@@ -358,6 +358,31 @@ impl<'a> Message<'a> {
         }
     }
 
+    /// Says why a transport is aborted.
+    pub fn abort(reason: &'a Error) -> Message<'a> {
+        Message::Abort {
+            status: reason.status,
+            culprit: reason.rank.map_or(NO_RANK, |r| r.0),
+            text: &reason.message,
+        }
+    }
+
+    /// The reason of an abort; `None` for other messages.
+    pub fn abort_reason(&self) -> Option<Error> {
+        let Message::Abort {
+            status,
+            culprit,
+            text,
+        } = *self
+        else {
+            return None;
+        };
+        Some(Error {
+            rank: (culprit != NO_RANK).then_some(Rank(culprit)),
+            ..Error::new(status, text)
+        })
+    }
+
     /// Reads one message that fills `frame` exactly.
     pub fn decode(frame: &'a [u8]) -> Result<Message<'a>> {
         let mut r = Reader { rest: frame };

@@ -122,6 +122,12 @@ pub trait Bootstrap: Send + std::fmt::Debug {
     /// [`greeting::ADDRESS_BYTES_MAX`] bytes, empty if nothing is needed.
     fn address(&self) -> &[u8];
 
+    /// What calls a meeting off that takes long and needs every rank; `None` if
+    /// meeting is over at once.
+    fn abort_cell(&self) -> Option<Arc<AbortCell>> {
+        None
+    }
+
     /// Makes the transport. `peers` holds every rank, ascending, this one
     /// included, with its address; `group` is a secret that all of them share.
     fn meet(

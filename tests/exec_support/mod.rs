@@ -685,20 +685,45 @@ pub fn meet_within(
     count: u32,
     bootstrap: impl Fn(u32) -> Box<dyn Bootstrap>,
 ) -> Result<Vec<Endpoint>> {
-    let ranks = RankSet::count(count)?;
+    meet_each(deadline_ns, count, bootstrap)
+        .into_iter()
+        .map(|(endpoint, met)| met.map(|()| endpoint))
+        .collect()
+}
+
+/// Every endpoint, and how it has met the others.
+pub fn meet_each(
+    deadline_ns: u64,
+    count: u32,
+    bootstrap: impl Fn(u32) -> Box<dyn Bootstrap>,
+) -> Vec<(Endpoint, Result<()>)> {
+    meet_with(deadline_ns, count, bootstrap, |_, _| ())
+}
+
+/// The same, with something done beside the meeting of each rank.
+pub fn meet_with(
+    deadline_ns: u64,
+    count: u32,
+    bootstrap: impl Fn(u32) -> Box<dyn Bootstrap>,
+    beside: impl Fn(u32, &Endpoint) + Sync,
+) -> Vec<(Endpoint, Result<()>)> {
+    let ranks = RankSet::count(count).unwrap();
     let endpoints: Vec<Endpoint> = (0..count)
-        .map(|r| Endpoint::new(Rank(r), ranks.clone(), bootstrap(r)))
-        .collect::<Result<_>>()?;
+        .map(|r| Endpoint::new(Rank(r), ranks.clone(), bootstrap(r)).unwrap())
+        .collect();
     let greetings: Vec<Vec<u8>> = endpoints.iter().map(|e| e.greeting().to_vec()).collect();
     let met: Vec<Result<()>> = std::thread::scope(|scope| {
         let threads: Vec<_> = endpoints
             .iter()
             .map(|e| scope.spawn(|| e.meet(&greetings, deadline_ns)))
             .collect();
+        for (rank, endpoint) in (0..).zip(&endpoints) {
+            let beside = &beside;
+            scope.spawn(move || beside(rank, endpoint));
+        }
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });
-    met.into_iter().collect::<Result<Vec<()>>>()?;
-    Ok(endpoints)
+    endpoints.into_iter().zip(met).collect()
 }
 
 /// Endpoints over loopback, found through the group's secret.

@@ -13,10 +13,12 @@
 mod link;
 pub(super) mod sys;
 mod tree;
+mod vigil;
 
 pub use link::{Address, Listener};
 pub use sys::{Waker, fill_random, random_u128};
 pub use tree::{ARITY, Tree, children_of, is_below, parent_of};
+pub use vigil::{Alarm, LastWords};
 
 use crate::error::{Error, Result};
 use crate::rank::Rank;

@@ -56,6 +56,16 @@ pub fn poll_item(fd: i32, wants_write: bool) -> libc::pollfd {
     }
 }
 
+/// One descriptor to wait for until its other end is closed, whatever may be
+/// there to be read.
+pub fn hangup_item(fd: i32) -> libc::pollfd {
+    libc::pollfd {
+        fd,
+        events: libc::POLLRDHUP,
+        revents: 0,
+    }
+}
+
 /// Waits until a descriptor is ready or `timeout` is over; for ever if there
 /// is none. Early returns are possible.
 pub fn poll(items: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {

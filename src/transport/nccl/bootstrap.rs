@@ -192,6 +192,10 @@ impl Bootstrap for NcclBootstrap {
         &self.address
     }
 
+    fn abort_cell(&self) -> Option<Arc<AbortCell>> {
+        Some(self.abort.clone())
+    }
+
     fn meet(
         self: Box<Self>,
         rank: Rank,
