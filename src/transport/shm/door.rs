@@ -30,6 +30,10 @@ const GUEST_COUNT_MAX: usize = 64;
 /// How long a connection may take to say hello.
 const GUEST_TIME: Duration = Duration::from_secs(5);
 
+/// Links for which there is room from the start: the thread may come to them
+/// when requests are warm, which allocate nothing.
+const LINK_CAPACITY: usize = 64;
+
 /// A connection that has not said hello yet.
 #[derive(Debug)]
 struct Guest {
@@ -60,13 +64,13 @@ impl Door {
             shared,
             listener,
             guests: Vec::new(),
-            links: Vec::new(),
+            links: Vec::with_capacity(LINK_CAPACITY),
         }
     }
 
     /// The thread: until the transport is dropped.
     pub(super) fn run(mut self) {
-        let mut fds = Vec::new();
+        let mut fds = Vec::with_capacity(2 * LINK_CAPACITY);
         while !self.shared.is_door_closing.load(Ordering::Acquire) {
             self.links.append(&mut lock(&self.shared.new_links));
             self.list(&mut fds);
