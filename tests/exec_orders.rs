@@ -3,10 +3,11 @@
 
 mod route_support;
 
-use route_support::exec_support::HOST_CARRIERS;
-use route_support::{Attention, LAYERS, Sizes, deliver, engine, range, trainer};
+use route_support::exec_support::{Carrier, HOST_CARRIERS, fake_gpu};
+use route_support::{Attention, LAYERS, Sizes, deliver, engine, on_gpu, range, trainer};
 use std::sync::Arc;
 use weightsync::Rank;
+use weightsync::layout::Layout;
 use weightsync::plan::Plan;
 use weightsync::plan::decision::{Order, PlanOptions, Strategy};
 use weightsync::sim::OrderCost;
@@ -14,6 +15,11 @@ use weightsync::sim::OrderCost;
 const BUCKETS: u32 = 8;
 
 fn plan(strategy: Strategy, order: Order) -> Arc<Plan> {
+    plan_in(strategy, order, Layout::clone)
+}
+
+/// The same with buffers where `place` puts them.
+fn plan_in(strategy: Strategy, order: Order, place: impl Fn(&Layout) -> Layout) -> Arc<Plan> {
     let (from, to) = (Sizes::new(2, 2, 2), Sizes::new(4, 1, 2));
     let attention = Attention::new(8, 8, from, to);
     let source = trainer(from, attention, &range(0, 8));
@@ -25,6 +31,7 @@ fn plan(strategy: Strategy, order: Order) -> Arc<Plan> {
         direct_bytes_min: 256,
         ..PlanOptions::default()
     };
+    let (source, engine) = (place(&source), place(&engine));
     let plan = Plan::create(Arc::new(source), Arc::new(engine), &options).unwrap();
     plan.verify().unwrap();
     Arc::new(plan)
@@ -76,6 +83,11 @@ fn layers_arrive_over_every_carrier() {
         let plan = plan(strategy, Order::Layer);
         for carrier in HOST_CARRIERS {
             deliver(&plan, carrier, 2);
+        }
+        if !fake_gpu::is_real() {
+            // As many ranks as one real GPU does not take.
+            let plan = plan_in(strategy, Order::Layer, on_gpu);
+            deliver(&plan, Carrier::Nccl, 2);
         }
     }
 }

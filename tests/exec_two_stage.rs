@@ -2,9 +2,9 @@
 
 mod route_support;
 
-use route_support::exec_support::{Carrier, HOST_CARRIERS};
+use route_support::exec_support::{Carrier, HOST_CARRIERS, fake_gpu};
 use route_support::{
-    Attention, Devices, Sizes, deliver, deliver_with, engine, naive, range, trainer,
+    Attention, Devices, Sizes, deliver, deliver_with, engine, naive, on_gpu, range, trainer,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use weightsync::device::deferred::DeferredDevice;
 use weightsync::device::fence::Fence;
 use weightsync::device::{Device, MemoryRange, Task, Work};
+use weightsync::layout::Layout;
 use weightsync::layout::mesh::RankList;
 use weightsync::plan::Plan;
 use weightsync::plan::decision::{PlanOptions, Strategy};
@@ -55,6 +56,16 @@ fn options(buckets: u32) -> PlanOptions {
 impl Case {
     /// The plan; colocated ranks are one rank if `is_shared`, else two.
     fn plan(&self, buckets: u32, is_shared: bool) -> Arc<Plan> {
+        self.plan_in(buckets, is_shared, Layout::clone)
+    }
+
+    /// The same with buffers where `place` puts them.
+    fn plan_in(
+        &self,
+        buckets: u32,
+        is_shared: bool,
+        place: impl Fn(&Layout) -> Layout,
+    ) -> Arc<Plan> {
         let sources = range(0, self.source.ranks());
         let devices = self.destination_devices.as_ref().filter(|_| is_shared);
         let destinations = match devices {
@@ -64,6 +75,7 @@ impl Case {
         let attention = Attention::new(self.heads, self.kv_heads, self.source, self.destination);
         let source = trainer(self.source, attention, &sources);
         let destination = engine(self.destination, attention, &destinations);
+        let (source, destination) = (place(&source), place(&destination));
         let plan = Plan::create(Arc::new(source), Arc::new(destination), &options(buckets));
         Arc::new(plan.unwrap_or_else(|e| panic!("{}: {e}", self.name)))
     }
@@ -93,10 +105,19 @@ fn every_case_arrives_three_times() {
 }
 
 #[test]
-fn every_other_case_arrives_by_processes_rings_and_by_packing() {
+fn every_case_arrives_by_rings_by_packing_or_over_nccl() {
     for (i, case) in cases().iter().enumerate() {
-        let carrier = [Carrier::Shm, Carrier::Staged][i % 2];
-        deliver(&case.plan(4, i % 3 == 0), carrier, 3);
+        let carriers = match fake_gpu::is_real() {
+            // As many ranks as one real GPU does not take.
+            true => [Carrier::Shm, Carrier::Staged, Carrier::Staged],
+            false => [Carrier::Shm, Carrier::Staged, Carrier::Nccl],
+        };
+        let (carrier, is_shared) = (carriers[i % 3], i % 2 == 0);
+        let plan = match carrier {
+            Carrier::Nccl => case.plan_in(4, is_shared, on_gpu),
+            _ => case.plan(4, is_shared),
+        };
+        deliver(&plan, carrier, 3);
     }
 }
 
