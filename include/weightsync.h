@@ -3645,7 +3645,9 @@ wsync_status wsync_request_wait_ready(const struct wsync_request *request,
  * first byte is read or written after the work that is in it now, and work
  * that it is given later comes after the transfer, which may have failed: ask
  * wsync_request_outcome before serving. NULL is the default stream where
- * buffers are on a GPU, and nothing where all are on the host.
+ * buffers are on a GPU, and nothing where all are on the host. Ranks of one
+ * process that exchange bytes give a stream each: in one, what the second rank
+ * sends would come after all that the first receives, which waits for it.
  *
  * Errors: INVALID_STATE unless READY, and for a stream that is being captured
  * into a graph; UNSUPPORTED for a stream where all buffers are on the host;
