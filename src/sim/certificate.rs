@@ -80,18 +80,20 @@ impl Certificate {
         plan: &Plan,
         topology: &Topology,
     ) -> Result<(Certificate, Instance, Simulated)> {
-        Certificate::with_report(plan, topology, &plan.report()?)
+        Certificate::with_report(plan, topology, &plan.report()?, Instance::run_fast)
     }
 
-    /// The same of a plan whose totals are known.
+    /// The same of a plan whose totals are known. `run` simulates; it is given a
+    /// bound.
     pub fn with_report(
         plan: &Plan,
         topology: &Topology,
         report: &PlanReport,
+        run: impl FnOnce(&Instance, u64) -> Simulated,
     ) -> Result<(Certificate, Instance, Simulated)> {
         let bounds = plan.bounds(topology)?;
         let instance = Instance::of_plan(plan, topology)?;
-        let ran = instance.run_fast(bounds.lower_ns);
+        let ran = run(&instance, bounds.lower_ns);
         let hint = plan.placement_hint(topology, &bounds)?;
         let mut loads = instance.link_loads();
         let links = totals(&loads);

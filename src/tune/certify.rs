@@ -29,10 +29,13 @@ pub struct Rehearsal {
     pub lower_bound_ns: u64,
 }
 
-/// Flows that are simulated, about; of plans with more, fewer buckets are.
+/// Plans of more flows, about, are not simulated bucket by bucket, but in as
+/// many buckets as have half of that.
 const FLOW_COUNT_MAX: u64 = 2_000_000;
 /// A pipeline of so few buckets says little about one of many.
-const BUCKET_COUNT_MIN: u32 = 8;
+const BUCKET_COUNT_MIN: u32 = 16;
+/// How often rates change in a step of fewer buckets.
+const STEP_QUANTA: u64 = 128;
 
 /// The certificate, as [`certificate`] makes it, and what was simulated for it.
 pub fn rehearse(plan: &Plan, topology: &Topology) -> Result<(Certificate, Rehearsal)> {
@@ -67,19 +70,22 @@ fn simulated(
     let wanted = plan.decision().bucket_count;
     let messages = u128::from(report.messages) * plan.participants().len() as u128
         / u128::from(report.ranks_counted.max(1));
-    let fit = u128::from(wanted) * u128::from(flow_count_max) / messages.max(1);
-    let count = u32::try_from(fit)
-        .unwrap_or(u32::MAX)
-        .max(BUCKET_COUNT_MIN)
-        .min(wanted);
-    let is_cut = count < wanted && plan.decision().order == Order::Fraction;
+    let is_large = messages > u128::from(flow_count_max);
+    let is_cut = is_large && wanted > BUCKET_COUNT_MIN && plan.decision().order == Order::Fraction;
+    let fit = u128::from(wanted) * u128::from(flow_count_max) / (2 * messages.max(1));
+    let count = u32::try_from(fit).map_or(wanted, |fit| fit.max(BUCKET_COUNT_MIN));
     let draft = |count| plan.draft_in_buckets(count);
     let fewer = is_cut.then(|| draft(count)).transpose()?;
     let simulated = fewer.as_ref().unwrap_or(plan);
-    let (mut certificate, instance, _) = Certificate::with_report(simulated, topology, report)?;
+    let run = |instance: &Instance, lower_ns: u64| match is_cut {
+        true => instance.compressed().run_roughly(lower_ns, STEP_QUANTA),
+        false => instance.run_fast(lower_ns),
+    };
+    let certified = Certificate::with_report(simulated, topology, report, run)?;
+    let (mut certificate, instance, _) = certified;
     if is_cut {
         let half = Instance::of_plan(&draft(count / 2)?, topology)?;
-        let half_ns = half.run_fast(certificate.lower_bound_ns).total_ns;
+        let half_ns = run(&half, certificate.lower_bound_ns).total_ns;
         certificate = certificate.in_more_buckets(wanted, half_ns);
     }
     let rehearsal = Rehearsal {
@@ -120,7 +126,7 @@ mod tests {
             let plan = Plan::create(source.clone(), destination.clone(), &options).unwrap();
             let report = plan.report().unwrap();
             let in_flows = |most| simulated(&plan, plan.topology(), &report, most).unwrap().0;
-            let (all, few) = (in_flows(u64::MAX), in_flows(report.messages.div_ceil(4)));
+            let (all, few) = (in_flows(u64::MAX), in_flows(report.messages.div_ceil(2)));
             assert_eq!((all.is_exact, all.buckets_simulated), (true, 64));
             assert_eq!((few.is_exact, few.buckets_simulated), (false, 16));
             let off = few.predicted_ns.abs_diff(all.predicted_ns);
