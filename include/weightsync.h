@@ -3445,7 +3445,8 @@ wsync_status wsync_transport_status(const struct wsync_transport *transport,
 /**
  * Stops everything that uses this transport, here and on all peers. The first
  * reason wins; aborting again changes nothing. Never waits. A meeting that is
- * under way fails with the reason at once, and its peers see this rank go.
+ * under way fails with the reason at once, and its peers hear of it or see this
+ * rank go.
  *
  * Errors: none but a wrong argument.
  * Thread safety: any thread, at any time, during other calls on the transport

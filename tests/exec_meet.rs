@@ -17,7 +17,7 @@ use weightsync::transport::bootstrap::{Loopback, Ready};
 use weightsync::transport::control::Address;
 use weightsync::transport::greeting::Greeting;
 use weightsync::transport::loopback::LoopbackHub;
-use weightsync::{Rank, Result, Status};
+use weightsync::{Error, Rank, Result, Status};
 
 fn endpoints(count: u32) -> Vec<Endpoint> {
     let ranks = RankSet::count(count).unwrap();
@@ -85,6 +85,23 @@ fn a_rank_that_does_not_come_is_named() {
         "{e}"
     );
     assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+/// Rank 9 is a child of rank 1, whom rank 0 has met by then.
+#[test]
+fn those_who_have_met_hear_who_did_not_come() {
+    let endpoints = endpoints(10);
+    let greetings = greetings(&endpoints);
+    let results = meet_all(&endpoints[..9], &greetings, 600 * MS);
+    let wanted = Some((Status::MeetTimeout, Some(Rank(9))));
+    let why = |e: &Error| (e.status, e.rank);
+    assert_eq!(results[1].as_ref().err().map(why), wanted);
+    for rank in [0, 2, 8] {
+        assert_eq!(results[rank], Ok(()));
+        let reason = || endpoints[rank].abort_reason();
+        assert!(eventually(|| reason().is_some()), "rank {rank}");
+        assert_eq!(reason().as_ref().map(why), wanted, "rank {rank}");
+    }
 }
 
 #[test]

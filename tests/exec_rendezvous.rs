@@ -143,7 +143,7 @@ fn the_wrong_token_is_refused_and_the_missing_rank_named() {
         })
     };
     let start = Instant::now();
-    let results = rendezvous(4, 1500 * MS, token, |_| {});
+    let results = rendezvous(4, 3000 * MS, token, |_| {});
     let errors: Vec<Error> = results
         .into_iter()
         .map(|r| r.unwrap().unwrap_err())
@@ -154,7 +154,7 @@ fn the_wrong_token_is_refused_and_the_missing_rank_named() {
     for e in [&errors[1], &errors[3]] {
         assert_eq!(e.status, Status::MeetTimeout, "{e}");
     }
-    assert!(start.elapsed() < Duration::from_secs(6));
+    assert!(start.elapsed() < Duration::from_secs(10));
 }
 
 #[test]

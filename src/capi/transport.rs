@@ -274,7 +274,8 @@ pub unsafe extern "C" fn wsync_transport_status(
 
 /// Stops everything that uses this transport, here and on all peers. The first
 /// reason wins; aborting again changes nothing. Never waits. A meeting that is
-/// under way fails with the reason at once, and its peers see this rank go.
+/// under way fails with the reason at once, and its peers hear of it or see this
+/// rank go.
 ///
 /// Errors: none but a wrong argument.
 /// Thread safety: any thread, at any time, during other calls on the transport

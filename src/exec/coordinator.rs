@@ -333,6 +333,14 @@ impl Coordinator {
     fn refuse(&mut self, groups: &[usize], error: &Error, out: &mut Outbox) {
         let mut groups = groups.to_vec();
         groups.sort_unstable_by_key(|i| std::cmp::Reverse(*i));
+        if groups.len() > 1 {
+            // Whoever hears of one may come with another plan at once: by then
+            // everybody knows what is over of all of them.
+            for &at in &groups {
+                let Key { plan, sequence } = self.groups[at].key;
+                refusal(&Key { plan, sequence: 0 }, sequence, error, out);
+            }
+        }
         for at in groups {
             let key = self.groups[at].key;
             let round = self.rounds.entry(key.plan).or_default();

@@ -178,8 +178,8 @@ impl Endpoint {
 
     /// Stops this rank's transport and everything that uses it, here and on
     /// all peers. Any thread, any time; never waits. The first reason wins. A
-    /// meeting that is under way fails with it at once; its peers see that
-    /// this rank is gone.
+    /// meeting that is under way fails with it at once; its peers hear of it,
+    /// or see that this rank is gone.
     pub fn abort(&self, reason: &str) {
         let error = Error::new(Status::Aborted, reason).by(self.inner.rank);
         match &*self.inner.lock() {
@@ -267,7 +267,7 @@ impl Endpoint {
             addresses,
             met.group,
             listener,
-            patience,
+            (patience, &Words),
         )
     }
 }

@@ -136,7 +136,7 @@ impl Certificate {
     /// pipeline loses while it fills and empties falls with their number:
     ///
     /// ```text
-    ///   time = a + b / buckets, and no less than the busiest link takes
+    ///   time = a + b / buckets, and no less than the bound or the busiest link
     /// ```
     pub fn in_more_buckets(self, bucket_count: u32, fewer_ns: u64) -> Certificate {
         let lost = fewer_ns.saturating_sub(self.predicted_ns);
@@ -144,7 +144,8 @@ impl Certificate {
         let busiest_ns = self.links_busiest.first().map_or(0, time_ns);
         let ns =
             self.predicted_ns - ((lost as f64 * spared.max(0.0)) as u64).min(self.predicted_ns);
-        self.predicting(ns.max(busiest_ns))
+        let least_ns = self.lower_bound_ns.max(busiest_ns);
+        self.predicting(ns.max(least_ns))
     }
 
     fn predicting(self, ns: u64) -> Certificate {

@@ -13,7 +13,8 @@ use crate::sim::{Certificate, Instance};
 /// Bounds and totals are of the plan itself, whatever its size. Where it has
 /// more ranks than are simulated, the prediction comes from the smaller copy of
 /// the layouts that `auto` tries things on, with the same decision; where it
-/// has more flows, from the same in fewer buckets. Then `is_exact` is false. Fails with `LIMIT_EXCEEDED` if the layouts do not
+/// has more flows, from the same in fewer buckets, unless they are in layer
+/// order. Then `is_exact` is false. Fails with `LIMIT_EXCEEDED` if the layouts do not
 /// shrink.
 pub fn certificate(plan: &Plan, topology: &Topology) -> Result<Certificate> {
     Ok(rehearse(plan, topology)?.0)
@@ -22,8 +23,8 @@ pub fn certificate(plan: &Plan, topology: &Topology) -> Result<Certificate> {
 /// What a certificate's prediction was made on.
 pub struct Rehearsal {
     pub instance: Instance,
-    /// Where the ranks of the instance sit; those of the smaller copy where the
-    /// certificate is not exact.
+    /// Where the ranks of the instance sit, which may be those of the smaller
+    /// copy.
     pub topology: Topology,
     /// Of the plan of these ranks.
     pub lower_bound_ns: u64,
@@ -73,7 +74,8 @@ fn simulated(
     let is_large = messages > u128::from(flow_count_max);
     let is_cut = is_large && wanted > BUCKET_COUNT_MIN && plan.decision().order == Order::Fraction;
     let fit = u128::from(wanted) * u128::from(flow_count_max) / (2 * messages.max(1));
-    let count = u32::try_from(fit).map_or(wanted, |fit| fit.max(BUCKET_COUNT_MIN));
+    // Even, since half of them are simulated as well.
+    let count = u32::try_from(fit).map_or(wanted, |fit| fit.max(BUCKET_COUNT_MIN)) & !1;
     let draft = |count| plan.draft_in_buckets(count);
     let fewer = is_cut.then(|| draft(count)).transpose()?;
     let simulated = fewer.as_ref().unwrap_or(plan);

@@ -677,15 +677,7 @@ fn inject_nccl(rank: u32, step: u32, kind: FaultKind) {
 
 /// Endpoints of ranks `0..count` that have met.
 pub fn meet(count: u32, bootstrap: impl Fn(u32) -> Box<dyn Bootstrap>) -> Result<Vec<Endpoint>> {
-    meet_within(20 * SECOND, count, bootstrap)
-}
-
-pub fn meet_within(
-    deadline_ns: u64,
-    count: u32,
-    bootstrap: impl Fn(u32) -> Box<dyn Bootstrap>,
-) -> Result<Vec<Endpoint>> {
-    meet_each(deadline_ns, count, bootstrap)
+    meet_each(20 * SECOND, count, bootstrap)
         .into_iter()
         .map(|(endpoint, met)| met.map(|()| endpoint))
         .collect()

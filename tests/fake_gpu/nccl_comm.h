@@ -108,8 +108,8 @@ public:
   int rank;
   int count;
 
-  /// What ncclCommGetAsyncError says. An error stays: whoever begins or ends
-  /// something goes from one of the two other states only.
+  /// What ncclCommGetAsyncError says. Groups leave an error as it is: they go
+  /// from one of the two other states only.
   std::atomic<int> state{SUCCESS};
   void go(int from, int to) { state.compare_exchange_strong(from, to); }
   /// A group that waits to be polled into its stream.

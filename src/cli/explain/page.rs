@@ -164,7 +164,7 @@ fn simulated(out: &mut String, c: &Certificate, rehearsal: &Rehearsal) {
     let few = match c.is_exact {
         true => String::new(),
         false => format!(
-            " Of a smaller plan of {} ranks in {} buckets, with the same proportions.",
+            " Of {} ranks in {} buckets, with the same proportions.",
             grouped(c.ranks_simulated),
             c.buckets_simulated
         ),

@@ -17,6 +17,7 @@
 
 use super::link::{Address, Link, Listener, Stream};
 use super::sys;
+use super::vigil::{self, LastWords};
 use crate::error::{Error, Result, Status};
 use crate::rank::Rank;
 use crate::transport::mac::{MAC_BYTES, are_equal, mac};
@@ -77,7 +78,7 @@ impl Tree {
         address: impl Fn(usize) -> Address,
         group: u128,
         listener: &Listener,
-        patience: Patience<'_>,
+        (patience, words): (Patience<'_>, &dyn LastWords),
     ) -> Result<Tree> {
         let key = group.to_le_bytes();
         let parent = match parent_of(index) {
@@ -92,20 +93,21 @@ impl Tree {
             children: Vec::new(),
             strangers: Vec::new(),
         };
-        while !meeting.is_complete() {
-            let nap = patience.nap()?;
-            if nap.is_zero() {
-                return Err(meeting.timeout());
-            }
-            meeting.step(listener, nap)?;
-        }
-        meeting.children.sort_by_key(|l| l.rank);
-        Ok(Tree {
+        let met = meeting.complete(listener, patience);
+        let mut tree = Tree {
             rank: ranks[index],
             root: ranks[0],
             parent: meeting.parent.map(|p| Link::new(p.rank, p.stream)),
             children: meeting.children,
-        })
+        };
+        if let Err(e) = met {
+            // Those who have met us already wait for everybody else.
+            let neighbours = tree.parent.iter_mut().chain(&mut tree.children);
+            vigil::tell(tree.rank, neighbours, words, &e);
+            return Err(e);
+        }
+        tree.children.sort_by_key(|l| l.rank);
+        Ok(tree)
     }
 }
 
@@ -265,6 +267,17 @@ impl Meeting<'_> {
     fn is_complete(&self) -> bool {
         self.children.len() == self.expected.len()
             && self.parent.as_ref().is_none_or(|p| p.is_welcome)
+    }
+
+    fn complete(&mut self, listener: &Listener, patience: Patience<'_>) -> Result<()> {
+        while !self.is_complete() {
+            let nap = patience.nap()?;
+            if nap.is_zero() {
+                return Err(self.timeout());
+            }
+            self.step(listener, nap)?;
+        }
+        Ok(())
     }
 
     fn timeout(&self) -> Error {

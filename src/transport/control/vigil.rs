@@ -49,47 +49,83 @@ impl Tree {
         words: &dyn LastWords,
         work: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
-        let waker = Waker::new()?;
-        let is_done = AtomicBool::new(false);
         let rank = self.rank;
         let mut links: Vec<&mut Link> = self.parent.iter_mut().chain(&mut self.children).collect();
-        let result = std::thread::scope(|scope| {
-            let vigil = Vigil {
-                links: &mut links,
-                alarm,
-                words,
-                waker: &waker,
-                is_done: &is_done,
-            };
-            std::thread::Builder::new()
-                .name(format!("wsync-meet-{rank}"))
-                .spawn_scoped(scope, || vigil.keep())
-                .map_err(|e| Error::os("cannot start a thread that watches a meeting", &e))?;
-            let result = work();
-            is_done.store(true, Ordering::Release);
-            waker.wake();
-            result
-        });
+        let result = watched(rank, &mut links, alarm, words, work);
         if let Err(e) = &result {
-            let frame = words.say(&of(rank, e));
-            for link in links {
-                // Who is gone needs no word.
-                let _ = link.send(&frame);
-            }
+            tell(rank, links, words, e);
         }
         result
     }
 }
 
-/// A failure as others hear of it: with the rank that it is of.
+fn watched<T>(
+    rank: Rank,
+    links: &mut [&mut Link],
+    alarm: Alarm<'_>,
+    words: &dyn LastWords,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let waker = Waker::new()?;
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Whatever becomes of the work, the vigil ends.
+        let _end = End {
+            is_done: &is_done,
+            waker: &waker,
+        };
+        let vigil = Vigil {
+            links,
+            alarm,
+            words,
+            waker: &waker,
+            is_done: &is_done,
+        };
+        std::thread::Builder::new()
+            .name(format!("wsync-meet-{rank}"))
+            .spawn_scoped(scope, || vigil.keep())
+            .map_err(|e| Error::os("cannot start a thread that watches a meeting", &e))?;
+        work()
+    })
+}
+
+struct End<'v> {
+    is_done: &'v AtomicBool,
+    waker: &'v Waker,
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.is_done.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+/// Says to neighbours why `rank` does not meet them.
+pub(super) fn tell<'l>(
+    rank: Rank,
+    links: impl IntoIterator<Item = &'l mut Link>,
+    words: &dyn LastWords,
+    e: &Error,
+) {
+    let frame = words.say(&of(rank, e));
+    for link in links {
+        // Who is gone needs no word.
+        let _ = link.send(&frame);
+    }
+}
+
+/// A failure as others hear of it: with the rank that is to blame, unless that
+/// is some rank that this one has waited for.
 fn of(rank: Rank, e: &Error) -> Error {
-    match e.rank {
-        Some(_) => e.clone(),
-        None => Error::new(
-            e.status,
-            format!("rank {rank} could not meet the others: {}", e.message),
-        )
-        .by(rank),
+    if e.rank.is_some() {
+        return e.clone();
+    }
+    let text = format!("rank {rank} could not meet the others: {}", e.message);
+    let told = Error::new(e.status, text);
+    match e.status {
+        Status::MeetTimeout | Status::PeerLost => told,
+        _ => told.by(rank),
     }
 }
 
@@ -152,4 +188,72 @@ fn why_gone(link: &mut Link, words: &dyn LastWords) -> Option<Error> {
     }
     let gone = format!("rank {} has gone while the ranks were meeting", link.rank);
     Some(Error::new(Status::PeerLost, gone).by(link.rank))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::link::Stream;
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    /// A failure is a frame of its text behind a mark.
+    struct Marked;
+
+    impl LastWords for Marked {
+        fn say(&self, reason: &Error) -> Vec<u8> {
+            [b"!", reason.message.as_bytes()].concat()
+        }
+
+        fn read(&self, frame: &[u8]) -> Option<Error> {
+            let text = frame.strip_prefix(b"!")?;
+            Some(Error::internal(String::from_utf8_lossy(text)))
+        }
+    }
+
+    /// A link whose other end has sent these frames and is closed.
+    fn after(frames: &[&[u8]]) -> Link {
+        let (near, far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let mut other = Link::new(Rank(0), Stream::Unix(far));
+        for frame in frames {
+            other.send(frame).unwrap();
+        }
+        Link::new(Rank(5), Stream::Unix(near))
+    }
+
+    #[test]
+    fn last_words_are_found_behind_other_frames() {
+        let reason = why_gone(&mut after(&[b"work", b"!broken", b"more"]), &Marked);
+        assert_eq!(reason.unwrap().message, "broken");
+    }
+
+    #[test]
+    fn who_goes_without_a_word_is_named() {
+        let reason = why_gone(&mut after(&[b"work"]), &Marked).unwrap();
+        assert_eq!(
+            (reason.status, reason.rank),
+            (Status::PeerLost, Some(Rank(5)))
+        );
+    }
+
+    #[test]
+    fn who_leaves_in_good_order_keeps_nobody_and_its_frames_stay() {
+        let mut link = after(&[b"work", GOODBYE]);
+        assert_eq!(why_gone(&mut link, &Marked), None);
+        let (first, _) = next_frame(&link.inbox[..link.filled]).unwrap().unwrap();
+        assert_eq!(&link.inbox[first], b"work");
+    }
+
+    #[test]
+    fn only_failures_of_its_own_are_blamed_on_a_rank() {
+        let told = |e: Error| of(Rank(3), &e);
+        let own = told(Error::internal("broken"));
+        assert_eq!(own.rank, Some(Rank(3)));
+        assert!(own.message.contains("rank 3 could not meet"), "{own}");
+        let waited = told(Error::new(Status::MeetTimeout, "not in time"));
+        assert_eq!(waited.rank, None);
+        assert!(waited.message.contains("rank 3 could not meet"), "{waited}");
+        let named = Error::new(Status::PeerLost, "gone").by(Rank(7));
+        assert_eq!(told(named.clone()), named);
+    }
 }

@@ -16,9 +16,11 @@ use crate::device::cuda::gpu::current_device;
 use crate::device::fence::AbortCell;
 use crate::error::{Error, Result, Status};
 use crate::rank::Rank;
+use crate::transport::patience::LOOK;
 use crate::transport::{Bootstrap, Kind, Transport};
 use std::path::PathBuf;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// Whose communicator a transport works with.
@@ -320,15 +322,24 @@ impl NcclBootstrap {
             .name("wsync-split".into())
             .spawn(body)
             .map_err(|e| Error::os("starting a thread to split a communicator", &e))?;
-        let left = deadline.saturating_duration_since(Instant::now());
         // A little longer, so that the thread's own reason comes first.
-        match receiver.recv_timeout(left.saturating_add(Duration::from_millis(100))) {
-            Ok(result) => result,
-            Err(_) => Err(Error::new(
-                Status::MeetTimeout,
-                "the borrowed communicator could not be split in time: some rank of it is not in \
-                 ncclCommSplit, or it has work that does not end",
-            )),
+        let until = deadline + Duration::from_millis(100);
+        loop {
+            if let Some(reason) = self.abort.reason() {
+                return Err(reason);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            match receiver.recv_timeout(left.min(LOOK)) {
+                Ok(result) => return result,
+                Err(RecvTimeoutError::Timeout) if !left.is_zero() => {}
+                Err(_) => {
+                    return Err(Error::new(
+                        Status::MeetTimeout,
+                        "the borrowed communicator could not be split in time: some rank of it is \
+                         not in ncclCommSplit, or it has work that does not end",
+                    ));
+                }
+            }
         }
     }
 }
