@@ -80,7 +80,7 @@ impl Certificate {
         plan: &Plan,
         topology: &Topology,
     ) -> Result<(Certificate, Instance, Simulated)> {
-        Certificate::with_report(plan, topology, &plan.report()?, Instance::run_fast)
+        Certificate::with_report(plan, topology, &plan.report()?, &Instance::run_fast)
     }
 
     /// The same of a plan whose totals are known. `run` simulates; it is given a
@@ -89,7 +89,7 @@ impl Certificate {
         plan: &Plan,
         topology: &Topology,
         report: &PlanReport,
-        run: impl FnOnce(&Instance, u64) -> Simulated,
+        run: &dyn Fn(&Instance, u64) -> Simulated,
     ) -> Result<(Certificate, Instance, Simulated)> {
         let bounds = plan.bounds(topology)?;
         let instance = Instance::of_plan(plan, topology)?;

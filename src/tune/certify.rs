@@ -83,7 +83,7 @@ fn simulated(
         true => instance.compressed().run_roughly(lower_ns, STEP_QUANTA),
         false => instance.run_fast(lower_ns),
     };
-    let certified = Certificate::with_report(simulated, topology, report, run)?;
+    let certified = Certificate::with_report(simulated, topology, report, &run)?;
     let (mut certificate, instance, _) = certified;
     if is_cut {
         let half = Instance::of_plan(&draft(count / 2)?, topology)?;
