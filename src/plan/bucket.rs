@@ -149,7 +149,7 @@ impl Plan {
             })
         };
         let mut loads = crew::for_each(ranks, load)?;
-        loads.sort_by_key(|l| (std::cmp::Reverse(l.memory_bytes), l.rank));
+        loads.sort_unstable_by_key(|l| (std::cmp::Reverse(l.memory_bytes), l.rank));
         Ok(loads)
     }
 

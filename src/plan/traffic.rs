@@ -178,16 +178,16 @@ impl Count {
 
     fn finish(mut self, plan: &Plan, topology: &Topology) -> Traffic {
         let mut t = self.traffic;
-        t.ranks.sort_by_key(|r| r.rank);
+        t.ranks.sort_unstable_by_key(|r| r.rank);
         t.matrix = Matrix::of(&self.pairs, topology);
         t.pair_count = self.pairs.len() as u64;
         self.pairs
-            .sort_by_key(|p| (std::cmp::Reverse(p.bytes), p.from, p.to));
+            .sort_unstable_by_key(|p| (std::cmp::Reverse(p.bytes), p.from, p.to));
         self.pairs.truncate(LARGEST_COUNT);
         t.pairs = self.pairs;
         let name = |i: u32| plan.tensors()[i as usize].name.clone();
         let mut tensors: Vec<(u32, u64)> = self.tensors.into_iter().collect();
-        tensors.sort_by_key(|&(i, bytes)| (std::cmp::Reverse(bytes), i));
+        tensors.sort_unstable_by_key(|&(i, bytes)| (std::cmp::Reverse(bytes), i));
         tensors.truncate(LARGEST_COUNT);
         t.tensors = tensors
             .into_iter()

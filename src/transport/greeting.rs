@@ -231,7 +231,7 @@ pub fn gather<G: AsRef<[u8]>>(kind: Kind, ranks: &[Rank], blobs: &[G]) -> Result
         check_one(&greeting, kind, ranks)?;
         greetings.push(greeting);
     }
-    greetings.sort_by_key(|g| g.rank);
+    greetings.sort_unstable_by_key(|g| g.rank);
     check_duplicates(&greetings)?;
     check_missing(&greetings, ranks)?;
     let group = group_of(&greetings)?;

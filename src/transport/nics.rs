@@ -77,7 +77,7 @@ fn nics(sys: &Path, class: &str, fits: fn(&Path) -> bool) -> Vec<Nic> {
             })
         })
         .collect();
-    nics.sort_by(|a, b| a.name.cmp(&b.name));
+    nics.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     nics
 }
 

@@ -116,7 +116,7 @@ impl Topology {
     /// two domains.
     pub fn discover(places: &[RankPlace], like: &TopologySpec) -> Result<Topology> {
         let mut sorted: Vec<&RankPlace> = places.iter().collect();
-        sorted.sort_by_key(|p| p.rank);
+        sorted.sort_unstable_by_key(|p| p.rank);
         if sorted.is_empty() {
             return Err(Error::invalid("topology: no rank has said where it is"));
         }
@@ -227,7 +227,7 @@ struct Rails<'a> {
 impl<'a> Rails<'a> {
     fn of(hosts: &[Host<'a>]) -> Rails<'a> {
         let mut names: Vec<&str> = hosts.iter().flat_map(|h| h.nics.iter().copied()).collect();
-        names.sort_by(|a, b| by_number(a, b));
+        names.sort_unstable_by(|a, b| by_number(a, b));
         names.dedup();
         let agree = hosts.iter().any(|h| h.nics.len() == names.len());
         if names.is_empty() || !agree {
@@ -274,7 +274,7 @@ fn hosts_of<'a>(places: &[&'a RankPlace]) -> Result<Vec<Host<'a>>> {
         host.add_device(p);
     }
     for host in &mut hosts {
-        host.nics.sort_by(|a, b| by_number(a, b));
+        host.nics.sort_unstable_by(|a, b| by_number(a, b));
         host.nics.dedup();
     }
     Ok(hosts)

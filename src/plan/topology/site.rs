@@ -507,6 +507,6 @@ fn runs_of(placement: &[PlacementRun]) -> Result<Vec<Run>> {
             }
         }
     }
-    runs.sort_by_key(|r| r.first);
+    runs.sort_unstable_by_key(|r| r.first);
     Ok(runs)
 }

@@ -106,7 +106,7 @@ impl Tree {
             vigil::tell(tree.rank, neighbours, words, &e);
             return Err(e);
         }
-        tree.children.sort_by_key(|l| l.rank);
+        tree.children.sort_unstable_by_key(|l| l.rank);
         Ok(tree)
     }
 }
