@@ -187,7 +187,7 @@ impl Matching {
     }
 
     fn of(mut shares: Vec<UnitShare>, units: u64, holders: usize, needers: usize) -> Matching {
-        shares.sort_by_key(|s| (s.needer, s.from));
+        shares.sort_unstable_by_key(|s| (s.needer, s.from));
         let mut by_holder: Vec<u32> = (0..shares.len() as u32).collect();
         by_holder.sort_by_key(|&i| shares[i as usize].holder);
         let needer = |i: usize| shares[i].needer;
