@@ -31,7 +31,7 @@ impl Account {
     /// Of a plan whose ranks sit as `topology` says.
     pub fn of(plan: &Plan, topology: &Topology) -> Result<Account> {
         let report = plan.report()?;
-        let (certificate, rehearsal) = match tune::rehearse_with(plan, topology, &report) {
+        let (certificate, rehearsal) = match tune::rehearse(plan, topology, &report) {
             Ok((certificate, rehearsal)) => (Some(certificate), Some(rehearsal)),
             Err(e) if e.status == Status::LimitExceeded => (None, None),
             Err(e) => return Err(e),

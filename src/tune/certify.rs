@@ -14,10 +14,10 @@ use crate::sim::{Certificate, Instance};
 /// more ranks than are simulated, the prediction comes from the smaller copy of
 /// the layouts that `auto` tries things on, with the same decision; where it
 /// has more flows, from the same in fewer buckets, unless they are in layer
-/// order. Then `is_exact` is false. Fails with `LIMIT_EXCEEDED` if the layouts do not
-/// shrink.
+/// order. Then `is_exact` is false. Fails with `LIMIT_EXCEEDED` if the layouts
+/// do not shrink.
 pub fn certificate(plan: &Plan, topology: &Topology) -> Result<Certificate> {
-    Ok(rehearse(plan, topology)?.0)
+    Ok(rehearse(plan, topology, &plan.report()?)?.0)
 }
 
 /// What a certificate's prediction was made on.
@@ -38,13 +38,9 @@ const BUCKET_COUNT_MIN: u32 = 16;
 /// How often rates change in a step of fewer buckets.
 const STEP_QUANTA: u64 = 128;
 
-/// The certificate, as [`certificate`] makes it, and what was simulated for it.
-pub fn rehearse(plan: &Plan, topology: &Topology) -> Result<(Certificate, Rehearsal)> {
-    rehearse_with(plan, topology, &plan.report()?)
-}
-
-/// The same of a plan whose totals are known.
-pub fn rehearse_with(
+/// The certificate, as [`certificate`] makes it, and what was simulated for it;
+/// `report` has the totals of the plan.
+pub fn rehearse(
     plan: &Plan,
     topology: &Topology,
     report: &PlanReport,

@@ -24,7 +24,7 @@ mod certify;
 mod kinds;
 mod shrink;
 
-pub use certify::{Rehearsal, certificate, rehearse, rehearse_with};
+pub use certify::{Rehearsal, certificate, rehearse};
 
 use crate::error::{Error, Result};
 use crate::layout::Layout;

@@ -313,12 +313,10 @@ impl CudaQueue {
             state.gates.open_all();
             state.exits.open_all();
         }
+        // Without a GPU that works there is nothing to wait for.
+        let _ = self.drain();
         if let Ok(_current) = core.gpu.enter() {
             // SAFETY: our own stream, which nobody uses after this.
-            let _ = core.gpu.check("cudaStreamSynchronize", |r| unsafe {
-                (r.stream_synchronize)(core.stream)
-            });
-            // SAFETY: as above.
             let _ = core.gpu.check("cudaStreamDestroy", |r| unsafe {
                 (r.stream_destroy)(core.stream)
             });
