@@ -28,10 +28,10 @@ const PROBE_COUNT: usize = 16;
 /// alignment, is not asked: two are in flight, the rest is for rounding.
 const SAFE_BUCKET_COUNT: u128 = 8;
 const ALIGNMENT_BYTES: u64 = 1 << 20;
-/// Budgets that are tried for the sake of a good error, up and down.
-const BUDGET_ATTEMPT_COUNT: usize = 32;
 /// Counts are tried in steps of this fraction of them, at least.
 const COUNT_STEP_FRACTION: u32 = 32;
+/// Counts from one on to this multiple of it may be stepped over.
+const OVERSTEPPED: u128 = 4;
 /// Of ranks that were not asked, none needs more than those asked by more than
 /// this fraction of the budget.
 const UNASKED_FRACTION: u64 = 64;
@@ -70,13 +70,14 @@ impl Plan {
     }
 
     /// Takes the smallest bucket count from `fewest` on, or one little larger,
-    /// that keeps staging inside the budget.
+    /// that keeps staging inside the budget; a smaller one if none of those does.
     pub(super) fn choose_buckets(&mut self, fewest: u32) -> Result<()> {
         let (ranks, is_exact) = self.sample_ranks();
         self.decision.bucket_count = 1;
         let loads = self.loads(&ranks)?;
         match self.try_budget(&loads, is_exact, fewest)? {
             Tried::Fits(_) => Ok(()),
+            Tried::Exceeds(_) if fewest > 1 => self.choose_buckets(1),
             Tried::Exceeds(peak) => self.refuse(&loads, is_exact, peak),
         }
     }
@@ -116,7 +117,10 @@ impl Plan {
         loop {
             let peak = match self.count_that_suits(&probes, count, room)? {
                 Tried::Fits(peak) => peak,
-                exceeds => return Ok(exceeds),
+                Tried::Exceeds(least) => match self.any_that_suits(&probes, count, room)? {
+                    Some(peak) => peak,
+                    None => return Ok(Tried::Exceeds(least)),
+                },
             };
             count = u128::from(peak.bucket_count);
             let safe = count * u128::from(room.saturating_sub(ALIGNMENT_BYTES));
@@ -177,6 +181,28 @@ impl Plan {
         }
     }
 
+    /// A bucket count, few or many, that keeps `ranks` inside `room` where none
+    /// was found from `count` on. Runs that travel without staging become short
+    /// ones that do not, so less may be needed with fewer buckets.
+    fn any_that_suits(&mut self, ranks: &[Rank], count: u128, room: u64) -> Result<Option<Peak>> {
+        let most = (OVERSTEPPED * count).min(u128::from(BUCKET_COUNT_MAX)) as u32;
+        let step = |count: &u32| Some(count - count.div_ceil(2 * COUNT_STEP_FRACTION));
+        // Most often the rank that exceeded the last time does it again.
+        let mut asked_first = 0;
+        for count in std::iter::successors(Some(most), step).take_while(|&count| count > 0) {
+            self.decision.bucket_count = count;
+            if self.peak(&ranks[asked_first..=asked_first])?.bytes > room {
+                continue;
+            }
+            let peak = self.peak(ranks)?;
+            if peak.bytes <= room {
+                return Ok(Some(peak));
+            }
+            asked_first = ranks.iter().position(|&r| r == peak.rank).unwrap_or(0);
+        }
+        Ok(None)
+    }
+
     /// A count between one that was too small and one that suits, little larger
     /// than the smallest that suits.
     fn narrowed(
@@ -215,21 +241,26 @@ impl Plan {
     /// Says what was given, what is needed, and with which budget it works.
     fn refuse(&mut self, loads: &[Load], is_exact: bool, peak: Peak) -> Result<()> {
         let given = self.decision.staging_bytes_max;
+        let mut too_little = room(given, is_exact);
         // With one bucket everybody fits.
         let mut enough = loads.first().map_or(peak.bytes, |l| l.memory_bytes);
-        let mut wanted = peak.bytes.min(enough);
-        let mut is_known = false;
-        for _ in 0..BUDGET_ATTEMPT_COUNT {
+        let mut guess = Some(peak.bytes);
+        while too_little + 1 < enough {
+            // What a rank needs is not always what everybody can keep to: after
+            // a guess that was none, the middle halves what is left.
+            let is_new = |bytes: &u64| (too_little + 1..enough).contains(bytes);
+            let guessed = guess.filter(is_new);
+            let wanted = guessed.unwrap_or(too_little.midpoint(enough));
             self.decision.staging_bytes_max = budget_with(wanted, is_exact);
             match self.try_budget(loads, is_exact, 1)? {
                 Tried::Fits(least) => {
-                    (enough, is_known) = (wanted, true);
-                    wanted = least.bytes.min(wanted - 1);
+                    enough = wanted;
+                    guess = Some(least.bytes.min(wanted - 1));
                 }
-                // What a rank needs is not always what everybody can keep to.
-                Tried::Exceeds(more) if !is_known => wanted = more.bytes.max(wanted + 1),
-                Tried::Exceeds(_) if wanted + 1 < enough => wanted = enough - 1,
-                Tried::Exceeds(_) => break,
+                Tried::Exceeds(more) => {
+                    too_little = wanted;
+                    guess = Some(more.bytes).filter(|_| guessed.is_none());
+                }
             }
         }
         self.decision.staging_bytes_max = given;
