@@ -6,6 +6,8 @@
 //!   GPU 0   rank 0 (source), rank 2 (destination)
 //!   GPU 1   rank 1 (source), rank 3 (destination)
 //! ```
+//!
+//! And with two ranks to a GPU, each GPU in a host of its own.
 
 mod exec_support;
 
@@ -111,6 +113,63 @@ fn memory_that_cannot_be_exported_is_exchanged_all_the_same() {
     });
 }
 
+// --- hosts -------------------------------------------------------------------
+
+/// Two ranks on the GPU of every host: the even ones are NCCL's.
+fn on_hosts(shape: Shape, slot_bytes: u32) -> World {
+    let mut world = World::new(Carrier::Nccl, shape, 3);
+    world.bootstraps = Some(Box::new(move |rank| {
+        let options = NcclOptions {
+            device: Some(rank / 2),
+            host: Some([rank as u8 / 2; 16]),
+            slot_bytes,
+            ..fake::options(rank, CommSource::Own { id: None })
+        };
+        Box::new(NcclBootstrap::new(rank == 0, options).unwrap())
+    }));
+    world
+}
+
+/// Sources 0 and 1 on one host, destinations on others: every second message
+/// is from or to a rank that NCCL does not know, or both.
+#[test]
+fn endpoints_carry_what_their_guests_exchange_with_other_hosts() {
+    let _alone = begin();
+    for slot_bytes in [16, 80, 4096, 0] {
+        for shape in [
+            Shape::Half,
+            Shape::Apart,
+            Shape::Colocated,
+            Shape::Forwarded,
+            Shape::Wide,
+        ] {
+            on_hosts(shape, slot_bytes).run(|rig| {
+                for version in 1..=3 {
+                    let o = RequestOptions {
+                        flags: FLAG_VERIFY,
+                        ..options(version)
+                    };
+                    assert_eq!(rig.sync(&o), Ok(State::Done), "{slot_bytes} {shape:?}");
+                    if let Some(d) = rig.destination() {
+                        assert_eq!(d.now(), d.expected(version), "{slot_bytes} {shape:?}");
+                    }
+                }
+            });
+        }
+    }
+    assert!(eventually(|| fake::comms() == 0));
+}
+
+#[test]
+fn slots_of_other_sizes_are_refused() {
+    let _alone = begin();
+    let worlds = [16, 32].map(|bytes| on_hosts(Shape::Half, bytes));
+    let other = |rank: u32| worlds[usize::from(rank == 3)].bootstrap(rank);
+    let e = meet(4, other).unwrap_err();
+    assert_eq!(e.rank, Some(Rank(3)), "{e}");
+    assert!(e.message.contains("slots of 16 bytes, rank 3 of 32"), "{e}");
+}
+
 // --- processes ---------------------------------------------------------------
 
 /// One rank in its own process: a version, then another in which what the
@@ -125,7 +184,11 @@ fn as_process() {
     let wrong = std::env::var("COLOCATED_WRONG").unwrap();
     let address = std::env::var("COLOCATED_ADDRESS").unwrap();
     let _alone = begin();
-    let world = world(Shape::Half, IpcScope::Needed);
+    let world = match std::env::var("COLOCATED_ON").as_deref() {
+        Ok("hosts") => on_hosts(Shape::Half, 80),
+        _ => world(Shape::Half, IpcScope::Needed),
+    };
+    let culprit: u32 = std::env::var("COLOCATED_CULPRIT").unwrap().parse().unwrap();
     let ranks = RankSet::count(4).unwrap();
     let endpoint = Endpoint::new(Rank(rank), ranks, world.bootstrap(rank)).unwrap();
     endpoint.rendezvous(&address, TOKEN, 60 * SECOND).unwrap();
@@ -143,13 +206,13 @@ fn as_process() {
     rig.request.prepare(&options(2)).unwrap();
     rig.request.wait_ready(20 * SECOND).unwrap();
     // The others wait for bytes of this rank, in streams.
-    match (rank, &*wrong) {
-        (2, "die") => std::process::abort(),
-        (2, _) => {
+    match &*wrong {
+        _ if rank != culprit => {}
+        "die" => std::process::abort(),
+        _ => {
             std::thread::sleep(Duration::from_millis(100));
             rig.endpoint.abort("the user is impatient");
         }
-        _ => {}
     }
     let started = rig.request.start();
     let ended = started.and_then(|()| rig.request.wait(20 * SECOND).map(drop));
@@ -163,13 +226,23 @@ fn as_process() {
     println!("rank {rank}: closed");
 }
 
-fn spawn_all(wrong: &str) -> Vec<Child> {
+/// What the four processes do: where they are, and what one of them does wrong.
+#[derive(Clone, Copy)]
+struct Play {
+    on: &'static str,
+    wrong: &'static str,
+    culprit: u32,
+}
+
+fn spawn_all(play: Play) -> Vec<Child> {
     let address = free_address();
     let spawn = |rank: u32| {
         Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "as_process", "--ignored", "--nocapture"])
             .env("COLOCATED_RANK", rank.to_string())
-            .env("COLOCATED_WRONG", wrong)
+            .env("COLOCATED_ON", play.on)
+            .env("COLOCATED_WRONG", play.wrong)
+            .env("COLOCATED_CULPRIT", play.culprit.to_string())
             .env("COLOCATED_ADDRESS", &address)
             .stdout(Stdio::piped())
             .spawn()
@@ -178,10 +251,10 @@ fn spawn_all(wrong: &str) -> Vec<Child> {
     (0..4).map(spawn).collect()
 }
 
-fn run_all(wrong: &str, check: impl Fn(u32, bool, &str)) {
+fn run_all(play: Play, check: impl Fn(u32, bool, &str)) {
     // The stand-ins are built before four processes want to.
     drop(begin());
-    let processes = spawn_all(wrong);
+    let processes = spawn_all(play);
     for (rank, process) in (0..).zip(processes) {
         let output = process.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
@@ -190,30 +263,76 @@ fn run_all(wrong: &str, check: impl Fn(u32, bool, &str)) {
     }
 }
 
-#[test]
-fn processes_that_share_gpus_exchange_every_byte() {
-    run_all("nothing", |rank, is_fine, said| {
+fn run_without_fault(on: &'static str) {
+    let play = Play {
+        on,
+        wrong: "nothing",
+        culprit: 0,
+    };
+    run_all(play, |rank, is_fine, said| {
         assert!(is_fine, "{rank}: {said}");
     });
 }
 
-#[test]
-fn an_abort_ends_the_streams_of_all_processes() {
-    run_all("abort", |rank, is_fine, said| {
+fn run_with_abort(on: &'static str, culprit: u32) {
+    let play = Play {
+        on,
+        wrong: "abort",
+        culprit,
+    };
+    run_all(play, |rank, is_fine, said| {
         assert!(is_fine && said.contains("Aborted"), "{rank}: {said}");
         assert!(said.contains("closed"), "{rank}: {said}");
     });
 }
 
+fn run_with_death(on: &'static str, culprit: u32) {
+    let play = Play {
+        on,
+        wrong: "die",
+        culprit,
+    };
+    run_all(play, |rank, is_fine, said| {
+        if rank == culprit {
+            return assert!(!is_fine, "{said}");
+        }
+        assert!(is_fine && said.contains("PeerLost"), "{rank}: {said}");
+        assert!(said.contains("closed"), "{rank}: {said}");
+    });
+}
+
+#[test]
+fn processes_that_share_gpus_exchange_every_byte() {
+    run_without_fault("gpus");
+}
+
+#[test]
+fn processes_on_two_hosts_exchange_every_byte() {
+    run_without_fault("hosts");
+}
+
+#[test]
+fn an_abort_ends_the_streams_of_all_processes() {
+    run_with_abort("gpus", 2);
+}
+
+/// A source that is a guest, and an endpoint that carries for a destination.
+#[test]
+fn an_abort_ends_the_streams_of_guests_and_endpoints() {
+    run_with_abort("hosts", 1);
+    run_with_abort("hosts", 2);
+}
+
 #[test]
 fn a_process_that_dies_keeps_nobody_waiting() {
-    run_all("die", |rank, is_fine, said| match rank {
-        2 => assert!(!is_fine, "{said}"),
-        _ => {
-            assert!(is_fine && said.contains("PeerLost"), "{rank}: {said}");
-            assert!(said.contains("closed"), "{rank}: {said}");
-        }
-    });
+    run_with_death("gpus", 2);
+}
+
+#[test]
+fn a_guest_or_an_endpoint_that_dies_keeps_nobody_waiting() {
+    for culprit in 0..4 {
+        run_with_death("hosts", culprit);
+    }
 }
 
 #[test]

@@ -225,6 +225,8 @@ pub(super) unsafe fn bootstrap(
         },
         is_rebuildable: given.is_rebuildable != 0,
         ipc: ipc(given.ipc)?,
+        host: None,
+        slot_bytes: 0,
     };
     NcclBootstrap::new(is_lowest, options)
 }

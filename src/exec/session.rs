@@ -20,8 +20,9 @@ use crate::error::{Error, Result, Status};
 use crate::layout::array::Array;
 use crate::layout::view::Memory;
 use crate::limits::{NAME_BYTES_MAX, PLAN_COUNT_MAX};
-use crate::plan::program::{Direction, Program, Side};
+use crate::plan::program::{Direction, Program, Side, Step};
 use crate::rank::Rank;
+use crate::transport::{Company, Transport};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -114,6 +115,7 @@ impl BufferBinding<'_> {
 /// Which work a step asks for.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct StepShape {
+    /// Of its own, or perhaps of others.
     pub has_messages: bool,
     pub packs: bool,
     pub unpacks: bool,
@@ -263,7 +265,15 @@ impl Session {
             let never = now + Duration::from_secs(1 << 30);
             let deadline = instant_in(now, ns).unwrap_or(never);
             let binding = slot.lock_bindings().current.clone();
-            inner.shared.transport.connect(&binding, deadline)?;
+            let transport = &inner.shared.transport;
+            transport.serve(
+                &binding,
+                &Company {
+                    participants: &slot.plan.participants(),
+                    guests: &guests(&**transport, &*slot.plan)?,
+                },
+            )?;
+            transport.connect(&binding, deadline)?;
         }
         let mut state = inner.lock();
         let id = state.next_slot;
@@ -461,6 +471,7 @@ impl Slot {
         let staging = allocate(&*device, staging)?;
         let relay =
             allocate(&*device, program.relay_bytes).inspect_err(|_| release(&*device, staging))?;
+        let has_guests = !shared.transport.guests().is_empty();
         let abort = shared.transport.abort_cell();
         let memory = bound.iter().map(|b| b.range).collect();
         let binding = Binding::new(program.clone(), memory, staging, relay, abort.clone())
@@ -471,7 +482,11 @@ impl Slot {
             })?;
         Ok(Slot {
             card,
-            shapes: program.steps.iter().map(|s| shape(&program, s)).collect(),
+            shapes: program
+                .steps
+                .iter()
+                .map(|s| shape(&program, s, has_guests))
+                .collect(),
             takes_part: participants.binary_search(&shared.rank).is_ok(),
             writes: receives(&program) || !program.fills.is_empty(),
             forwards: program.forwards(),
@@ -512,6 +527,14 @@ impl Drop for Slot {
     }
 }
 
+/// The programs of the guests that take part in a plan.
+fn guests(transport: &dyn Transport, plan: &dyn PlanView) -> Result<Vec<(Rank, Program)>> {
+    let participants = plan.participants();
+    let takes_part = |rank: &&Rank| participants.binary_search(rank).is_ok();
+    let guests = transport.guests().iter().filter(takes_part);
+    guests.map(|g| Ok((*g, plan.program(*g)?))).collect()
+}
+
 fn allocate(device: &dyn Device, bytes: u64) -> Result<MemoryRange> {
     if bytes == 0 {
         return Ok(MemoryRange::EMPTY);
@@ -525,11 +548,11 @@ fn release(device: &dyn Device, range: MemoryRange) {
     }
 }
 
-fn shape(program: &Program, step: &crate::plan::program::Step) -> StepShape {
+fn shape(program: &Program, step: &Step, has_guests: bool) -> StepShape {
     let messages = program.messages_of(step);
     let packed = |d| messages.iter().any(|m| m.direction == d && !m.is_direct);
     StepShape {
-        has_messages: !messages.is_empty(),
+        has_messages: has_guests || !messages.is_empty(),
         packs: packed(Direction::Send),
         unpacks: packed(Direction::Receive),
         has_locals: !program.locals_of(step).is_empty(),

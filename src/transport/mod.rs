@@ -29,6 +29,7 @@ mod queue;
 use crate::device::Binding;
 use crate::device::fence::{AbortCell, Fence};
 use crate::error::Result;
+use crate::plan::program::Program;
 use crate::rank::Rank;
 use std::any::Any;
 use std::sync::Arc;
@@ -139,6 +140,15 @@ pub trait Bootstrap: Send + std::fmt::Debug {
     ) -> Result<Arc<dyn Transport>>;
 }
 
+/// The other ranks of a plan, as far as a transport has to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Company<'a> {
+    /// All ranks that load the plan, ascending.
+    pub participants: &'a [Rank],
+    /// The programs of those that are [`guests`](Transport::guests).
+    pub guests: &'a [(Rank, Program)],
+}
+
 /// The data plane of one rank. Thread safe; outlives sessions.
 pub trait Transport: Send + Sync + std::fmt::Debug {
     /// Short name, as the C API and the command line spell it.
@@ -154,6 +164,17 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
     /// the host are then staged through it.
     fn gpu(&self) -> Option<u32> {
         None
+    }
+
+    /// The ranks whose messages may pass this one on their way.
+    fn guests(&self) -> &[Rank] {
+        &[]
+    }
+
+    /// Gets ready to have messages of others pass, and to have others pass those
+    /// of `binding`. Called once per loaded plan, before [`connect`](Transport::connect).
+    fn serve(&self, _binding: &Binding, _company: &Company<'_>) -> Result<()> {
+        Ok(())
     }
 
     /// Gets ready to exchange the messages of `binding` with its peers. Called

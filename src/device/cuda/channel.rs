@@ -296,24 +296,15 @@ impl Half {
         runs: impl Iterator<Item = MemoryRange>,
         is_sender: bool,
     ) -> Result<()> {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let claim = self.claim(enqueue, is_sender)?;
         let (gpu, stream) = (enqueue.gpu(), enqueue.stream());
-        let word = |at: usize| self.words.address + at;
-        let slots = u64::from(self.options.slot_count);
-        let slot = self.staging.address + (*used % slots * self.options.slot_bytes) as usize;
-        *used += 1;
-        let (mine, theirs, until) = match is_sender {
-            true => (SENT, READ, (*used).saturating_sub(slots)),
-            false => (READ, SENT, *used),
-        };
-        gpu.wait_value(stream, word(theirs), until)?;
         let mut at = 0u64;
         for run in runs {
             let end = at.checked_add(run.bytes);
             if end.is_none_or(|end| end > self.options.slot_bytes) {
                 return Err(Error::internal("runs that leave a slot of a channel"));
             }
-            let there = slot + at as usize;
+            let there = claim.address + at as usize;
             let (from, to) = match is_sender {
                 true => (run.address, there),
                 false => (there, run.address),
@@ -321,7 +312,44 @@ impl Half {
             super::prepared::copy_bytes(gpu, stream, to, from, run.bytes)?;
             at = after_run(at, run.bytes);
         }
-        gpu.write_value(stream, word(mine), *used)
+        claim.give(enqueue)
+    }
+
+    /// Has the stream wait for the next slot, and says where it is.
+    fn claim(&self, enqueue: &Enqueue<'_>, is_sender: bool) -> Result<Claim> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let word = |at: usize| self.words.address + at;
+        let slots = u64::from(self.options.slot_count);
+        let address = self.staging.address + (*used % slots * self.options.slot_bytes) as usize;
+        *used += 1;
+        let (mine, theirs, until) = match is_sender {
+            true => (SENT, READ, (*used).saturating_sub(slots)),
+            false => (READ, SENT, *used),
+        };
+        let (gpu, stream) = (enqueue.gpu(), enqueue.stream());
+        gpu.wait_value(stream, word(theirs), until)?;
+        Ok(Claim {
+            address,
+            word: word(mine),
+            used: *used,
+        })
+    }
+}
+
+/// A slot that is this end's, from where the stream is until it is given.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Claim {
+    /// Of the slot's first byte.
+    pub(crate) address: usize,
+    word: usize,
+    used: u64,
+}
+
+impl Claim {
+    /// Has the stream give the slot to the other end: filled, or free again.
+    pub(crate) fn give(self, enqueue: &Enqueue<'_>) -> Result<()> {
+        let (gpu, stream) = (enqueue.gpu(), enqueue.stream());
+        gpu.write_value(stream, self.word, self.used)
     }
 }
 
@@ -388,6 +416,11 @@ impl ChannelSender {
     /// reached.
     pub fn send(&self, queue: &CudaQueue, memory: MemoryRange, after: &Fence) -> Result<Fence> {
         self.half.pass(queue, memory, after, true)
+    }
+
+    /// The next slot, to be filled by what the stream does next.
+    pub(crate) fn claim(&self, enqueue: &Enqueue<'_>) -> Result<Claim> {
+        self.half.claim(enqueue, true)
     }
 
     /// Has runs of bytes go through the next slot.
@@ -480,6 +513,11 @@ impl ChannelReceiver {
     /// same order.
     pub fn receive(&self, queue: &CudaQueue, memory: MemoryRange, after: &Fence) -> Result<Fence> {
         self.half.pass(queue, memory, after, false)
+    }
+
+    /// The next slot, filled, to be read by what the stream does next.
+    pub(crate) fn claim(&self, enqueue: &Enqueue<'_>) -> Result<Claim> {
+        self.half.claim(enqueue, false)
     }
 
     /// Has runs of bytes come out of the next slot.

@@ -93,6 +93,8 @@ pub(super) struct Address {
     pub uuid: u128,
     pub ipc: IpcScope,
     pub board: BoardAddress,
+    /// What a slot of a channel holds.
+    pub slot_bytes: u32,
     /// Several ranks may share a GPU here.
     pub shares_gpu: bool,
     /// In a borrowed communicator, or the failed one: the rank there, and how
@@ -105,10 +107,10 @@ pub(super) struct Address {
 }
 
 /// Changes whenever the fields do.
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 const BOARD_BYTES: usize = 4 + 4 + 16;
 const BYTES: usize =
-    1 + 1 + 4 + 16 + 16 + 16 + 1 + BOARD_BYTES + 1 + 8 + 16 + 1 + NCCL_UNIQUE_ID_BYTES;
+    1 + 1 + 4 + 16 + 16 + 16 + 1 + BOARD_BYTES + 4 + 1 + 8 + 16 + 1 + NCCL_UNIQUE_ID_BYTES;
 const _: () = assert!(BYTES <= crate::transport::greeting::ADDRESS_BYTES_MAX);
 
 impl Address {
@@ -123,6 +125,7 @@ impl Address {
         out.extend(self.board.process.to_le_bytes());
         out.extend(self.board.file.to_le_bytes());
         out.extend(self.board.key.to_le_bytes());
+        out.extend(self.slot_bytes.to_le_bytes());
         out.push(self.shares_gpu.into());
         out.extend(self.place.0.to_le_bytes());
         out.extend(self.place.1.to_le_bytes());
@@ -159,6 +162,7 @@ impl Address {
                 file: u32::from_le_bytes(reader.array()),
                 key: u128::from_le_bytes(reader.array()),
             },
+            slot_bytes: u32::from_le_bytes(reader.array()),
             shares_gpu: reader.array::<1>()[0] != 0,
             place: (
                 i32::from_le_bytes(reader.array()),
@@ -242,6 +246,14 @@ fn check_pair((first, a): &(Rank, Address), (rank, b): &(Rank, Address)) -> Resu
         ))
         .by(*rank));
     }
+    if a.slot_bytes != b.slot_bytes {
+        return Err(Error::invalid(format!(
+            "rank {first} has channels with slots of {} bytes, rank {rank} of {}; all ranks need \
+             the same",
+            a.slot_bytes, b.slot_bytes
+        ))
+        .by(*rank));
+    }
     if b.id.is_some() && a.id != b.id {
         return Err(Error::invalid(format!(
             "rank {rank} was given another unique id than rank {first}"
@@ -322,6 +334,7 @@ mod tests {
             uuid: 0,
             ipc: IpcScope::Off,
             board: BoardAddress::default(),
+            slot_bytes: 64,
             shares_gpu: false,
             place: (gpu.into(), 3),
             parent: 0,

@@ -6,9 +6,9 @@ use super::colocated::Colocated;
 use super::comm::{Comm, CommLimits};
 use super::identity::{gpu_id, host_id};
 use super::library::{MULTI_RANK_GPU, NCCL_UNIQUE_ID_BYTES, Nccl};
+use super::link::SLOT_BYTES_DEFAULT;
 use super::patience::Patience;
-use super::peers::Peers;
-use super::roles::{members, ways};
+use super::roles::{members, peers};
 use super::turn::turn_of;
 use super::{NcclTransport, OnAbort, Remains, warm_up};
 use crate::device::cuda::gpu::Gpu;
@@ -59,6 +59,12 @@ pub struct NcclOptions {
     pub is_rebuildable: bool,
     /// Which ranks of a host exchange bytes without NCCL.
     pub ipc: IpcScope,
+    /// Names this host; `None` takes the boot id. Ranks that give the same are
+    /// taken to be on one host.
+    pub host: Option<[u8; 16]>,
+    /// Bytes that go through GPU memory between two ranks at a time, the same on
+    /// all ranks; four times as many are allocated. 0 takes 4 MiB.
+    pub slot_bytes: u32,
 }
 
 impl Default for NcclOptions {
@@ -70,6 +76,8 @@ impl Default for NcclOptions {
             limits: CommLimits::default(),
             is_rebuildable: false,
             ipc: IpcScope::default(),
+            host: None,
+            slot_bytes: 0,
         }
     }
 }
@@ -121,13 +129,17 @@ impl NcclBootstrap {
         let address = Address {
             mode: mode_of(&options.source),
             version: nccl.version(),
-            host: host_id()?,
+            host: options.host.map_or_else(host_id, Ok)?,
             gpu: gpu_id(&gpu)?,
             uuid: gpu.uuid()?,
             ipc: options.ipc,
             board: board
                 .as_ref()
                 .map_or(BoardAddress::default(), Board::address),
+            slot_bytes: match options.slot_bytes {
+                0 => SLOT_BYTES_DEFAULT,
+                bytes => bytes,
+            },
             shares_gpu: nccl.can(&MULTI_RANK_GPU) && wants_shared_gpus(),
             place,
             parent,
@@ -201,7 +213,7 @@ impl Bootstrap for NcclBootstrap {
     fn meet(
         self: Box<Self>,
         rank: Rank,
-        peers: &[(Rank, Vec<u8>)],
+        addresses: &[(Rank, Vec<u8>)],
         group: u128,
         deadline: Instant,
     ) -> Result<Arc<dyn Transport>> {
@@ -209,7 +221,7 @@ impl Bootstrap for NcclBootstrap {
             let address = Address::decode(*rank, bytes)?;
             Ok((*rank, address))
         };
-        let all = peers.iter().map(decode).collect::<Result<Vec<_>>>()?;
+        let all = addresses.iter().map(decode).collect::<Result<Vec<_>>>()?;
         check(&all)?;
         let index = all.iter().position(|(r, _)| *r == rank);
         let index = index.ok_or_else(|| Error::internal("a rank that is none of its own"))?;
@@ -219,13 +231,12 @@ impl Bootstrap for NcclBootstrap {
             true => Some(self.make(rank, &members, &all, deadline)?),
             false => None,
         };
-        let ways = ways(&all, &members, &all[index]);
+        let peers = peers(&all, &members, &all[index]);
         let colocated = match self.board {
-            Some(board) => Colocated::new(&self.gpu, board, (index, &all), &ways, &self.abort)?,
+            Some(board) => Colocated::new(&self.gpu, board, (index, &all), &peers, &self.abort)?,
             None => None,
         };
-        let places = places(&members, &all);
-        let place = places.iter().find(|(r, _)| *r == rank);
+        let place = peers.place_of(rank)?;
         let count = match all[0].1.mode {
             Mode::Direct => all[0].1.place.1,
             Mode::Own | Mode::Split | Mode::Rebuilt => members.len() as i32,
@@ -240,8 +251,8 @@ impl Bootstrap for NcclBootstrap {
             gpu: self.gpu,
             comm,
             colocated,
-            place: place.map_or((-1, count), |(_, place)| (*place, count)),
-            peers: Peers::new(rank, ways, places),
+            place: (place.unwrap_or(-1), count),
+            peers,
             group,
             is_rebuildable: self.is_rebuildable,
             on_abort,
@@ -252,18 +263,6 @@ impl Bootstrap for NcclBootstrap {
         }
         Ok(transport)
     }
-}
-
-/// Where the NCCL ranks are in the communicator.
-fn places(members: &[Rank], all: &[(Rank, Address)]) -> Vec<(Rank, i32)> {
-    let place = |(i, rank): (i32, &Rank)| {
-        let (_, a) = all.iter().find(|(r, _)| r == rank)?;
-        Some(match a.mode {
-            Mode::Direct => (*rank, a.place.0),
-            Mode::Own | Mode::Split | Mode::Rebuilt => (*rank, i),
-        })
-    };
-    (0..).zip(members).filter_map(place).collect()
 }
 
 impl NcclBootstrap {

@@ -16,7 +16,8 @@
 //! NCCL takes one rank per GPU. Ranks that are not the NCCL rank of theirs have
 //! no communicator; bytes to and from them go through channels in GPU memory
 //! (`colocated`), on a stream of its own that ours waits for at the end of the
-//! step.
+//! step. To other hosts the NCCL ranks carry what they send and receive, in
+//! groups that follow the step's own (`errands`).
 //!
 //! # Who may be inside NCCL
 //!
@@ -38,8 +39,10 @@ mod board;
 mod bootstrap;
 mod colocated;
 mod comm;
+mod errands;
 mod identity;
 pub mod library;
+mod link;
 mod patience;
 mod peers;
 mod roles;
@@ -54,23 +57,25 @@ pub use library::Nccl;
 
 use super::queue::{check_step, get_mut, lock};
 use super::waits::Waits;
-use super::{Progress, Transport};
+use super::{Company, Progress, Transport};
 use crate::device::Binding;
+use crate::device::cuda::channel::Claim;
 use crate::device::cuda::gpu::Gpu;
-use crate::device::cuda::queue::{CudaQueue, Enqueue};
+use crate::device::cuda::queue::{CudaQueue, Ending, Enqueue};
 use crate::device::fence::{AbortCell, Fence};
 use crate::error::{Error, Result};
 use crate::plan::program::{BufferSlot, Direction, Message, Program};
 use crate::rank::Rank;
 use colocated::Colocated;
 use comm::{Comm, Stopped, Transfer};
+use errands::{Errands, Parcel, Part};
 use patience::Patience;
 use peers::Peers;
 use roles::Way;
 use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use turn::turn_of;
@@ -192,6 +197,9 @@ struct Shared {
     gpu: Arc<Gpu>,
     peers: Peers,
     colocated: Option<Colocated>,
+    /// Of the programs that are loaded.
+    errands: Mutex<Vec<(Weak<Program>, Arc<Errands>)>>,
+    none: Arc<Errands>,
     /// In the communicator: this rank, or -1, and how many there are.
     place: (i32, i32),
     /// Names this meeting of ranks.
@@ -219,6 +227,8 @@ struct Shared {
 /// The communicator, for whoever may be inside NCCL.
 struct Line {
     comm: Option<Comm>,
+    /// The slots of the turn that is being enqueued.
+    claims: Vec<Option<Claim>>,
 }
 
 impl Line {
@@ -231,6 +241,7 @@ impl Line {
 /// A step on the stream.
 struct Flight {
     program: Arc<Program>,
+    errands: Arc<Errands>,
     step: u32,
     /// Reached when the step's group may begin.
     begins: Fence,
@@ -240,13 +251,14 @@ struct Flight {
 }
 
 impl Flight {
-    /// The other ranks of the step, each once.
+    /// The other ranks of the step.
     fn peers(&self, me: Rank) -> impl Iterator<Item = Rank> + Clone + '_ {
         let step = &self.program.steps[self.step as usize];
         let messages = self.program.messages_of(step);
         // Messages come by peer.
         let runs = messages.chunk_by(|a, b| a.peer == b.peer);
-        runs.map(|run| run[0].peer).filter(move |peer| *peer != me)
+        let peers = runs.map(|run| run[0].peer).filter(move |peer| *peer != me);
+        peers.chain(self.errands.company(self.step).iter().copied())
     }
 }
 
@@ -254,6 +266,14 @@ impl Flight {
 struct Beside<B, A> {
     before: B,
     behind: A,
+}
+
+/// The parcels of a step, and where those of this rank are.
+#[derive(Clone, Copy)]
+struct Carry<'a> {
+    errands: &'a Errands,
+    step: u32,
+    binding: &'a Binding,
 }
 
 impl NcclTransport {
@@ -272,7 +292,12 @@ impl NcclTransport {
             is_rebuildable: parts.is_rebuildable,
             on_abort: parts.on_abort,
             abort: parts.abort,
-            line: Mutex::new(Line { comm: parts.comm }),
+            line: Mutex::new(Line {
+                comm: parts.comm,
+                claims: Vec::with_capacity(CAPACITY),
+            }),
+            errands: Mutex::default(),
+            none: Arc::default(),
             flights: Mutex::new(VecDeque::with_capacity(CAPACITY)),
             asked: AtomicUsize::new(0),
             is_closing: AtomicBool::new(false),
@@ -316,6 +341,7 @@ impl NcclTransport {
         &self,
         after: &Fence,
         transfers: impl Iterator<Item = Transfer>,
+        carry: Option<Carry<'_>>,
         beside: Beside<B, A>,
         deadline: Option<Instant>,
     ) -> Result<Fence>
@@ -325,7 +351,7 @@ impl NcclTransport {
     {
         let shared = &*self.shared;
         let mut line = lock(&shared.line);
-        let fence = shared.put(&mut line, after, transfers, beside, deadline);
+        let fence = shared.put(&mut line, after, transfers, carry, beside, deadline);
         if let Err(e) = &fence {
             // The ranks are no longer in step: nothing can follow.
             shared.abort.set(e.clone());
@@ -361,12 +387,49 @@ impl NcclTransport {
     }
 }
 
+impl Carry<'_> {
+    /// A parcel of an endpoint, whose bytes are in the slot of `claim` or its
+    /// own.
+    fn transfers(self, parcel: &Parcel, claim: Option<Claim>) -> impl Iterator<Item = Transfer> {
+        let (is_send, part) = (parcel.leaves, parcel.part);
+        let messages = &self.binding.program.messages;
+        self.errands.runs_of(parcel).iter().filter_map(move |run| {
+            let (address, peer) = match (part, claim) {
+                (Part::Own { place }, _) => {
+                    let message = self.binding.contiguous(&messages[run.message]);
+                    (message + run.done as usize, place)
+                }
+                (Part::Guest { place, .. }, Some(claim)) => {
+                    (claim.address + run.at as usize, place)
+                }
+                _ => return None,
+            };
+            Some(Transfer {
+                is_send,
+                address,
+                bytes: run.bytes,
+                peer,
+            })
+        })
+    }
+}
+
 impl Shared {
+    /// What is to be done for the parcels of a loaded program.
+    fn errands_of(&self, program: &Arc<Program>) -> Option<Arc<Errands>> {
+        let all = lock(&self.errands);
+        let mut of = all
+            .iter()
+            .filter(|(p, _)| p.as_ptr() == Arc::as_ptr(program));
+        of.next().map(|(_, errands)| errands.clone())
+    }
+
     fn put<B, A>(
         &self,
         line: &mut Line,
         after: &Fence,
         transfers: impl Iterator<Item = Transfer>,
+        carry: Option<Carry<'_>>,
         beside: Beside<B, A>,
         deadline: Option<Instant>,
     ) -> Result<Fence>
@@ -392,8 +455,46 @@ impl Shared {
         {
             comm.group(transfers, put.stream().0, connects, patience)?;
         }
+        if let Some(carry) = carry {
+            for turn in carry.errands.turns(carry.step) {
+                self.turn(line, &put, turn, carry, patience)?;
+            }
+        }
         (beside.behind)(&mut put)?;
-        put.end(None)
+        let ends = self.colocated.as_ref().map(Colocated::ends);
+        put.end(ends.map(|ends| (ends as Arc<dyn Ending>, 0)))
+    }
+
+    /// An endpoint's side of the parcels of a turn: one group, between what it
+    /// waits for in lanes and what it tells there.
+    fn turn(
+        &self,
+        line: &mut Line,
+        put: &Enqueue<'_>,
+        turn: &[Parcel],
+        carry: Carry<'_>,
+        patience: Patience<'_>,
+    ) -> Result<()> {
+        let Line { comm, claims } = line;
+        let Some(comm) = comm else {
+            return Ok(());
+        };
+        claims.clear();
+        for parcel in turn {
+            claims.push(match (parcel.part, &self.colocated) {
+                (Part::Guest { rank, .. }, Some(colocated)) => {
+                    Some(colocated.claim(put, rank, parcel.leaves)?)
+                }
+                _ => None,
+            });
+        }
+        let transfers = turn.iter().zip(claims.iter());
+        let transfers = transfers.flat_map(|(parcel, claim)| carry.transfers(parcel, *claim));
+        comm.group(transfers, put.stream().0, false, patience)?;
+        claims
+            .iter()
+            .flatten()
+            .try_for_each(|claim| claim.give(put))
     }
 
     /// Has the communicator's kernels end. Whoever calls is not inside NCCL.
@@ -471,6 +572,26 @@ impl Transport for NcclTransport {
         false
     }
 
+    fn guests(&self) -> &[Rank] {
+        self.shared.peers.guests()
+    }
+
+    fn serve(&self, binding: &Binding, company: &Company<'_>) -> Result<()> {
+        let shared = &*self.shared;
+        let Company {
+            guests,
+            participants,
+        } = company;
+        let errands = Errands::new(&shared.peers, &binding.program, guests, participants)?;
+        if let Some(colocated) = &shared.colocated {
+            colocated.connect_lanes(&errands)?;
+        }
+        let mut all = lock(&shared.errands);
+        all.retain(|(program, _)| program.strong_count() > 0);
+        all.push((Arc::downgrade(&binding.program), Arc::new(errands)));
+        Ok(())
+    }
+
     /// Looks whether all peers can be reached. NCCL has connected them already;
     /// channels to others are made now.
     fn connect(&self, binding: &Binding, _deadline: Instant) -> Result<()> {
@@ -501,9 +622,12 @@ impl Transport for NcclTransport {
         if messages.iter().any(|m| writes_in_place(program, m)) {
             binding.marks.write_begins(sequence);
         }
+        let errands = shared.errands_of(&binding.program);
+        let errands = errands.unwrap_or_else(|| shared.none.clone());
         // Before the group is begun, so that it cannot fail in the middle.
         if let Some(colocated) = &shared.colocated {
             colocated.open_all()?;
+            colocated.check_lanes(errands.parcels_of(step))?;
         }
         messages
             .iter()
@@ -517,13 +641,18 @@ impl Transport for NcclTransport {
                 let Some(colocated) = &shared.colocated else {
                     return Ok(());
                 };
-                match colocated.enqueue(binding, messages, after)? {
+                match colocated.enqueue(binding, messages, (&errands, step), after)? {
                     Some(fence) => put.wait_for(&fence),
                     None => Ok(()),
                 }
             },
         };
-        let fence = match self.exchange(after, transfers, beside, None) {
+        let carry = Carry {
+            errands: &errands,
+            step,
+            binding,
+        };
+        let fence = match self.exchange(after, transfers, Some(carry), beside, None) {
             Ok(fence) => fence,
             // As for any other transport: the fence is reached, nothing is
             // written, and the abort word says why.
@@ -536,6 +665,7 @@ impl Transport for NcclTransport {
         };
         lock(&shared.flights).push_back(Flight {
             program: program.clone(),
+            errands: errands.clone(),
             step,
             begins: after.clone(),
             fence: fence.clone(),

@@ -9,8 +9,12 @@
 //!             ▲ IPC                          ▲ IPC
 //!           rank 2  ◄─────────── IPC ───►  rank 3
 //! ```
+//!
+//! On another host a rank that is not NCCL's is reached through its endpoint
+//! (`errands`).
 
 use super::address::{Address, IpcScope, Mode};
+use super::peers::{Peer, Peers};
 use crate::rank::Rank;
 
 /// How one rank reaches another.
@@ -20,9 +24,9 @@ pub(super) enum Way {
     Nccl(i32),
     /// Through a channel in GPU memory.
     Channel,
-    /// Not at all: they are on two hosts, and this rank, one of the two, is not
-    /// the NCCL rank of its GPU.
-    None(Rank),
+    /// They are on two hosts, and one of them is not the NCCL rank of its GPU:
+    /// the endpoints of both carry the bytes.
+    Carried,
 }
 
 /// The ranks that are in the communicator, ascending.
@@ -38,7 +42,7 @@ pub(super) fn members(all: &[(Rank, Address)]) -> Vec<Rank> {
 }
 
 /// The lowest rank on the GPU of `a`.
-pub(super) fn endpoint_of(all: &[(Rank, Address)], a: &Address) -> Rank {
+fn endpoint_of(all: &[(Rank, Address)], a: &Address) -> Rank {
     let first = all.iter().find(|(_, b)| a.is_on_gpu_of(b));
     first.map_or(Rank(0), |(rank, _)| *rank)
 }
@@ -50,37 +54,47 @@ fn may_share(all: &[(Rank, Address)], a: &Address) -> bool {
     is_wanted && there.all(|(_, b)| b.shares_gpu)
 }
 
-/// How `from` reaches each of `all`; `members` are NCCL's.
-pub(super) fn ways(
-    all: &[(Rank, Address)],
-    members: &[Rank],
-    from: &(Rank, Address),
-) -> Vec<(Rank, Way)> {
-    all.iter()
-        .map(|to| (to.0, way(members, from, to)))
-        .collect()
+/// All ranks as `from` sees them; `members` are NCCL's.
+pub(super) fn peers(all: &[(Rank, Address)], members: &[Rank], from: &(Rank, Address)) -> Peers {
+    let host_of = |a: &Address| all.iter().position(|(_, b)| b.host == a.host);
+    let peer = |to: &(Rank, Address)| {
+        let place = place(members, to);
+        Peer {
+            rank: to.0,
+            way: way(members, from, to),
+            host: host_of(&to.1).unwrap_or_default() as u32,
+            door: match place {
+                Some(_) => to.0,
+                None => endpoint_of(all, &to.1),
+            },
+            place,
+        }
+    };
+    let slot_bytes = u64::from(from.1.slot_bytes);
+    Peers::new(from.0, all.iter().map(peer).collect(), slot_bytes)
+}
+
+/// Where a rank is in the communicator, if it is.
+fn place(members: &[Rank], (rank, address): &(Rank, Address)) -> Option<i32> {
+    let index = members.binary_search(rank).ok()?;
+    Some(match address.mode {
+        Mode::Direct => address.place.0,
+        Mode::Own | Mode::Split | Mode::Rebuilt => index as i32,
+    })
 }
 
 fn way(members: &[Rank], from: &(Rank, Address), to: &(Rank, Address)) -> Way {
-    let place = |rank: &(Rank, Address)| {
-        let index = members.binary_search(&rank.0).ok()?;
-        Some(match rank.1.mode {
-            Mode::Direct => rank.1.place.0,
-            Mode::Own | Mode::Split | Mode::Rebuilt => index as i32,
-        })
-    };
     let is_here = from.1.host == to.1.host && from.0 != to.0;
     let prefers = match from.1.ipc {
         IpcScope::Needed | IpcScope::Off => false,
         IpcScope::Device => from.1.is_on_gpu_of(&to.1),
         IpcScope::Domain => true,
     };
-    match (place(from), place(to)) {
+    match (place(members, from), place(members, to)) {
         _ if is_here && prefers => Way::Channel,
         (Some(_), Some(to)) => Way::Nccl(to),
         _ if is_here => Way::Channel,
-        (None, _) => Way::None(from.0),
-        (_, None) => Way::None(to.0),
+        (None, _) | (_, None) => Way::Carried,
     }
 }
 
@@ -99,6 +113,7 @@ mod tests {
             uuid: 0,
             ipc,
             board: BoardAddress::default(),
+            slot_bytes: 64,
             shares_gpu: false,
             place: (0, 0),
             parent: 0,
@@ -116,8 +131,9 @@ mod tests {
     }
 
     fn ways_of(all: &[(Rank, Address)], from: usize) -> Vec<Way> {
-        let ways = ways(all, &members(all), &all[from]);
-        ways.into_iter().map(|(_, way)| way).collect()
+        let peers = peers(all, &members(all), &all[from]);
+        let way = |(rank, _): &(Rank, Address)| peers.way_to(*rank).unwrap();
+        all.iter().map(way).collect()
     }
 
     #[test]
@@ -129,8 +145,8 @@ mod tests {
         assert_eq!(ways_of(&all, 0), from_0);
         let from_2 = ways_of(&all, 2);
         assert_eq!(from_2[..2], [Channel, Channel]);
-        assert_eq!(from_2[3..], [Channel, Way::None(Rank(2))]);
-        assert_eq!(ways_of(&all, 4)[3], Way::None(Rank(3)));
+        assert_eq!(from_2[3..], [Channel, Way::Carried]);
+        assert_eq!(ways_of(&all, 4)[3], Way::Carried);
     }
 
     #[test]

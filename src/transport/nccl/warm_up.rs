@@ -54,7 +54,7 @@ pub(super) fn warm_up(transport: &Arc<NcclTransport>, deadline: Instant) -> Resu
         behind: |put: &mut Enqueue<'_>| room.copy(gpu, put.stream(), false),
     };
     let exchanged = transport
-        .exchange(&Fence::default(), transfers, copies, Some(deadline))
+        .exchange(&Fence::default(), transfers, None, copies, Some(deadline))
         .and_then(|fence| await_fence(transport, &fence, deadline));
     if let Err(e) = exchanged {
         // What is on the stream still uses the memory, for ever if nobody can
