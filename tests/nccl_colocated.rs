@@ -160,6 +160,33 @@ fn endpoints_carry_what_their_guests_exchange_with_other_hosts() {
     assert!(eventually(|| fake::comms() == 0));
 }
 
+/// Of three NCCL ranks, one for each host, the last hangs in the group of a step
+/// or in one of those that carry. All ranks name it, guests too.
+#[test]
+fn an_endpoint_that_hangs_is_named() {
+    let _alone = begin();
+    for group in 1..=4 {
+        fake::heal();
+        let world = on_hosts(Shape::Apart, 0);
+        fake::inject(2, group, fake::Wrong::Hang, 0);
+        world.run(|rig| {
+            let before = rig.snapshot();
+            rig.store(1);
+            let o = RequestOptions {
+                stall_deadline_ns: SECOND,
+                ..options(1)
+            };
+            rig.request.submit(&o).unwrap();
+            let e = rig.request.wait(20 * SECOND).map(drop).unwrap_err();
+            assert_eq!(e.status, Status::Stalled, "{group}: {e}");
+            assert_eq!(e.rank, Some(Rank(4)), "{group}: {e}");
+            std::thread::sleep(Duration::from_millis(20));
+            check_verdicts(&[rig.verdict(&world, 1, &before)], "hang");
+        });
+    }
+    fake::heal();
+}
+
 #[test]
 fn slots_of_other_sizes_are_refused() {
     let _alone = begin();

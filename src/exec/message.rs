@@ -459,7 +459,7 @@ impl Writer<'_> {
     }
 
     fn waits(&mut self, v: &Waits) -> &mut Self {
-        self.u8(v.ranks().len() as u8);
+        self.u8(v.ranks().len() as u8).u64(v.place);
         v.ranks().iter().fold(self, |w, rank| w.u32(rank.0))
     }
 
@@ -534,8 +534,13 @@ impl<'a> Reader<'a> {
 
     fn waits(&mut self) -> Option<Waits> {
         let count = usize::from(self.u8()?);
+        let place = self.u64()?;
         let ranks = (0..count).map(|_| self.u32().map(Rank));
-        Some(count).filter(|n| *n <= WAITS_MAX).and(ranks.collect())
+        let waits: Option<Waits> = ranks.collect();
+        Some(count)
+            .filter(|n| *n <= WAITS_MAX)
+            .and(waits)
+            .map(|w| w.at(place))
     }
 
     fn status(&mut self) -> Option<Status> {
@@ -684,7 +689,11 @@ mod tests {
                 enqueued: 5,
                 done: 3,
                 moved: 1 << 33,
-                waits_for: [3, 4, NO_RANK].map(Rank).into_iter().collect(),
+                waits_for: [3, 4, NO_RANK]
+                    .map(Rank)
+                    .into_iter()
+                    .collect::<Waits>()
+                    .at(7),
             },
             Message::Done {
                 rank: 2,

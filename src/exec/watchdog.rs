@@ -11,7 +11,7 @@
 //! 2. else the lowest that has not started although others have;
 //! 3. else the rank at the end of the chain "waits for": from the lowest of
 //!    those with the fewest steps done, as long as one waits for another that
-//!    is not past its step either.
+//!    is not past its step, or its place in it, either.
 //!
 //! A transport that cannot tell which of its peers it waits for names several.
 //! Then, and in a ring, it is rather a rank that waits for nobody; else one of
@@ -93,9 +93,8 @@ fn blame(group: &Group, land: &Landscape, now: Instant) -> Option<(usize, &'stat
     if let Some(&index) = idle.next() {
         return Some((index, "has not started"));
     }
-    let first = waiting
-        .iter()
-        .min_by_key(|&&i| (group.seats[i].progress.done, i))?;
+    let place = |i: usize| (group.seats[i].progress.done, group.seats[i].waits_for.place);
+    let first = waiting.iter().min_by_key(|&&i| (place(i), i))?;
     Some((follow(group, land, *first), "has stalled"))
 }
 
@@ -115,13 +114,14 @@ fn silent(group: &Group, land: &Landscape, index: usize, now: Instant) -> Option
 pub(super) fn note_waits(group: &mut Group, land: &Landscape, index: usize, waits: Waits) {
     let of = |waits: &Waits| -> Waits {
         let keeping = keeping(group, land, index, waits);
-        keeping.map(|i| land.ranks.as_slice()[i]).collect()
+        let ranks: Waits = keeping.map(|i| land.ranks.as_slice()[i]).collect();
+        ranks.at(waits.place)
     };
     let (new, old) = (of(&waits), of(&group.seats[index].waits_for));
     let seat = &mut group.seats[index];
     seat.has_moved |= new != waits;
     seat.waits_for = match new.is_none() && !waits.is_none() {
-        true => old,
+        true => old.at(waits.place),
         false => new,
     };
 }
@@ -133,11 +133,12 @@ fn keeping<'a>(
     index: usize,
     waits: &'a Waits,
 ) -> impl Iterator<Item = usize> + 'a {
-    let done = group.seats[index].progress.done;
+    let at = |seat: &Seat, waits: &Waits| (seat.progress.done, waits.place);
+    let here = at(&group.seats[index], waits);
     let known = waits.ranks().iter().filter_map(|r| land.ranks.index_of(*r));
     known.filter(move |&i| {
         let seat = &group.seats[i];
-        seat.is_under_way() && seat.progress.done <= done
+        seat.is_under_way() && at(seat, &seat.waits_for) <= here
     })
 }
 

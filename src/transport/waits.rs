@@ -12,6 +12,9 @@ pub const WAITS_MAX: usize = 8;
 pub struct Waits {
     ranks: [Rank; WAITS_MAX],
     count: u8,
+    /// How far the rank is in its step. Of two ranks in a step, one with more is
+    /// past the other.
+    pub place: u64,
 }
 
 impl Waits {
@@ -19,6 +22,7 @@ impl Waits {
     pub const NONE: Waits = Waits {
         ranks: [Rank(0); WAITS_MAX],
         count: 0,
+        place: 0,
     };
 
     /// The `turn`-th few of `peers`, round and round, so that whoever asks often
@@ -27,6 +31,11 @@ impl Waits {
         let count = peers.clone().count();
         let rounds = count.div_ceil(WAITS_MAX).max(1);
         peers.skip(turn % rounds * WAITS_MAX).collect()
+    }
+
+    /// The same, of a rank that is so far in its step.
+    pub fn at(self, place: u64) -> Waits {
+        Waits { place, ..self }
     }
 
     pub fn is_none(&self) -> bool {

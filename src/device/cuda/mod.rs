@@ -38,7 +38,7 @@ mod kernels;
 mod pool;
 mod prepared;
 mod table;
-mod words;
+pub(crate) mod words;
 
 pub use prepared::Prepared;
 

@@ -51,6 +51,7 @@ impl Member {
             true => self.shared.transport.waits_for(),
             false => Waits::NONE,
         };
+        let moved = moved.wrapping_add(waits_for.place);
         let message = Message::Beat {
             rank: self.shared.rank.0,
             key: active.key,

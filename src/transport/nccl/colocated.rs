@@ -22,6 +22,7 @@ use super::errands::{Errands, Parcel, Part};
 use super::link::{Ends, Entries, Link, Workshop};
 use super::peers::Peers;
 use super::roles::Way;
+use super::turn_word::TurnWord;
 use crate::device::Binding;
 use crate::device::MemoryRange;
 use crate::device::cuda::channel::{Claim, after_run};
@@ -152,6 +153,7 @@ impl Colocated {
         binding: &Binding,
         messages: &[Message],
         errands: (&Errands, u32),
+        turn: &TurnWord,
         after: &Fence,
     ) -> Result<Option<Fence>> {
         let mut routes = lock(&self.routes);
@@ -171,7 +173,7 @@ impl Colocated {
             slot_bytes: self.shop.slot_bytes,
         };
         let put = rounds(&mut routes, &queue, exchange)
-            .and_then(|()| self.turns(&queue, binding, errands));
+            .and_then(|()| self.turns(&queue, binding, errands, turn));
         // Ended in any case: what is in the stream has to be released.
         let fence = queue.end(Some((self.ends(), 0)))?;
         put.map(|()| Some(fence))
@@ -183,10 +185,15 @@ impl Colocated {
         queue: &Enqueue<'_>,
         binding: &Binding,
         (errands, step): (&Errands, u32),
+        word: &TurnWord,
     ) -> Result<()> {
         let lanes = lock(&self.lanes);
-        for turn in errands.turns(step) {
+        for (i, turn) in errands.turns(step).enumerate() {
             let own = turn.iter().filter(|p| p.part == Part::Lane);
+            if own.clone().next().is_none() {
+                return Ok(());
+            }
+            word.begin(queue, i)?;
             let (leave, come) = (own.clone().filter(|p| p.leaves), own.filter(|p| !p.leaves));
             for parcel in leave.chain(come) {
                 let Some(lane) = lanes.first() else {

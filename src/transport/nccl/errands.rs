@@ -68,8 +68,8 @@ pub(super) enum Part {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Parcel {
     turn: Turn,
-    from: Rank,
-    to: Rank,
+    pub from: Rank,
+    pub to: Rank,
     /// It leaves this GPU, or comes there.
     pub leaves: bool,
     pub part: Part,
@@ -102,12 +102,20 @@ impl Parcel {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Errands {
     runs: Vec<Run>,
-    /// By turn, then ranks.
+    /// By step, turn, then ranks.
     parcels: Vec<Parcel>,
-    /// By step: what of the parcels is its.
+    /// Of all steps.
+    turns: Vec<TurnOf>,
+    /// By step: what of the turns is its.
     steps: Vec<Range<usize>>,
-    /// By step: whom this rank may wait for.
-    company: Vec<Vec<Rank>>,
+}
+
+/// What one rank does in a turn.
+#[derive(Debug, PartialEq, Eq)]
+struct TurnOf {
+    parcels: Range<usize>,
+    /// Whom it may wait for.
+    company: Vec<Rank>,
 }
 
 /// All that goes from one rank to another in a step: messages by their index,
@@ -129,20 +137,34 @@ impl Errands {
         for step in 0..program.steps.len() {
             let flows = flows(peers, &programs, step)?;
             let begin = errands.parcels.len();
-            let mut company = Vec::new();
             for (&(from, to), flow) in &flows {
-                let doors = peers.doors(from, to, participants)?;
-                company.extend([from, to].into_iter().chain(doors));
+                peers.doors(from, to, participants)?;
                 errands.cut(peers, (from, to), flow)?;
             }
             errands.parcels[begin..].sort_by_key(|p| (p.turn, p.from, p.to));
-            errands.steps.push(begin..errands.parcels.len());
-            company.retain(|rank| *rank != peers.me());
-            company.sort_unstable();
-            company.dedup();
-            errands.company.push(company);
+            errands.take_turns(peers, begin)?;
         }
         Ok(errands)
+    }
+
+    /// Puts the parcels of a step, those from `begin` on, into turns.
+    fn take_turns(&mut self, peers: &Peers, begin: usize) -> Result<()> {
+        let (first, mut at) = (self.turns.len(), begin);
+        for turn in self.parcels[begin..].chunk_by(|a, b| a.turn == b.turn) {
+            let mut company = Vec::new();
+            for parcel in turn {
+                company.extend(peers.next_to(parcel)?);
+            }
+            company.sort_unstable();
+            company.dedup();
+            self.turns.push(TurnOf {
+                parcels: at..at + turn.len(),
+                company,
+            });
+            at += turn.len();
+        }
+        self.steps.push(first..self.turns.len());
+        Ok(())
     }
 
     /// Cuts a flow into parcels.
@@ -187,14 +209,23 @@ impl Errands {
         Ok(())
     }
 
+    fn turns_of(&self, step: u32) -> &[TurnOf] {
+        let range = self.steps.get(step as usize).cloned();
+        range.map_or(&[], |range| &self.turns[range])
+    }
+
     /// The parcels of a step, turn by turn.
     pub(super) fn turns(&self, step: u32) -> impl Iterator<Item = &[Parcel]> {
-        self.parcels_of(step).chunk_by(|a, b| a.turn == b.turn)
+        let turns = self.turns_of(step).iter();
+        turns.map(|turn| &self.parcels[turn.parcels.clone()])
     }
 
     pub(super) fn parcels_of(&self, step: u32) -> &[Parcel] {
-        let range = self.steps.get(step as usize).cloned();
-        range.map_or(&[], |range| &self.parcels[range])
+        match self.turns_of(step) {
+            [] => &[],
+            [first, .., last] => &self.parcels[first.parcels.start..last.parcels.end],
+            [turn] => &self.parcels[turn.parcels.clone()],
+        }
     }
 
     pub(super) fn parcels(&self) -> &[Parcel] {
@@ -217,9 +248,13 @@ impl Errands {
         })
     }
 
-    /// Whom the step's parcels may have this rank wait for.
-    pub(super) fn company(&self, step: u32) -> &[Rank] {
-        self.company.get(step as usize).map_or(&[], Vec::as_slice)
+    /// Whom this rank may wait for in a turn of the step, and a number that grows
+    /// with the turn, the same on all ranks and above 0; `None` after the last.
+    pub(super) fn company(&self, step: u32, turn: usize) -> Option<(&[Rank], u64)> {
+        let turn = self.turns_of(step).get(turn)?;
+        let (number, together) = self.parcels[turn.parcels.start].turn;
+        let place = (u64::from(number) << 32 | u64::from(together)) + 1;
+        Some((&turn.company, place))
     }
 }
 

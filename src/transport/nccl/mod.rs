@@ -47,6 +47,7 @@ mod patience;
 mod peers;
 mod roles;
 mod turn;
+mod turn_word;
 mod warm_up;
 mod watchdog;
 
@@ -79,6 +80,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use turn::turn_of;
+use turn_word::TurnWord;
 use watchdog::Watchdog;
 
 /// Steps that fit before a list grows.
@@ -200,6 +202,8 @@ struct Shared {
     /// Of the programs that are loaded.
     errands: Mutex<Vec<(Weak<Program>, Arc<Errands>)>>,
     none: Arc<Errands>,
+    /// Where the stream that exchanges parcels is.
+    turn_word: TurnWord,
     /// In the communicator: this rank, or -1, and how many there are.
     place: (i32, i32),
     /// Names this meeting of ranks.
@@ -251,14 +255,15 @@ struct Flight {
 }
 
 impl Flight {
-    /// The other ranks of the step.
-    fn peers(&self, me: Rank) -> impl Iterator<Item = Rank> + Clone + '_ {
+    /// The other ranks of the step that no endpoint is in between.
+    fn peers<'a>(&'a self, all: &'a Peers) -> impl Iterator<Item = Rank> + Clone + 'a {
         let step = &self.program.steps[self.step as usize];
         let messages = self.program.messages_of(step);
         // Messages come by peer.
         let runs = messages.chunk_by(|a, b| a.peer == b.peer);
-        let peers = runs.map(|run| run[0].peer).filter(move |peer| *peer != me);
-        peers.chain(self.errands.company(self.step).iter().copied())
+        let is_direct = |way| matches!(way, Ok(Way::Nccl(_) | Way::Channel));
+        let peers = runs.map(|run| run[0].peer).filter(|peer| *peer != all.me());
+        peers.filter(move |peer| is_direct(all.way_to(*peer)))
     }
 }
 
@@ -279,6 +284,7 @@ struct Carry<'a> {
 impl NcclTransport {
     /// Takes over a communicator whose ranks have all come.
     fn start(parts: Parts) -> Result<Arc<NcclTransport>> {
+        let turn_word = TurnWord::new(&parts.gpu)?;
         let shared = Arc::new(Shared {
             queue: std::mem::ManuallyDrop::new(CudaQueue::new(&parts.gpu)?),
             turn: turn_of(parts.gpu.index),
@@ -298,6 +304,7 @@ impl NcclTransport {
             }),
             errands: Mutex::default(),
             none: Arc::default(),
+            turn_word,
             flights: Mutex::new(VecDeque::with_capacity(CAPACITY)),
             asked: AtomicUsize::new(0),
             is_closing: AtomicBool::new(false),
@@ -455,14 +462,35 @@ impl Shared {
         {
             comm.group(transfers, put.stream().0, connects, patience)?;
         }
-        if let Some(carry) = carry {
-            for turn in carry.errands.turns(carry.step) {
-                self.turn(line, &put, turn, carry, patience)?;
-            }
+        if let Some(carry) = carry.filter(|_| line.comm.is_some()) {
+            self.turns(line, &put, carry, patience)?;
         }
         (beside.behind)(&mut put)?;
+        if carry.is_some_and(|c| !c.errands.parcels_of(c.step).is_empty()) {
+            self.turn_word.reset(&put)?;
+        }
         let ends = self.colocated.as_ref().map(Colocated::ends);
         put.end(ends.map(|ends| (ends as Arc<dyn Ending>, 0)))
+    }
+
+    /// An endpoint's side of the parcels of a step.
+    fn turns(
+        &self,
+        line: &mut Line,
+        put: &Enqueue<'_>,
+        carry: Carry<'_>,
+        patience: Patience<'_>,
+    ) -> Result<()> {
+        let mut number = 0;
+        for turn in carry.errands.turns(carry.step) {
+            self.turn_word.begin(put, number)?;
+            self.turn(line, put, turn, carry, patience)?;
+            number += 1;
+        }
+        match number {
+            0 => Ok(()),
+            _ => self.turn_word.begin(put, number),
+        }
     }
 
     /// An endpoint's side of the parcels of a turn: one group, between what it
@@ -641,7 +669,8 @@ impl Transport for NcclTransport {
                 let Some(colocated) = &shared.colocated else {
                     return Ok(());
                 };
-                match colocated.enqueue(binding, messages, (&errands, step), after)? {
+                let word = &shared.turn_word;
+                match colocated.enqueue(binding, messages, (&errands, step), word, after)? {
                     Some(fence) => put.wait_for(&fence),
                     None => Ok(()),
                 }
@@ -698,8 +727,16 @@ impl Transport for NcclTransport {
         let Some(flight) = flights.front().filter(|f| f.begins.is_reached()) else {
             return Waits::NONE;
         };
-        let turn = self.shared.asked.fetch_add(1, Ordering::Relaxed);
-        Waits::some_of(flight.peers(self.shared.rank), turn)
+        let shared = &*self.shared;
+        let asked = shared.asked.fetch_add(1, Ordering::Relaxed);
+        let peers = || Waits::some_of(flight.peers(&shared.peers), asked);
+        let Some(turn) = shared.turn_word.get() else {
+            return peers();
+        };
+        match flight.errands.company(flight.step, turn) {
+            Some((company, place)) => Waits::some_of(company.iter().copied(), asked).at(place),
+            None => peers().at(u64::MAX),
+        }
     }
 
     fn remains(&self) -> Option<Arc<dyn Any + Send + Sync>> {

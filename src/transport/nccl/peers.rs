@@ -1,6 +1,6 @@
 //! The ranks of a transport, and the way to each.
 
-use super::errands::Part;
+use super::errands::{Parcel, Part};
 use super::roles::Way;
 use crate::error::{Error, Result, Status};
 use crate::rank::Rank;
@@ -131,6 +131,20 @@ impl Peers {
 
     pub(super) fn place_of(&self, rank: Rank) -> Result<Option<i32>> {
         Ok(self.get(rank)?.place)
+    }
+
+    /// Whom this rank waits for on account of a parcel.
+    pub(super) fn next_to(&self, parcel: &Parcel) -> Result<impl Iterator<Item = Rank> + use<>> {
+        let (near, far) = match parcel.leaves {
+            true => (parcel.from, parcel.to),
+            false => (parcel.to, parcel.from),
+        };
+        let next = match parcel.part {
+            Part::Lane => [Some(self.get(near)?.door), None],
+            Part::Own { .. } => [Some(self.get(far)?.door), None],
+            Part::Guest { rank, .. } => [Some(self.get(far)?.door), Some(rank)],
+        };
+        Ok(next.into_iter().flatten())
     }
 
     pub(super) fn rank_at(&self, place: i32) -> Option<Rank> {
