@@ -113,6 +113,92 @@ fn memory_that_cannot_be_exported_is_exchanged_all_the_same() {
     });
 }
 
+// --- lending -----------------------------------------------------------------
+
+/// Ranks on shared GPUs that read each other's buffers, in slots of `slot_bytes`
+/// what they cannot read.
+fn lending(shape: Shape, ipc: IpcScope, slot_bytes: u32) -> World {
+    let mut world = World::new(Carrier::Nccl, shape, 3);
+    world.bootstraps = Some(Box::new(move |rank| {
+        let options = NcclOptions {
+            ipc,
+            slot_bytes,
+            is_lending: true,
+            ..fake::options(rank, CommSource::Own { id: None })
+        };
+        Box::new(NcclBootstrap::new(rank == 0, options).unwrap())
+    }));
+    world
+}
+
+#[test]
+fn buffers_that_are_lent_are_read_where_they_lie() {
+    let _alone = begin();
+    for ipc in [IpcScope::Device, IpcScope::Domain] {
+        for shape in [Shape::Half, Shape::Colocated, Shape::Forwarded] {
+            lending(shape, ipc, 16).run(|rig| {
+                for version in 1..=3 {
+                    let o = RequestOptions {
+                        flags: FLAG_VERIFY,
+                        ..options(version)
+                    };
+                    assert_eq!(rig.sync(&o), Ok(State::Done), "{ipc:?} {shape:?}");
+                    if let Some(d) = rig.destination() {
+                        assert_eq!(d.now(), d.expected(version), "{ipc:?} {shape:?}");
+                    }
+                }
+            });
+        }
+    }
+}
+
+/// Each copy of the same bytes goes into a slot and out of it; what is lent is
+/// copied once.
+#[test]
+fn what_is_lent_is_copied_once() {
+    let _alone = begin();
+    let copies = |world: World| {
+        let before = fake_gpu::calls("cudaMemcpyAsync");
+        world.run(|rig| assert_eq!(rig.sync(&options(1)), Ok(State::Done)));
+        fake_gpu::calls("cudaMemcpyAsync") - before
+    };
+    let staged = copies(world(Shape::Half, IpcScope::Domain));
+    let lent = copies(lending(Shape::Half, IpcScope::Domain, 0));
+    assert!(
+        lent < staged,
+        "{lent} copies of what is lent, {staged} otherwise"
+    );
+}
+
+/// Bound anew for a version: memory that can be read, then some that cannot, and
+/// back.
+#[test]
+fn loans_follow_the_buffers_that_are_bound() {
+    let _alone = begin();
+    let world = lending(Shape::Half, IpcScope::Domain, 16);
+    let plain = |device: &CudaDevice, bytes: u64| device.gpu().allocate(bytes).unwrap();
+    let vmm = |device: &CudaDevice, bytes: u64| {
+        let _current = device.gpu().enter().unwrap();
+        fake_gpu::allocate_vmm(bytes as usize)
+    };
+    world.run(|rig| {
+        for version in 1..=4 {
+            rig.store(version);
+            let request = || {
+                rig.request.submit(&options(version)).unwrap();
+                assert_eq!(rig.request.wait(60 * SECOND), Ok(State::Done));
+            };
+            match version % 2 {
+                0 => rig.in_memory_of(&world, vmm, request),
+                _ => rig.in_memory_of(&world, plain, request),
+            }
+            if let Some(d) = rig.destination() {
+                assert_eq!(d.now(), d.expected(version));
+            }
+        }
+    });
+}
+
 // --- hosts -------------------------------------------------------------------
 
 /// Two ranks on the GPU of every host: the even ones are NCCL's.
@@ -213,6 +299,7 @@ fn as_process() {
     let _alone = begin();
     let world = match std::env::var("COLOCATED_ON").as_deref() {
         Ok("hosts") => on_hosts(Shape::Half, 80),
+        Ok("loan") => lending(Shape::Half, IpcScope::Domain, 16),
         _ => world(Shape::Half, IpcScope::Needed),
     };
     let culprit: u32 = std::env::var("COLOCATED_CULPRIT").unwrap().parse().unwrap();
@@ -339,8 +426,19 @@ fn processes_on_two_hosts_exchange_every_byte() {
 }
 
 #[test]
+fn processes_read_what_others_lend() {
+    run_without_fault("loan");
+}
+
+#[test]
 fn an_abort_ends_the_streams_of_all_processes() {
     run_with_abort("gpus", 2);
+}
+
+#[test]
+fn an_abort_ends_loans() {
+    run_with_abort("loan", 0);
+    run_with_abort("loan", 3);
 }
 
 /// A source that is a guest, and an endpoint that carries for a destination.
@@ -353,6 +451,13 @@ fn an_abort_ends_the_streams_of_guests_and_endpoints() {
 #[test]
 fn a_process_that_dies_keeps_nobody_waiting() {
     run_with_death("gpus", 2);
+}
+
+#[test]
+fn whoever_dies_with_a_loan_keeps_nobody_waiting() {
+    for culprit in 0..4 {
+        run_with_death("loan", culprit);
+    }
 }
 
 #[test]

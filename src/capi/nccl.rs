@@ -126,8 +126,14 @@ pub struct wsync_nccl_options {
     /// GPU that NCCL takes are left to it. A rank has 16 MiB of GPU memory for
     /// each rank that it sends to so.
     pub ipc: u32,
-    /// 0.
-    pub reserved: u32,
+    /// 1: ranks that are reached by IPC read contiguous bytes where they lie in
+    /// this rank's buffers, one copy instead of two, if CUDA can export those:
+    /// what cudaMalloc gave, not what the virtual memory calls gave. Such a
+    /// buffer stays allocated, whatever becomes of a request, until a later
+    /// request has sent other buffers in its place or the ranks that it went to
+    /// have destroyed their transports: CUDA does not allow memory to be freed
+    /// that another process has open.
+    pub is_lending: u32,
 }
 
 plain_struct!(wsync_nccl_options, 80, "wsync_nccl_options");
@@ -210,7 +216,6 @@ pub(super) unsafe fn bootstrap(
     let Some(given) = (unsafe { args::optional(given)? }) else {
         return NcclBootstrap::new(is_lowest, NcclOptions::default());
     };
-    args::reserved(<wsync_nccl_options as args::Plain>::NAME, given.reserved)?;
     let options = NcclOptions {
         // SAFETY: passed on.
         library: unsafe { path(given.library, "the library's path")? },
@@ -225,6 +230,7 @@ pub(super) unsafe fn bootstrap(
         },
         is_rebuildable: given.is_rebuildable != 0,
         ipc: ipc(given.ipc)?,
+        is_lending: given.is_lending != 0,
         host: None,
         slot_bytes: 0,
     };

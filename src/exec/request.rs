@@ -130,9 +130,13 @@ impl Request {
         self.check_transport()?;
         let shared = &self.session.shared;
         shared.take_seat()?;
-        let ready = self.session.binding(&self.flight.slot).map(|binding| {
+        let ready = self.session.binding(&self.flight.slot).and_then(|binding| {
+            if self.flight.slot.takes_part {
+                shared.transport.prepare(&binding)?;
+            }
             self.session.set_latest(&self.flight);
             self.begin(options, binding);
+            Ok(())
         });
         if ready.is_err() || !self.flight.slot.takes_part {
             shared.leave_seat();

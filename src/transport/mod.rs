@@ -182,6 +182,12 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
     /// `deadline` for peers to be reachable, but not for them to load it.
     fn connect(&self, binding: &Binding, deadline: Instant) -> Result<()>;
 
+    /// Tells peers where the memory of `binding` is, if they are to know. Called
+    /// for every request, before the ranks agree to it.
+    fn prepare(&self, _binding: &Binding) -> Result<()> {
+        Ok(())
+    }
+
     /// Adds the messages of one step. Source bytes may be read once `after`
     /// is reached; the returned fence is reached when every message of the
     /// step has left and arrived. Steps are finished in the order in which

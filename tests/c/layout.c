@@ -302,7 +302,7 @@ OFFSET(wsync_nccl_options, rebuild_from, 56);
 OFFSET(wsync_nccl_options, on_abort, 64);
 OFFSET(wsync_nccl_options, on_abort_user, 72);
 OFFSET(wsync_nccl_options, ipc, 80);
-OFFSET(wsync_nccl_options, reserved, 84);
+OFFSET(wsync_nccl_options, is_lending, 84);
 
 SIZE(wsync_session_options, 16);
 OFFSET(wsync_session_options, struct_size, 0);

@@ -297,7 +297,6 @@ impl Half {
         is_sender: bool,
     ) -> Result<()> {
         let claim = self.claim(enqueue, is_sender)?;
-        let (gpu, stream) = (enqueue.gpu(), enqueue.stream());
         let mut at = 0u64;
         for run in runs {
             let end = at.checked_add(run.bytes);
@@ -309,7 +308,7 @@ impl Half {
                 true => (run.address, there),
                 false => (there, run.address),
             };
-            super::prepared::copy_bytes(gpu, stream, to, from, run.bytes)?;
+            enqueue.copy(to, from, run.bytes)?;
             at = after_run(at, run.bytes);
         }
         claim.give(enqueue)
@@ -331,6 +330,7 @@ impl Half {
         Ok(Claim {
             address,
             word: word(mine),
+            theirs: word(theirs),
             used: *used,
         })
     }
@@ -342,10 +342,18 @@ pub(crate) struct Claim {
     /// Of the slot's first byte.
     pub(crate) address: usize,
     word: usize,
+    /// The other end's word.
+    theirs: usize,
     used: u64,
 }
 
 impl Claim {
+    /// Has the stream wait until the other end has given the slot back.
+    pub(crate) fn await_return(self, enqueue: &Enqueue<'_>) -> Result<()> {
+        let (gpu, stream) = (enqueue.gpu(), enqueue.stream());
+        gpu.wait_value(stream, self.theirs, self.used)
+    }
+
     /// Has the stream give the slot to the other end: filled, or free again.
     pub(crate) fn give(self, enqueue: &Enqueue<'_>) -> Result<()> {
         let (gpu, stream) = (enqueue.gpu(), enqueue.stream());

@@ -71,6 +71,25 @@ impl Exported {
         }))
     }
 
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// True if this process has exported it.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.process == std::process::id()
+    }
+
+    /// A part of the range; `None` if it leaves it.
+    pub(crate) fn part(&self, at: u64, bytes: u64) -> Option<Exported> {
+        at.checked_add(bytes).filter(|end| *end <= self.bytes)?;
+        Some(Exported {
+            offset: self.offset + at,
+            bytes,
+            ..*self
+        })
+    }
+
     /// As bytes, for another process.
     pub fn to_bytes(&self) -> [u8; EXPORTED_BYTES] {
         let mut out = [0; EXPORTED_BYTES];
@@ -104,13 +123,14 @@ impl Exported {
 pub struct Opened {
     gpu: Arc<Gpu>,
     base: usize,
+    handle: IpcMemHandle,
     range: MemoryRange,
 }
 
 impl Opened {
     /// Opens what another process has exported.
     pub fn new(gpu: &Arc<Gpu>, exported: &Exported) -> Result<Opened> {
-        if exported.process == std::process::id() {
+        if exported.is_ours() {
             return Err(Error::invalid(
                 "a process cannot open memory that it has exported itself",
             ));
@@ -127,11 +147,25 @@ impl Opened {
         Ok(Opened {
             gpu: gpu.clone(),
             base,
+            handle: exported.handle,
             range: MemoryRange {
                 address: base + exported.offset as usize,
                 bytes: exported.bytes,
             },
         })
+    }
+
+    /// True if `exported` is in the same allocation.
+    pub(crate) fn is_of(&self, exported: &Exported) -> bool {
+        self.handle == exported.handle
+    }
+
+    /// Where another range of the allocation is.
+    pub(crate) fn range_of(&self, exported: &Exported) -> MemoryRange {
+        MemoryRange {
+            address: self.base + exported.offset as usize,
+            bytes: exported.bytes,
+        }
     }
 
     /// The range that was exported, at its address here.

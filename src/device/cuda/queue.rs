@@ -349,6 +349,11 @@ impl Enqueue<'_> {
         self.core.stream
     }
 
+    /// Copies bytes between addresses that the GPU reaches.
+    pub(crate) fn copy(&self, to: usize, from: usize, bytes: u64) -> Result<()> {
+        super::prepared::copy_bytes(self.gpu(), self.stream(), to, from, bytes)
+    }
+
     /// Has what is put on the stream next come after `fence`, too.
     pub fn wait_for(&mut self, fence: &Fence) -> Result<()> {
         let core = self.core;

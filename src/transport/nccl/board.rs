@@ -1,7 +1,7 @@
 //! Where a rank posts the channels that it offers to ranks on its host.
 //!
 //! ```text
-//!   board   key │ offer to the 1st rank │ offer to the 2nd rank │ ...
+//!   board   key │ offer to the 1st rank │ offer to the 2nd rank │ ... │ loans
 //! ```
 //!
 //! A board is memory without a name, which others on the host open by process
@@ -9,6 +9,7 @@
 //! have opened the right one: numbers of processes differ between containers.
 
 use super::address::BoardAddress;
+use super::lending::LOAN_BYTES;
 use crate::device::cuda::channel::{OFFER_BYTES, Offer};
 use crate::error::{Error, Result, Status};
 use crate::rank::Rank;
@@ -22,6 +23,8 @@ const KEY_BYTES: u64 = 16;
 /// An offer, and behind it a byte that says that it is there.
 const ENTRY_BYTES: u64 = 128;
 const IS_POSTED: u8 = 1;
+/// Number and length of a list of loans.
+const LOANS_HEAD_BYTES: usize = 16;
 const _: () = assert!(OFFER_BYTES < ENTRY_BYTES as usize);
 
 fn entry(index: usize) -> u64 {
@@ -33,6 +36,8 @@ fn entry(index: usize) -> u64 {
 pub(super) struct Board {
     file: File,
     key: u128,
+    /// Where loans begin.
+    loans: u64,
 }
 
 impl Board {
@@ -47,7 +52,11 @@ impl Board {
             File::from(OwnedFd::from_raw_fd(fd))
         };
         let key = random_u128()?;
-        let board = Board { file, key };
+        let board = Board {
+            file,
+            key,
+            loans: 0,
+        };
         board.write(&key.to_le_bytes(), 0)?;
         Ok(board)
     }
@@ -58,6 +67,20 @@ impl Board {
             file: self.file.as_raw_fd() as u32,
             key: self.key,
         }
+    }
+
+    /// Has room for as many offers, before anything else is posted.
+    pub(super) fn make_room(&mut self, offers: usize) {
+        self.loans = entry(offers);
+    }
+
+    /// Lends `count` messages in place of those before.
+    pub(super) fn lend(&self, epoch: u64, count: usize, loans: &[u8]) -> Result<()> {
+        self.write(loans, self.loans + LOANS_HEAD_BYTES as u64)?;
+        let mut head = [0; LOANS_HEAD_BYTES];
+        head[..8].copy_from_slice(&epoch.to_le_bytes());
+        head[8..].copy_from_slice(&(count as u64).to_le_bytes());
+        self.write(&head, self.loans)
     }
 
     /// Offers a channel to the rank at `index`.
@@ -76,12 +99,15 @@ impl Board {
 /// That of another rank.
 #[derive(Debug)]
 pub(super) struct PeerBoard {
+    rank: Rank,
     file: File,
+    loans: u64,
 }
 
 impl PeerBoard {
     /// Opens the board of `rank`, whose process must still run.
-    pub(super) fn open(rank: Rank, address: &BoardAddress) -> Result<PeerBoard> {
+    /// It has room for `offers`.
+    pub(super) fn open(rank: Rank, address: &BoardAddress, offers: usize) -> Result<PeerBoard> {
         let path = format!("/proc/{}/fd/{}", address.process, address.file);
         let mut key = [0; KEY_BYTES as usize];
         let opened = File::open(&path).and_then(|file| {
@@ -89,7 +115,11 @@ impl PeerBoard {
             Ok(file)
         });
         match opened {
-            Ok(file) if u128::from_le_bytes(key) == address.key => Ok(PeerBoard { file }),
+            Ok(file) if u128::from_le_bytes(key) == address.key => Ok(PeerBoard {
+                rank,
+                file,
+                loans: entry(offers),
+            }),
             other => {
                 let why = match other {
                     Ok(_) => "it is something else".to_string(),
@@ -106,6 +136,35 @@ impl PeerBoard {
                 .by(rank))
             }
         }
+    }
+
+    /// The number of the list of loans and how many are in it, if there is one.
+    pub(super) fn lends(&self) -> Result<Option<(u64, usize)>> {
+        let mut head = [0; LOANS_HEAD_BYTES];
+        match self.file.read_exact_at(&mut head, self.loans) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(e) => return Err(self.unread(&e)),
+        }
+        let [epoch, count] = [0, 8].map(|at| {
+            let word = head[at..at + 8].try_into();
+            u64::from_le_bytes(word.unwrap_or_default())
+        });
+        Ok((epoch > 0).then_some((epoch, count as usize)))
+    }
+
+    /// The list of loans.
+    pub(super) fn loans(&self, count: usize) -> Result<Vec<u8>> {
+        let mut loans = vec![0; count * LOAN_BYTES];
+        let at = self.loans + LOANS_HEAD_BYTES as u64;
+        let read = self.file.read_exact_at(&mut loans, at);
+        read.map_err(|e| self.unread(&e))?;
+        Ok(loans)
+    }
+
+    fn unread(&self, e: &io::Error) -> Error {
+        let what = format!("reading what rank {} lends", self.rank);
+        Error::os(what, e).by(self.rank)
     }
 
     /// What the rank offers to the one at `index`, if it does.
@@ -127,9 +186,10 @@ mod tests {
 
     #[test]
     fn a_board_is_known_by_its_key_and_empty_at_first() {
-        let board = Board::new().unwrap();
+        let mut board = Board::new().unwrap();
+        board.make_room(71);
         let address = board.address();
-        let peer = PeerBoard::open(Rank(3), &address).unwrap();
+        let peer = PeerBoard::open(Rank(3), &address, 71).unwrap();
         assert_eq!((peer.offer(0), peer.offer(70)), (None, None));
         let offer = Offer::from_bytes(&std::array::from_fn(|i| i as u8));
         board.post(70, &offer).unwrap();
@@ -139,7 +199,7 @@ mod tests {
             key: address.key ^ 1,
             ..address
         };
-        let e = PeerBoard::open(Rank(3), &other).unwrap_err();
+        let e = PeerBoard::open(Rank(3), &other, 71).unwrap_err();
         assert_eq!((e.status, e.rank), (Status::Unsupported, Some(Rank(3))));
         assert!(e.message.contains("PID namespace"), "{e}");
     }

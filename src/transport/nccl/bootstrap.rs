@@ -59,6 +59,11 @@ pub struct NcclOptions {
     pub is_rebuildable: bool,
     /// Which ranks of a host exchange bytes without NCCL.
     pub ipc: IpcScope,
+    /// Ranks that are reached so read contiguous bytes where they lie in this
+    /// rank's buffers, if CUDA can export these. They stay allocated then until
+    /// other buffers have been sent in their place, or the peers have dropped
+    /// their transports.
+    pub is_lending: bool,
     /// Names this host; `None` takes the boot id. Ranks that give the same are
     /// taken to be on one host.
     pub host: Option<[u8; 16]>,
@@ -76,6 +81,7 @@ impl Default for NcclOptions {
             limits: CommLimits::default(),
             is_rebuildable: false,
             ipc: IpcScope::default(),
+            is_lending: false,
             host: None,
             slot_bytes: 0,
         }
@@ -91,6 +97,7 @@ pub struct NcclBootstrap {
     limits: CommLimits,
     is_rebuildable: bool,
     address: Vec<u8>,
+    lends: bool,
     /// `None` if no bytes go around NCCL.
     board: Option<Board>,
     abort: Arc<AbortCell>,
@@ -152,6 +159,7 @@ impl NcclBootstrap {
             limits: options.limits,
             is_rebuildable: options.is_rebuildable,
             address: address.encode(),
+            lends: options.is_lending,
             board,
             abort: Arc::default(),
         })
@@ -233,7 +241,10 @@ impl Bootstrap for NcclBootstrap {
         };
         let peers = peers(&all, &members, &all[index]);
         let colocated = match self.board {
-            Some(board) => Colocated::new(&self.gpu, board, (index, &all), &peers, &self.abort)?,
+            Some(board) => {
+                let peers = (&peers, self.lends);
+                Colocated::new(&self.gpu, board, (index, &all), peers, &self.abort)?
+            }
             None => None,
         };
         let place = peers.place_of(rank)?;

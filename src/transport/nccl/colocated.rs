@@ -13,19 +13,23 @@
 //! for anything itself. Steps come in the same order on all ranks; so there is
 //! always somebody who goes on.
 //!
+//! What is lent (`lending`) goes first, before the first round, and is waited for
+//! after the last.
+//!
 //! After these rounds a guest exchanges the step's parcels with its endpoint,
 //! turn by turn, in lanes: channels that hold nothing else (`errands`).
 
 use super::address::Address;
 use super::board::Board;
 use super::errands::{Errands, Parcel, Part};
+use super::lending::Lender;
 use super::link::{Ends, Entries, Link, Workshop};
 use super::peers::Peers;
 use super::roles::Way;
+use super::route::{Exchange, Route};
 use super::turn_word::TurnWord;
 use crate::device::Binding;
-use crate::device::MemoryRange;
-use crate::device::cuda::channel::{Claim, after_run};
+use crate::device::cuda::channel::Claim;
 use crate::device::cuda::gpu::Gpu;
 use crate::device::cuda::queue::{CudaQueue, Enqueue};
 use crate::device::fence::{AbortCell, Fence};
@@ -38,30 +42,26 @@ use std::sync::{Arc, Mutex};
 /// The channels of one rank.
 #[derive(Debug)]
 pub(super) struct Colocated {
+    me: Rank,
     // Empties its stream before the channels go.
     queue: CudaQueue,
     shop: Workshop,
     routes: Mutex<Vec<Route>>,
     /// Of an endpoint one for each guest, of a guest the one to its endpoint.
     lanes: Mutex<Vec<Link>>,
-}
-
-/// A peer, and how far the step that is being enqueued has come.
-#[derive(Debug)]
-struct Route {
-    link: Link,
-    sent: Cursor,
-    received: Cursor,
+    /// If this rank lends its buffers.
+    lender: Option<Mutex<Lender>>,
 }
 
 impl Colocated {
     /// Makes no channel yet, but gets ready; `None` if no rank is reached this
-    /// way. `index` is this rank's among `all`.
+    /// way. `index` is this rank's among `all`; `lends` says whether it lends its
+    /// buffers.
     pub(super) fn new(
         gpu: &Arc<Gpu>,
-        board: Board,
+        mut board: Board,
         (index, all): (usize, &[(Rank, Address)]),
-        peers: &Peers,
+        (peers, lends): (&Peers, bool),
         abort: &Arc<AbortCell>,
     ) -> Result<Option<Colocated>> {
         let link = |lane: usize, (i, (peer, address)): (usize, &(Rank, Address))| {
@@ -75,28 +75,29 @@ impl Colocated {
             peers.way_to(*rank).is_ok_and(|way| way == Way::Channel)
         };
         let has_lane = |(_, (rank, _)): &(usize, &(Rank, Address))| peers.has_lane(*rank);
-        let routes = (0..).zip(all).filter(reached).map(|at| Route {
-            link: link(0, at),
-            sent: Cursor::default(),
-            received: Cursor::default(),
-        });
-        let routes: Vec<Route> = routes.collect();
+        let routes = (0..).zip(all).filter(reached);
+        let routes: Vec<Route> = routes.map(|at| Route::new(link(0, at))).collect();
         let lanes = (0..).zip(all).filter(has_lane);
         let lanes = lanes.map(|at| link(all.len(), at)).collect();
         if routes.is_empty() {
             return Ok(None);
         }
+        let offers = 2 * all.len();
+        board.make_room(offers);
         Ok(Some(Colocated {
+            me: peers.me(),
             queue: CudaQueue::new(gpu)?,
             shop: Workshop {
                 gpu: gpu.clone(),
                 abort: abort.clone(),
                 board,
+                offers,
                 ends: Arc::default(),
                 slot_bytes: peers.slot_bytes(),
             },
             routes: Mutex::new(routes),
             lanes: Mutex::new(lanes),
+            lender: lends.then(Mutex::default),
         }))
     }
 
@@ -124,6 +125,25 @@ impl Colocated {
                 errands.parcels().iter().any(|p| of(&p))
             };
             lane.connect(&self.shop, (passes(true), passes(false)))?;
+        }
+        Ok(())
+    }
+
+    /// Lends the buffers that are bound now, before the ranks agree to a request.
+    pub(super) fn prepare(&self, binding: &Binding) -> Result<()> {
+        let Some(lender) = &self.lender else {
+            return Ok(());
+        };
+        let mut lender = lock(lender);
+        if lender.is_of(binding) {
+            return Ok(());
+        }
+        let mut routes = lock(&self.routes);
+        let ranks: Vec<Rank> = routes.iter().map(|route| route.link.peer).collect();
+        let (gpu, board) = (&self.shop.gpu, &self.shop.board);
+        let mut loans = lender.post(gpu, board, binding, &ranks)?;
+        for route in routes.iter_mut() {
+            route.lent = loans.remove(&route.link.peer).unwrap_or_default();
         }
         Ok(())
     }
@@ -163,15 +183,20 @@ impl Colocated {
         if !messages.iter().any(is_reached) && !all.parcels_of(step).iter().any(is_guest) {
             return Ok(None);
         }
-        routes
-            .iter_mut()
-            .try_for_each(|route| route.begin(messages))?;
-        let queue = self.queue.begin(after, &self.shop.abort)?;
         let exchange = Exchange {
             binding,
             messages,
+            step,
             slot_bytes: self.shop.slot_bytes,
         };
+        if let Some(lender) = &self.lender
+            && !lock(lender).is_of(binding)
+        {
+            return Err(Error::internal("a step of buffers that are not lent"));
+        }
+        let begin = |route: &mut Route| route.begin(exchange, (&self.shop.gpu, self.me));
+        routes.iter_mut().try_for_each(begin)?;
+        let queue = self.queue.begin(after, &self.shop.abort)?;
         let put = rounds(&mut routes, &queue, exchange)
             .and_then(|()| self.turns(&queue, binding, errands, turn));
         // Ended in any case: what is in the stream has to be released.
@@ -223,16 +248,14 @@ impl Colocated {
     }
 }
 
-/// The messages of a step, and where they are.
-#[derive(Clone, Copy)]
-struct Exchange<'a> {
-    binding: &'a Binding,
-    messages: &'a [Message],
-    slot_bytes: u64,
-}
-
-/// Everything of a step, one slot of every channel at a time.
+/// Everything of a step: what is lent, then one slot of every channel at a time.
 fn rounds(routes: &mut [Route], queue: &Enqueue<'_>, step: Exchange<'_>) -> Result<()> {
+    routes
+        .iter_mut()
+        .try_for_each(|route| route.lend(queue, step))?;
+    routes
+        .iter_mut()
+        .try_for_each(|route| route.borrow(queue, step))?;
     loop {
         let mut has_moved = false;
         for route in routes.iter_mut() {
@@ -242,111 +265,10 @@ fn rounds(routes: &mut [Route], queue: &Enqueue<'_>, step: Exchange<'_>) -> Resu
             has_moved |= route.receive(queue, step)?;
         }
         if !has_moved {
-            return Ok(());
+            break;
         }
     }
-}
-
-impl Route {
-    /// A step begins.
-    fn begin(&mut self, messages: &[Message]) -> Result<()> {
-        self.sent = Cursor::default();
-        self.received = Cursor::default();
-        let receives = messages.iter().any(|m| self.is_of(m, Direction::Receive));
-        self.link.check(receives)
-    }
-
-    fn is_of(&self, m: &Message, direction: Direction) -> bool {
-        m.peer == self.link.peer && m.direction == direction && m.bytes > 0
-    }
-
-    /// Sends the next slot; false if nothing is left of the step.
-    fn send(&mut self, queue: &Enqueue<'_>, step: Exchange<'_>) -> Result<bool> {
-        let peer = (self.link.peer, Direction::Send);
-        let Some(mut runs) = self.sent.next_slot(step, peer) else {
-            return Ok(false);
-        };
-        self.link.sender()?.put(queue, &mut runs).map(|()| true)
-    }
-
-    fn receive(&mut self, queue: &Enqueue<'_>, step: Exchange<'_>) -> Result<bool> {
-        let peer = (self.link.peer, Direction::Receive);
-        let Some(mut runs) = self.received.next_slot(step, peer) else {
-            return Ok(false);
-        };
-        self.link.receiver()?.take(queue, &mut runs).map(|()| true)
-    }
-}
-
-/// A place in the messages of a step.
-#[derive(Clone, Copy, Debug, Default)]
-struct Cursor {
-    message: usize,
-    /// Bytes of it that are done.
-    done: u64,
-}
-
-impl Cursor {
-    /// The runs of the next slot; `None` if nothing is left.
-    fn next_slot<'a>(
-        &'a mut self,
-        step: Exchange<'a>,
-        peer: (Rank, Direction),
-    ) -> Option<Runs<'a>> {
-        self.seek(step.messages, peer)?;
-        Some(Runs {
-            cursor: self,
-            step,
-            peer,
-            at: 0,
-        })
-    }
-
-    /// Goes to the next message that has bytes left.
-    fn seek<'m>(
-        &mut self,
-        messages: &'m [Message],
-        (peer, direction): (Rank, Direction),
-    ) -> Option<&'m Message> {
-        loop {
-            let m = messages.get(self.message)?;
-            if m.peer == peer && m.direction == direction && self.done < m.bytes {
-                return Some(m);
-            }
-            *self = Cursor {
-                message: self.message + 1,
-                done: 0,
-            };
-        }
-    }
-}
-
-/// What goes through one slot: runs of memory, cut alike on both ends.
-struct Runs<'a> {
-    cursor: &'a mut Cursor,
-    step: Exchange<'a>,
-    peer: (Rank, Direction),
-    /// Bytes of the slot that are taken.
-    at: u64,
-}
-
-impl Iterator for Runs<'_> {
-    type Item = MemoryRange;
-
-    fn next(&mut self) -> Option<MemoryRange> {
-        let room = self
-            .step
-            .slot_bytes
-            .checked_sub(self.at)
-            .filter(|r| *r > 0)?;
-        let m = self.cursor.seek(self.step.messages, self.peer)?;
-        let done = self.cursor.done;
-        let bytes = (m.bytes - done).min(room);
-        self.cursor.done += bytes;
-        self.at = after_run(self.at, bytes);
-        Some(MemoryRange {
-            address: self.step.binding.contiguous(m) + done as usize,
-            bytes,
-        })
-    }
+    routes
+        .iter_mut()
+        .try_for_each(|route| route.take_back(queue))
 }

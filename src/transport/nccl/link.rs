@@ -26,6 +26,8 @@ pub(super) struct Workshop {
     pub gpu: Arc<Gpu>,
     pub abort: Arc<AbortCell>,
     pub board: Board,
+    /// Offers that there is room for on any board.
+    pub offers: usize,
     pub ends: Arc<Ends>,
     pub slot_bytes: u64,
 }
@@ -57,7 +59,9 @@ pub(super) struct Entries {
 #[derive(Debug)]
 pub(super) struct Link {
     pub peer: Rank,
-    board: BoardAddress,
+    address: BoardAddress,
+    /// Once it was looked at.
+    board: Option<PeerBoard>,
     entries: Entries,
     sender: Option<ChannelSender>,
     receiver: Option<ChannelReceiver>,
@@ -66,10 +70,11 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(peer: Rank, board: BoardAddress, entries: Entries) -> Link {
+    pub(super) fn new(peer: Rank, address: BoardAddress, entries: Entries) -> Link {
         Link {
             peer,
-            board,
+            address,
+            board: None,
             entries,
             sender: None,
             receiver: None,
@@ -102,7 +107,11 @@ impl Link {
         if !self.is_awaited || self.receiver.is_some() {
             return Ok(());
         }
-        let board = PeerBoard::open(self.peer, &self.board)?;
+        let board = match self.board.take() {
+            Some(board) => board,
+            None => PeerBoard::open(self.peer, &self.address, shop.offers)?,
+        };
+        let board = self.board.insert(board);
         let Some(offer) = board.offer(self.entries.theirs) else {
             return Ok(());
         };
@@ -129,6 +138,11 @@ impl Link {
             return Err(Error::new(Status::Protocol, text).by(self.peer));
         }
         Ok(())
+    }
+
+    /// The board of the peer, if anything comes from there.
+    pub(super) fn board(&self) -> Option<&PeerBoard> {
+        self.board.as_ref().filter(|_| self.receiver.is_some())
     }
 
     pub(super) fn sender(&self) -> Result<&ChannelSender> {

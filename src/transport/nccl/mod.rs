@@ -41,11 +41,13 @@ mod colocated;
 mod comm;
 mod errands;
 mod identity;
+mod lending;
 pub mod library;
 mod link;
 mod patience;
 mod peers;
 mod roles;
+mod route;
 mod turn;
 mod turn_word;
 mod warm_up;
@@ -629,6 +631,13 @@ impl Transport for NcclTransport {
             .try_for_each(|rank| self.shared.peers.way_to(rank).map(drop))?;
         match &self.shared.colocated {
             Some(colocated) => colocated.connect(&binding.program.messages),
+            None => Ok(()),
+        }
+    }
+
+    fn prepare(&self, binding: &Binding) -> Result<()> {
+        match &self.shared.colocated {
+            Some(colocated) => colocated.prepare(binding),
             None => Ok(()),
         }
     }

@@ -436,7 +436,7 @@ class wsync_nccl_options(Structure):
         ("on_abort", wsync_nccl_abort_fn),
         ("on_abort_user", c_void_p),
         ("ipc", c_uint32),
-        ("reserved", c_uint32),
+        ("is_lending", c_uint32),
     ]
 
 

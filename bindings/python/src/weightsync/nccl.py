@@ -109,6 +109,7 @@ class NcclOptions:
         p2p_peer_count_max: int = 0,
         net_channel_count: int = 0,
         rebuildable: bool = False,
+        lending: bool = False,
         ipc: Union[NcclIpc, str, None] = None,
         on_abort: Optional[Callable[[str], None]] = None,
     ) -> None:
@@ -120,6 +121,7 @@ class NcclOptions:
         raw.p2p_peer_count_max = p2p_peer_count_max
         raw.net_channel_count = net_channel_count
         raw.is_rebuildable = int(rebuildable)
+        raw.is_lending = int(lending)
         raw.ipc = 0 if ipc is None else number(NcclIpc, ipc)
         if comm is not None:
             raw.comm = comm_address(comm)

@@ -96,7 +96,9 @@ class Transport(Handle):
         what is connected. rebuildable: keep what the survivors of a failure
         can make a transport of, with rebuild_from. ipc: which ranks of a host
         exchange bytes by CUDA IPC: "off", "device" or "domain"; None where
-        NCCL does not connect them. on_abort: called with the reason if a
+        NCCL does not connect them. lending: those read this rank's buffers
+        where they lie, if CUDA can export them, which then stay allocated as
+        wsync_nccl_options.is_lending says. on_abort: called with the reason if a
         directly used communicator has to be aborted by its owner.
         """
         nccl = NcclOptions(**options)
