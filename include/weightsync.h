@@ -2300,9 +2300,15 @@ typedef struct wsync_nccl_options {
    */
   uint32_t ipc;
   /**
-   * 0.
+   * 1: ranks that are reached by IPC read contiguous bytes where they lie in
+   * this rank's buffers, one copy instead of two, if CUDA can export those:
+   * what cudaMalloc gave, not what the virtual memory calls gave. Such a
+   * buffer stays allocated, whatever becomes of a request, until a later
+   * request has sent other buffers in its place or the ranks that it went to
+   * have destroyed their transports: CUDA does not allow memory to be freed
+   * that another process has open.
    */
-  uint32_t reserved;
+  uint32_t is_lending;
 } wsync_nccl_options;
 
 /**

@@ -33,13 +33,14 @@ fn packed(name: &str, ends: &[(&str, i32)]) -> PathBuf {
     folder
 }
 
-const FINE: [(&str, i32); 8] = [
+const FINE: [(&str, i32); 9] = [
     ("cuda_kernels", 0),
     ("cuda_device", 0),
     ("cuda_processes", 0),
     ("exec_transfer", 0),
     ("exec_faults", 0),
     ("nccl_one_gpu", 0),
+    ("nccl_colocated", 0),
     ("bench_gpu", 0),
     ("weightsync", 0),
 ];
@@ -112,7 +113,7 @@ fn a_compressed_nccl_is_unpacked_for_as_long_as_it_is_used() {
         "echo \"$WSYNC_NCCL_LIBRARY\"\ncat \"$WSYNC_NCCL_LIBRARY\"",
     );
     let library = folder.join("libnccl-small.so");
-    std::fs::write(&library, "a library").unwrap();
+    std::fs::write(&library, "a library\n").unwrap();
     let Ok(done) = Command::new("xz").arg(&library).status() else {
         return eprintln!("skipped: xz is not installed");
     };
@@ -150,7 +151,7 @@ fn every_test_program_is_run_under_the_sanitizer() {
     let folder = packed("gpu_script_checked", &FINE);
     let (output, said) = run(&folder, 1, &["--memcheck"]);
     assert!(output.status.success(), "{said}");
-    for (program, _) in &FINE[..6] {
+    for (program, _) in &FINE[..7] {
         assert_eq!(said.matches(&format!("\n{program} ")).count(), 2, "{said}");
         let checked = said.contains(&format!("checked:\n{program} "));
         assert!(checked, "{program} is not checked: {said}");

@@ -25,7 +25,9 @@ def test_a_communicator_is_taken_as_it_comes(comm: object) -> None:
     assert (options.raw.comm, options.raw.mode) == (4096, ws.NcclMode.DIRECT)
     assert options.raw.library is None
     assert options.raw.ipc == 0
-    assert ws.NcclOptions(comm=comm, ipc="domain").raw.ipc == ws.NcclIpc.DOMAIN
+    assert options.raw.is_lending == 0
+    lending = ws.NcclOptions(comm=comm, ipc="domain", lending=True)
+    assert (lending.raw.ipc, lending.raw.is_lending) == (ws.NcclIpc.DOMAIN, 1)
 
 
 def test_what_is_no_communicator_is_refused() -> None:

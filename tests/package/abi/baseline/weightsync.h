@@ -2300,9 +2300,15 @@ typedef struct wsync_nccl_options {
    */
   uint32_t ipc;
   /**
-   * 0.
+   * 1: ranks that are reached by IPC read contiguous bytes where they lie in
+   * this rank's buffers, one copy instead of two, if CUDA can export those:
+   * what cudaMalloc gave, not what the virtual memory calls gave. Such a
+   * buffer stays allocated, whatever becomes of a request, until a later
+   * request has sent other buffers in its place or the ranks that it went to
+   * have destroyed their transports: CUDA does not allow memory to be freed
+   * that another process has open.
    */
-  uint32_t reserved;
+  uint32_t is_lending;
 } wsync_nccl_options;
 
 /**
@@ -3253,8 +3259,8 @@ wsync_status wsync_plan_origin(const struct wsync_plan *plan,
  * Writes how near the plan is to what is possible as JSON, NUL-terminated:
  * lower_bound_s, predicted_s, ratio, bottleneck, links_busiest and more.
  * `topology` may be NULL: the one that the plan was made for. Derives and
- * simulates all ranks; of very many only some in proportion, and then is_exact
- * is false.
+ * simulates all ranks; of very many only some, and of very many messages in
+ * fewer buckets, in proportion, and then is_exact is false.
  * With a `capacity` of 0 only `out_needed` is written: the number of bytes,
  * the NUL included.
  *
@@ -3445,7 +3451,8 @@ wsync_status wsync_transport_status(const struct wsync_transport *transport,
 /**
  * Stops everything that uses this transport, here and on all peers. The first
  * reason wins; aborting again changes nothing. Never waits. A meeting that is
- * under way fails with the reason at once, and its peers see this rank go.
+ * under way fails with the reason at once, and its peers hear of it or see this
+ * rank go.
  *
  * Errors: none but a wrong argument.
  * Thread safety: any thread, at any time, during other calls on the transport
@@ -3645,7 +3652,9 @@ wsync_status wsync_request_wait_ready(const struct wsync_request *request,
  * first byte is read or written after the work that is in it now, and work
  * that it is given later comes after the transfer, which may have failed: ask
  * wsync_request_outcome before serving. NULL is the default stream where
- * buffers are on a GPU, and nothing where all are on the host.
+ * buffers are on a GPU, and nothing where all are on the host. Ranks of one
+ * process that exchange bytes give a stream each: in one, what the second rank
+ * sends would come after all that the first receives, which waits for it.
  *
  * Errors: INVALID_STATE unless READY, and for a stream that is being captured
  * into a graph; UNSUPPORTED for a stream where all buffers are on the host;
