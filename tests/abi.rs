@@ -500,7 +500,7 @@ fn structs_are_pinned() {
         on_abort: 64,
         on_abort_user: 72,
         ipc: 80,
-        reserved: 84,
+        is_lending: 84,
     });
     layout!(wsync_session_options, 16, 8, {
         struct_size: 0,

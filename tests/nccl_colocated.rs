@@ -176,6 +176,26 @@ fn what_is_lent_is_copied_once() {
     );
 }
 
+/// Plans with other steps, of the same buffers.
+#[test]
+fn loans_of_plans_that_take_turns_are_not_mixed_up() {
+    let _alone = begin();
+    let world = lending(Shape::Half, IpcScope::Domain, 16);
+    world.run(|rig| {
+        let slots = [1, 2, 5].map(|steps| rig.session.load(world.plan(steps)).unwrap());
+        let requests = slots.map(|slot| Request::new(&rig.session, slot).unwrap());
+        for version in 1..=9 {
+            rig.store(version);
+            let request = &requests[version as usize % 3];
+            request.submit(&options(version)).unwrap();
+            assert_eq!(request.wait(60 * SECOND), Ok(State::Done));
+            if let Some(d) = rig.destination() {
+                assert_eq!(d.now(), d.expected(version), "version {version}");
+            }
+        }
+    });
+}
+
 /// Bound anew for a version: memory that can be read, then some that cannot, and
 /// back.
 #[test]

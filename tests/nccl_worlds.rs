@@ -13,7 +13,7 @@ use transport_support::world::{LONG, World, enqueue_all, wait_all};
 use transport_support::{Random, bind};
 use weightsync::device::Device;
 use weightsync::device::cuda::{CopyPath, CudaDevice, CudaOptions};
-use weightsync::transport::Transport;
+use weightsync::transport::{Company, Transport};
 
 fn device_of(rank: u32, copy_path: CopyPath) -> Arc<CudaDevice> {
     let index = fake::gpu_of(rank);
@@ -32,6 +32,12 @@ fn run_rank(world: &World, transport: &dyn Transport, copy_path: CopyPath, gate:
     let ranges = memory.each_ref().map(GpuMemory::range).to_vec();
     let binding = bind(program, ranges, staging.range(), transport.abort_cell()).unwrap();
     device.prepare(&binding).unwrap();
+    let company = Company {
+        plan: 0,
+        participants: &[],
+        guests: &[],
+    };
+    transport.serve(&binding, &company).unwrap();
     transport.connect(&binding, Instant::now() + LONG).unwrap();
     for version in 1..=2 {
         memory[0].write(0, world.memory(rank, version).source.bytes());

@@ -124,15 +124,15 @@ pub struct wsync_nccl_options {
     pub on_abort_user: *mut c_void,
     /// A wsync_nccl_ipc, the same on all ranks. 0: as DEVICE, but ranks of a
     /// GPU that NCCL takes are left to it. A rank has 16 MiB of GPU memory for
-    /// each rank that it sends to so.
+    /// each rank that it hands bytes to so.
     pub ipc: u32,
     /// 1: ranks that are reached by IPC read contiguous bytes where they lie in
     /// this rank's buffers, one copy instead of two, if CUDA can export those:
     /// what cudaMalloc gave, not what the virtual memory calls gave. Such a
-    /// buffer stays allocated, whatever becomes of a request, until a later
-    /// request has sent other buffers in its place or the ranks that it went to
-    /// have destroyed their transports: CUDA does not allow memory to be freed
-    /// that another process has open.
+    /// buffer stays allocated, whatever becomes of a request, until a later one
+    /// of the same plan, with other buffers in its place, has ended, or the
+    /// ranks that it went to have destroyed their transports: CUDA does not
+    /// allow memory to be freed that another process has open.
     pub is_lending: u32,
 }
 

@@ -345,7 +345,7 @@ pub(super) fn mismatch(groups: &[&Group], ranks: &[Rank]) -> Error {
             }
         }
     }
-    parties.sort_by_key(|p| (std::cmp::Reverse(p.count), p.lowest));
+    parties.sort_unstable_by_key(|p| (std::cmp::Reverse(p.count), p.lowest));
     let Some((most, others)) = parties.split_first() else {
         return Error::internal("a mismatch without ranks");
     };

@@ -269,6 +269,7 @@ impl Session {
             transport.serve(
                 &binding,
                 &Company {
+                    plan: slot.plan.fingerprint(),
                     participants: &slot.plan.participants(),
                     guests: &guests(&**transport, &*slot.plan)?,
                 },

@@ -109,8 +109,8 @@ fn silent(group: &Group, land: &Landscape, index: usize, now: Instant) -> Option
 }
 
 /// Takes note of whom rank `index` may wait for, less those that are past its
-/// step. If no other is named, whoever was named before stays: a long list
-/// comes in turns.
+/// step. If no other is named, whoever was named before stays, for a long list
+/// comes in turns; but not once the rank has come to another place in its step.
 pub(super) fn note_waits(group: &mut Group, land: &Landscape, index: usize, waits: Waits) {
     let of = |waits: &Waits| -> Waits {
         let keeping = keeping(group, land, index, waits);
@@ -119,9 +119,10 @@ pub(super) fn note_waits(group: &mut Group, land: &Landscape, index: usize, wait
     };
     let (new, old) = (of(&waits), of(&group.seats[index].waits_for));
     let seat = &mut group.seats[index];
-    seat.has_moved |= new != waits;
-    seat.waits_for = match new.is_none() && !waits.is_none() {
-        true => old.at(waits.place),
+    let is_there = seat.waits_for.place == waits.place;
+    seat.has_moved = seat.has_moved && is_there || new != waits;
+    seat.waits_for = match is_there && new.is_none() && !waits.is_none() {
+        true => old,
         false => new,
     };
 }

@@ -217,7 +217,7 @@ fn reaches(held: &[Axis], wanted: &[Axis], offset: u64) -> bool {
 /// The indices of the byte at `offset`, if there is one in `axes`.
 fn indices(axes: &[Axis], offset: u64) -> Option<SmallVec<[i128; DIM_COUNT_MAX + 1]>> {
     let mut order: SmallVec<[usize; DIM_COUNT_MAX + 1]> = (0..axes.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(axes[i].stride.unsigned_abs()));
+    order.sort_unstable_by_key(|&i| (std::cmp::Reverse(axes[i].stride.unsigned_abs()), i));
     let mut found: SmallVec<_> = axes.iter().map(|_| 0).collect();
     let mut rest = i128::from(offset);
     for at in order {

@@ -36,13 +36,13 @@ pub(super) fn canonical(spec: LayoutSpec) -> Result<(LayoutSpec, RankIndex)> {
         .into_iter()
         .map(|p| table.part(p))
         .collect::<Result<Vec<Part>>>()?;
-    parts.sort_by_key(|p| p.ranks.lowest());
+    parts.sort_unstable_by_key(|p| p.ranks.lowest());
     let mut explicit = spec
         .explicit
         .into_iter()
         .map(|r| table.rank_views(r))
         .collect::<Result<Vec<RankViews>>>()?;
-    explicit.sort_by_key(|r| r.rank);
+    explicit.sort_unstable_by_key(|r| r.rank);
     let spec = LayoutSpec {
         marks: spec.marks.canonical()?,
         tensors: table.tensors,
@@ -120,7 +120,7 @@ fn canonical_aliases(mut aliases: Vec<(String, String)>) -> Result<Vec<(String, 
             )));
         }
     }
-    aliases.sort();
+    aliases.sort_unstable();
     aliases.dedup();
     if let Some(w) = aliases.windows(2).find(|w| w[0].0 == w[1].0) {
         return Err(Error::layout(format!(

@@ -74,7 +74,7 @@ impl Layout {
 
 /// The largest tensors, ties by name.
 fn largest(mut tensors: Vec<&Tensor>) -> Vec<Value> {
-    tensors.sort_by(|a, b| b.bytes().cmp(&a.bytes()).then_with(|| a.name.cmp(&b.name)));
+    tensors.sort_unstable_by(|a, b| b.bytes().cmp(&a.bytes()).then_with(|| a.name.cmp(&b.name)));
     let show = |t: &Tensor| {
         json!({
             "name": t.name,

@@ -42,7 +42,7 @@ impl Marks {
             for glob in list.iter() {
                 check_name("a mark", glob)?;
             }
-            list.sort();
+            list.sort_unstable();
             list.dedup();
         }
         Ok(self)

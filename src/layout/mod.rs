@@ -114,7 +114,8 @@ impl Layout {
         explicit_copies.sort_unstable();
         explicit_copies.dedup();
         let mut aliases_of: Vec<u32> = (0..spec.aliases.len() as u32).collect();
-        aliases_of.sort_by_key(|&i| &spec.aliases[i as usize].1);
+        let root = |i: u32| &spec.aliases[i as usize].1;
+        aliases_of.sort_unstable_by(|&a, &b| root(a).cmp(root(b)).then(a.cmp(&b)));
         Ok(Layout {
             aliases_of,
             spec,
@@ -284,7 +285,7 @@ impl Layout {
             .into_iter()
             .filter_map(|k| self.buffer(rank, k))
             .collect();
-        out.sort_by(|a, b| a.name.cmp(&b.name));
+        out.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         out
     }
 }

@@ -496,7 +496,7 @@ mod tests {
                 out.push((global, stored));
             }
         }
-        out.sort();
+        out.sort_unstable();
         out
     }
 
@@ -534,7 +534,7 @@ mod tests {
                 let held = of(&held);
                 let found = grid.within(&held);
                 let mut want = naive(&w, &shape, &held);
-                want.sort();
+                want.sort_unstable();
                 assert_eq!(
                     spelled(&grid, &found, shape.len()),
                     want,

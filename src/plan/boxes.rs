@@ -53,7 +53,7 @@ impl ExplicitBoxes {
         let axis = (0..axes).rev().max_by_key(|&a| starts(a)).unwrap_or(0);
         let span = |i: u32| list[i as usize].bounds.0.get(axis).copied();
         let mut order: Vec<u32> = (0..list.len() as u32).collect();
-        order.sort_by_key(|&i| span(i).map(|s| s.lo));
+        order.sort_unstable_by_key(|&i| (span(i).map(|s| s.lo), i));
         let ends = order.iter().map(|&i| span(i).map_or(u64::MAX, |s| s.hi));
         let reach = ends
             .scan(0, |furthest, hi| {
@@ -123,7 +123,7 @@ mod tests {
 
     fn boxes(all: &[[(u64, u64); 2]]) -> ExplicitBoxes {
         let mut list: Vec<IndexBox> = all.iter().map(|b| of(*b)).collect();
-        list.sort();
+        list.sort_unstable();
         let explicit = |bounds| ExplicitBox {
             bounds,
             dtype: Dtype::U8,

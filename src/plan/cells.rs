@@ -78,7 +78,7 @@ impl Splitter<'_> {
             }
         }
         let mut out = slabs.out;
-        out.sort();
+        out.sort_unstable();
         Ok(out)
     }
 

@@ -85,7 +85,7 @@ impl Runs {
             is_in_order &= is_new || keys[i - 1] == *k;
         }
         let mut order: Vec<u32> = (0..count as u32).collect();
-        order.sort_by_key(|&i| first[&keys[i as usize]]);
+        order.sort_unstable_by_key(|&i| (first[&keys[i as usize]], i));
         let mut starts: Vec<u32> = (0..count as u32)
             .filter(|&i| {
                 let key = |i: u32| keys[order[i as usize] as usize];

@@ -43,7 +43,7 @@ impl LayerLine {
             )
         };
         let mut order: Vec<u32> = (0..tables.tensors.len() as u32).collect();
-        order.sort_by_key(|&t| (place_of(&tensor(t).0.name), t));
+        order.sort_unstable_by_key(|&t| (place_of(&tensor(t).0.name), t));
         let mut line = LayerLine {
             spans: vec![(0, 0); order.len()],
             bytes: 0,

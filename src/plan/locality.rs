@@ -54,7 +54,7 @@ pub struct Ends<'a> {
 impl Locality {
     pub fn new(source: &Layout, destination: &Layout, topology: &Topology) -> Locality {
         let mut cuts: Vec<usize> = (0..topology.cuts().len()).collect();
-        cuts.sort_by_key(|&i| {
+        cuts.sort_unstable_by_key(|&i| {
             let c = &topology.cuts()[i];
             (!c.by_rail, c.hosts, i)
         });
@@ -189,7 +189,7 @@ impl Matching {
     fn of(mut shares: Vec<UnitShare>, units: u64, holders: usize, needers: usize) -> Matching {
         shares.sort_unstable_by_key(|s| (s.needer, s.from));
         let mut by_holder: Vec<u32> = (0..shares.len() as u32).collect();
-        by_holder.sort_by_key(|&i| shares[i as usize].holder);
+        by_holder.sort_unstable_by_key(|&i| (shares[i as usize].holder, i));
         let needer = |i: usize| shares[i].needer;
         let of_needer = starts(needers, shares.len(), needer);
         let of_holder = starts(holders, shares.len(), |i| {

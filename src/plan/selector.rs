@@ -95,7 +95,7 @@ impl Selector {
     fn canonical(&self) -> Selector {
         let sorted = |globs: &[String]| {
             let mut globs = globs.to_vec();
-            globs.sort();
+            globs.sort_unstable();
             globs.dedup();
             globs
         };

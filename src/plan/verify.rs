@@ -262,7 +262,7 @@ fn any_overlap(boxes: &[&IndexBox]) -> bool {
         return boxes.len() > 1;
     };
     let mut sorted = boxes.to_vec();
-    sorted.sort_by_key(|b| b.0[axis].lo);
+    sorted.sort_unstable_by_key(|b| b.0[axis].lo);
     sorted.iter().enumerate().any(|(i, a)| {
         sorted[i + 1..]
             .iter()

@@ -121,7 +121,7 @@ impl Vessel {
 /// high.
 fn pour(bytes: u64, vessels: &[Vessel]) -> Vec<u64> {
     let mut order: Vec<usize> = (0..vessels.len()).collect();
-    order.sort_by(|&a, &b| {
+    order.sort_unstable_by(|&a, &b| {
         let (v, w) = (&vessels[a], &vessels[b]);
         let height = |v: &Vessel, w: &Vessel| u128::from(v.carried) * u128::from(w.width);
         height(v, w).cmp(&height(w, v)).then(a.cmp(&b))

@@ -143,6 +143,8 @@ pub trait Bootstrap: Send + std::fmt::Debug {
 /// The other ranks of a plan, as far as a transport has to know.
 #[derive(Clone, Copy, Debug)]
 pub struct Company<'a> {
+    /// Names the plan, the same on all ranks.
+    pub plan: u128,
     /// All ranks that load the plan, ascending.
     pub participants: &'a [Rank],
     /// The programs of those that are [`guests`](Transport::guests).

@@ -173,7 +173,7 @@ mod tests {
             let instance = Instance::of_plan(plan, plan.topology()).unwrap();
             let names = instance.links.iter().map(|l| format!("{l:?}"));
             let mut loads: Vec<_> = names.zip(instance.loads()).collect();
-            loads.sort();
+            loads.sort_unstable();
             loads
         };
         for ((link, ours), (other, theirs)) in loads(&few).into_iter().zip(loads(&all)) {

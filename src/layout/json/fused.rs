@@ -249,7 +249,7 @@ fn number(candidates: &[Candidate<'_>], groups: Vec<Group>) -> Assembled {
         .collect();
     let mut placements: Vec<Placement> = Vec::with_capacity(candidates.len());
     let mut order: Vec<usize> = (0..candidates.len()).collect();
-    order.sort_by_key(|&i| numbers[i]);
+    order.sort_unstable_by_key(|&i| (numbers[i], i));
     for i in order {
         let c = &candidates[i];
         placements.push(Placement {

@@ -194,7 +194,7 @@ fn arrange(grid: &mut Grid, order: &HashMap<u32, u32>) -> Result<Mesh> {
         step *= n as usize;
     }
     let mut axes: Vec<usize> = (0..grid.sizes.len()).collect();
-    axes.sort_by_key(|&i| std::cmp::Reverse((strides[i], usize::MAX - i)));
+    axes.sort_unstable_by_key(|&i| std::cmp::Reverse((strides[i], usize::MAX - i)));
     let regular = || {
         let mut step = 1u64;
         for &i in axes.iter().rev().filter(|&&i| grid.sizes[i] > 1) {

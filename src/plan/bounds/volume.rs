@@ -5,14 +5,14 @@ use crate::layout::tensor::IndexBox;
 /// Elements that are in some box of `wanted` and in none of `less`.
 pub fn volume(wanted: &[&IndexBox], less: &[&IndexBox]) -> u64 {
     let mut wanted = wanted.to_vec();
-    wanted.sort();
+    wanted.sort_unstable();
     wanted.dedup();
     let mut less: Vec<&IndexBox> = less
         .iter()
         .copied()
         .filter(|b| wanted.iter().any(|w| w.overlaps(b)))
         .collect();
-    less.sort();
+    less.sort_unstable();
     less.dedup();
     // Cut and replicated tensors: every wanted box is held whole or not.
     wanted.retain(|w| !less.iter().any(|b| b.contains(w)));

@@ -23,8 +23,16 @@ const KEY_BYTES: u64 = 16;
 /// An offer, and behind it a byte that says that it is there.
 const ENTRY_BYTES: u64 = 128;
 const IS_POSTED: u8 = 1;
-/// Number and length of a list of loans.
-const LOANS_HEAD_BYTES: usize = 16;
+/// In front of a list of loans: its number, its length, its plan.
+const LOANS_HEAD_BYTES: usize = 32;
+
+/// What is in front of a list of loans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LoansHead {
+    pub epoch: u64,
+    pub count: u64,
+    pub plan: u128,
+}
 const _: () = assert!(OFFER_BYTES < ENTRY_BYTES as usize);
 
 fn entry(index: usize) -> u64 {
@@ -74,12 +82,13 @@ impl Board {
         self.loans = entry(offers);
     }
 
-    /// Lends `count` messages in place of those before.
-    pub(super) fn lend(&self, epoch: u64, count: usize, loans: &[u8]) -> Result<()> {
+    /// Lends messages of a plan in place of those before.
+    pub(super) fn lend(&self, (epoch, plan): (u64, u128), loans: &[u8]) -> Result<()> {
         self.write(loans, self.loans + LOANS_HEAD_BYTES as u64)?;
         let mut head = [0; LOANS_HEAD_BYTES];
         head[..8].copy_from_slice(&epoch.to_le_bytes());
-        head[8..].copy_from_slice(&(count as u64).to_le_bytes());
+        head[8..16].copy_from_slice(&((loans.len() / LOAN_BYTES) as u64).to_le_bytes());
+        head[16..].copy_from_slice(&plan.to_le_bytes());
         self.write(&head, self.loans)
     }
 
@@ -138,8 +147,8 @@ impl PeerBoard {
         }
     }
 
-    /// The number of the list of loans and how many are in it, if there is one.
-    pub(super) fn lends(&self) -> Result<Option<(u64, usize)>> {
+    /// What is in front of the list of loans, if there is one.
+    pub(super) fn lends(&self) -> Result<Option<LoansHead>> {
         let mut head = [0; LOANS_HEAD_BYTES];
         match self.file.read_exact_at(&mut head, self.loans) {
             Ok(()) => {}
@@ -150,13 +159,24 @@ impl PeerBoard {
             let word = head[at..at + 8].try_into();
             u64::from_le_bytes(word.unwrap_or_default())
         });
-        Ok((epoch > 0).then_some((epoch, count as usize)))
+        let plan = head[16..].try_into();
+        Ok((epoch > 0).then_some(LoansHead {
+            epoch,
+            count,
+            plan: u128::from_le_bytes(plan.unwrap_or_default()),
+        }))
     }
 
-    /// The list of loans.
-    pub(super) fn loans(&self, count: usize) -> Result<Vec<u8>> {
-        let mut loans = vec![0; count * LOAN_BYTES];
+    /// The list of `count` loans.
+    pub(super) fn loans(&self, count: u64) -> Result<Vec<u8>> {
         let at = self.loans + LOANS_HEAD_BYTES as u64;
+        let end = self.file.metadata().map_err(|e| self.unread(&e))?.len();
+        let bytes = count.saturating_mul(LOAN_BYTES as u64);
+        if at.saturating_add(bytes) > end {
+            let text = format!("rank {} lends {count} messages and lists fewer", self.rank);
+            return Err(Error::new(Status::Protocol, text).by(self.rank));
+        }
+        let mut loans = vec![0; bytes as usize];
         let read = self.file.read_exact_at(&mut loans, at);
         read.map_err(|e| self.unread(&e))?;
         Ok(loans)

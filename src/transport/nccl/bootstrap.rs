@@ -60,9 +60,9 @@ pub struct NcclOptions {
     /// Which ranks of a host exchange bytes without NCCL.
     pub ipc: IpcScope,
     /// Ranks that are reached so read contiguous bytes where they lie in this
-    /// rank's buffers, if CUDA can export these. They stay allocated then until
-    /// other buffers have been sent in their place, or the peers have dropped
-    /// their transports.
+    /// rank's buffers, if CUDA can export these. They stay allocated then until a
+    /// request of the same plan with others in their place has ended, or the peers
+    /// have dropped their transports.
     pub is_lending: bool,
     /// Names this host; `None` takes the boot id. Ranks that give the same are
     /// taken to be on one host.

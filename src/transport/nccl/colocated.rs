@@ -19,6 +19,7 @@
 //! After these rounds a guest exchanges the step's parcels with its endpoint,
 //! turn by turn, in lanes: channels that hold nothing else (`errands`).
 
+use super::Carry;
 use super::address::Address;
 use super::board::Board;
 use super::errands::{Errands, Parcel, Part};
@@ -38,6 +39,14 @@ use crate::plan::program::{Direction, Message};
 use crate::rank::Rank;
 use crate::transport::queue::lock;
 use std::sync::{Arc, Mutex};
+
+/// What was put on the stream of the channels.
+pub(super) struct Put {
+    /// Reached when that is over.
+    pub fence: Fence,
+    /// Or why there is something missing.
+    pub whole: Result<()>,
+}
 
 /// The channels of one rank.
 #[derive(Debug)]
@@ -129,79 +138,80 @@ impl Colocated {
         Ok(())
     }
 
-    /// Lends the buffers that are bound now, before the ranks agree to a request.
-    pub(super) fn prepare(&self, binding: &Binding) -> Result<()> {
+    /// Lends the buffers that are bound now, before the ranks agree to a request
+    /// of `plan`.
+    pub(super) fn prepare(&self, binding: &Binding, plan: u128) -> Result<()> {
         let Some(lender) = &self.lender else {
             return Ok(());
         };
         let mut lender = lock(lender);
-        if lender.is_of(binding) {
-            return Ok(());
-        }
         let mut routes = lock(&self.routes);
-        let ranks: Vec<Rank> = routes.iter().map(|route| route.link.peer).collect();
         let (gpu, board) = (&self.shop.gpu, &self.shop.board);
-        let mut loans = lender.post(gpu, board, binding, &ranks)?;
+        let ranks = routes.iter().map(|route| route.link.peer);
+        let Some(lent) = lender.post(gpu, board, (binding, plan), ranks)? else {
+            return Ok(());
+        };
         for route in routes.iter_mut() {
-            route.lent = loans.remove(&route.link.peer).unwrap_or_default();
+            route.lent = lent.to(route.link.peer);
         }
         Ok(())
     }
 
-    /// Makes the rest of the channels, before anything of a step is in a stream.
-    pub(super) fn open_all(&self) -> Result<()> {
-        let mut routes = lock(&self.routes);
-        let mut links = routes.iter_mut().map(|route| &mut route.link);
-        links.try_for_each(|link| link.open(&self.shop))?;
-        let mut lanes = lock(&self.lanes);
-        lanes.iter_mut().try_for_each(|lane| lane.open(&self.shop))
-    }
-
-    /// Fails unless the lanes of a step's parcels are there.
-    pub(super) fn check_lanes(&self, parcels: &[Parcel]) -> Result<()> {
-        let lanes = lock(&self.lanes);
-        lanes.iter().try_for_each(|lane| {
-            let empties = |p: &Parcel| p.passes(lane.peer) && !p.fills_lane();
-            lane.check(parcels.iter().any(empties))
-        })
-    }
-
-    /// Puts what goes through channels in a step on the stream, after `after`;
-    /// `None` if nothing does.
+    /// Puts what goes through channels in a step on the stream, after `after`.
     pub(super) fn enqueue(
         &self,
-        binding: &Binding,
-        messages: &[Message],
-        errands: (&Errands, u32),
-        turn: &TurnWord,
+        Carry {
+            errands,
+            step,
+            binding,
+        }: Carry<'_>,
+        plan: u128,
+        word: &TurnWord,
         after: &Fence,
-    ) -> Result<Option<Fence>> {
-        let mut routes = lock(&self.routes);
-        let is_reached = |m: &Message| routes.iter().any(|route| route.link.peer == m.peer);
-        let is_guest = |p: &Parcel| p.part == Part::Lane;
-        let (all, step) = errands;
-        if !messages.iter().any(is_reached) && !all.parcels_of(step).iter().any(is_guest) {
-            return Ok(None);
-        }
+    ) -> Result<Put> {
+        let program = &binding.program;
         let exchange = Exchange {
             binding,
-            messages,
+            messages: program.messages_of(&program.steps[step as usize]),
             step,
             slot_bytes: self.shop.slot_bytes,
         };
-        if let Some(lender) = &self.lender
-            && !lock(lender).is_of(binding)
-        {
+        let lender = self.lender.as_ref().map(lock);
+        if lender.is_some_and(|lender| !lender.is_of(binding)) {
             return Err(Error::internal("a step of buffers that are not lent"));
         }
-        let begin = |route: &mut Route| route.begin(exchange, (&self.shop.gpu, self.me));
-        routes.iter_mut().try_for_each(begin)?;
+        let mut routes = lock(&self.routes);
+        for route in routes.iter_mut() {
+            route.link.open(&self.shop)?;
+            route.begin(exchange, (&self.shop.gpu, self.me, plan))?;
+        }
+        let parcels = errands.parcels_of(step);
+        self.open_lanes(parcels)?;
+        let is_reached = |m: &Message| routes.iter().any(|route| route.link.peer == m.peer);
+        let is_guest = |p: &Parcel| p.part == Part::Lane;
+        if !exchange.messages.iter().any(is_reached) && !parcels.iter().any(is_guest) {
+            return Ok(Put {
+                fence: Fence::default(),
+                whole: Ok(()),
+            });
+        }
         let queue = self.queue.begin(after, &self.shop.abort)?;
-        let put = rounds(&mut routes, &queue, exchange)
-            .and_then(|()| self.turns(&queue, binding, errands, turn));
+        let whole = rounds(&mut routes, &queue, exchange)
+            .and_then(|()| self.turns(&queue, binding, (errands, step), word));
         // Ended in any case: what is in the stream has to be released.
         let fence = queue.end(Some((self.ends(), 0)))?;
-        put.map(|()| Some(fence))
+        Ok(Put { fence, whole })
+    }
+
+    /// Opens the lanes that are awaited; fails unless those of the parcels are
+    /// there.
+    fn open_lanes(&self, parcels: &[Parcel]) -> Result<()> {
+        let mut lanes = lock(&self.lanes);
+        lanes.iter_mut().try_for_each(|lane| {
+            lane.open(&self.shop)?;
+            let empties = |p: &Parcel| p.passes(lane.peer) && !p.fills_lane();
+            lane.check(parcels.iter().any(empties))
+        })
     }
 
     /// A guest's side of the parcels of a step.

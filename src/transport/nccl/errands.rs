@@ -35,7 +35,6 @@ use crate::device::{Binding, MemoryRange};
 use crate::error::Result;
 use crate::plan::program::{Direction, Message, Program};
 use crate::rank::Rank;
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// When a parcel goes.
@@ -118,9 +117,15 @@ struct TurnOf {
     company: Vec<Rank>,
 }
 
-/// All that goes from one rank to another in a step: messages by their index,
-/// and their bytes.
-type Flow = Vec<(usize, u64)>;
+/// A message that endpoints carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Carried {
+    from: Rank,
+    to: Rank,
+    /// Among the messages of the program that it is from.
+    message: usize,
+    bytes: u64,
+}
 
 impl Errands {
     /// Of a rank with this program, and the endpoint of `guests` if it is one.
@@ -135,13 +140,13 @@ impl Errands {
         let own = std::iter::once((peers.me(), program));
         let programs: Vec<_> = own.chain(guests.iter().map(|(r, p)| (*r, p))).collect();
         for step in 0..program.steps.len() {
-            let flows = flows(peers, &programs, step)?;
             let begin = errands.parcels.len();
-            for (&(from, to), flow) in &flows {
-                peers.doors(from, to, participants)?;
-                errands.cut(peers, (from, to), flow)?;
+            let carried = carried(peers, &programs, step)?;
+            for flow in carried.chunk_by(|a, b| (a.from, a.to) == (b.from, b.to)) {
+                peers.doors(flow[0].from, flow[0].to, participants)?;
+                errands.cut(peers, flow)?;
             }
-            errands.parcels[begin..].sort_by_key(|p| (p.turn, p.from, p.to));
+            errands.parcels[begin..].sort_unstable_by_key(|p| (p.turn, p.from, p.to));
             errands.take_turns(peers, begin)?;
         }
         Ok(errands)
@@ -167,8 +172,9 @@ impl Errands {
         Ok(())
     }
 
-    /// Cuts a flow into parcels.
-    fn cut(&mut self, peers: &Peers, (from, to): (Rank, Rank), flow: &Flow) -> Result<()> {
+    /// Cuts what goes from one rank to another into parcels.
+    fn cut(&mut self, peers: &Peers, flow: &[Carried]) -> Result<()> {
+        let (from, to) = (flow[0].from, flow[0].to);
         let (leaves, part) = peers.part_in(from, to)?;
         let together = (peers.index(from)? + peers.index(to)?) as u32 / 2;
         let slot_bytes = peers.slot_bytes();
@@ -186,7 +192,7 @@ impl Errands {
             number += 1;
             (*begin, *at) = (runs.len() as u32, 0);
         };
-        for &(message, bytes) in flow {
+        for &Carried { message, bytes, .. } in flow {
             let mut done = 0;
             while done < bytes {
                 if at >= slot_bytes {
@@ -259,25 +265,28 @@ impl Errands {
 }
 
 /// What the endpoints carry of a step, by the ranks that it goes from and to.
-fn flows(
-    peers: &Peers,
-    programs: &[(Rank, &Program)],
-    step: usize,
-) -> Result<BTreeMap<(Rank, Rank), Flow>> {
-    let mut flows: BTreeMap<(Rank, Rank), Flow> = BTreeMap::new();
+fn carried(peers: &Peers, programs: &[(Rank, &Program)], step: usize) -> Result<Vec<Carried>> {
+    let mut carried = Vec::new();
     for (rank, program) in programs {
         let Some(at) = program.steps.get(step) else {
             continue;
         };
         let first = at.messages.0 as usize;
         let messages = (first..).zip(program.messages_of(at));
-        for (i, m) in messages.filter(|(_, m)| m.bytes > 0) {
-            if peers.is_carried(*rank, m.peer)? {
-                flows.entry(ends(*rank, m)).or_default().push((i, m.bytes));
+        for (message, m) in messages.filter(|(_, m)| m.bytes > 0) {
+            let (from, to) = ends(*rank, m);
+            if peers.is_carried(from, to)? {
+                carried.push(Carried {
+                    from,
+                    to,
+                    message,
+                    bytes: m.bytes,
+                });
             }
         }
     }
-    Ok(flows)
+    carried.sort_unstable();
+    Ok(carried)
 }
 
 /// Whom a message of `rank` goes from and to.

@@ -12,17 +12,17 @@
 //!
 //! A rank posts its list before it agrees to a request, and the others read it
 //! once all have agreed; the next list comes with the next request. So a list
-//! is never read while it is written. Where a loan was announced both ends leave
-//! its message out of the slots.
+//! is never read while it is written. It names its plan, so that nobody takes it
+//! for one of a plan in which its rank has no part. Where a loan was announced both
+//! ends leave its message out of the slots.
 
 use super::board::{Board, PeerBoard};
 use crate::device::cuda::gpu::Gpu;
 use crate::device::cuda::ipc::{EXPORTED_BYTES, Exported, Opened};
 use crate::device::{Binding, MemoryRange};
 use crate::error::{Error, Result};
-use crate::plan::program::{BufferSlot, Direction};
+use crate::plan::program::Direction;
 use crate::rank::Rank;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Bytes of a loan on a board.
@@ -89,122 +89,177 @@ impl Posted {
     }
 }
 
+/// What this rank lends in a plan, and whose buffers these are.
+#[derive(Debug)]
+pub(super) struct Lent {
+    plan: u128,
+    binding: u64,
+    epoch: u64,
+    bytes: Vec<u8>,
+    by_rank: Vec<(Rank, Arc<Loans>)>,
+}
+
+impl Lent {
+    /// What is lent to one rank.
+    pub(super) fn to(&self, rank: Rank) -> Arc<Loans> {
+        let found = self.by_rank.iter().find(|(to, _)| *to == rank);
+        found.map(|(_, loans)| loans.clone()).unwrap_or_default()
+    }
+}
+
 /// What this rank lends.
 #[derive(Debug, Default)]
 pub(super) struct Lender {
-    /// Of the last list; 0 before the first.
+    /// A list for each plan.
+    lists: Vec<Lent>,
+    /// Of the list that was made last; 0 before the first.
     epoch: u64,
-    /// Whose buffers the list is of.
-    binding: Option<u64>,
+    /// Whose buffers are in the list on the board.
+    on_board: Option<u64>,
 }
 
 impl Lender {
     /// True if the list on the board is of this binding.
     pub(super) fn is_of(&self, binding: &Binding) -> bool {
-        self.binding == Some(binding.id())
+        self.on_board == Some(binding.id())
     }
 
-    /// Lends what the messages of `binding` to `ranks` allow, and posts the list.
+    /// Lends what the messages of `binding` to `ranks` allow, and posts the list;
+    /// `None` if it is there already. Plans that take turns keep theirs.
     pub(super) fn post(
         &mut self,
         gpu: &Gpu,
         board: &Board,
-        binding: &Binding,
-        ranks: &[Rank],
-    ) -> Result<HashMap<Rank, Loans>> {
-        let posted = lendable(gpu, binding, ranks)?;
-        self.epoch += 1;
-        let bytes: Vec<u8> = posted.iter().flat_map(Posted::to_bytes).collect();
-        board.lend(self.epoch, posted.len(), &bytes)?;
-        self.binding = Some(binding.id());
-        let mut loans: HashMap<Rank, Loans> = HashMap::new();
-        for p in posted {
-            let range = MemoryRange {
-                address: p.address as usize,
-                bytes: p.exported.bytes(),
-            };
-            loans
-                .entry(p.to)
-                .or_default()
-                .by_place
-                .push((p.place, range));
+        (binding, plan): (&Binding, u128),
+        ranks: impl Iterator<Item = Rank>,
+    ) -> Result<Option<&Lent>> {
+        if self.is_of(binding) {
+            return Ok(None);
         }
-        Ok(loans)
+        self.on_board = None;
+        let is_kept = |list: &Lent| (list.plan, list.binding) == (plan, binding.id());
+        if !self.lists.iter().any(is_kept) {
+            let posted = lendable(gpu, binding, &ranks.collect::<Vec<_>>());
+            self.lists.retain(|list| list.plan != plan);
+            self.epoch += 1;
+            self.lists.push(listed(posted, (binding, plan), self.epoch));
+        }
+        let Some(list) = self.lists.iter().find(|list| is_kept(list)) else {
+            return Ok(None);
+        };
+        board.lend((list.epoch, plan), &list.bytes)?;
+        self.on_board = Some(list.binding);
+        Ok(Some(list))
+    }
+}
+
+fn listed(mut posted: Vec<Posted>, (binding, plan): (&Binding, u128), epoch: u64) -> Lent {
+    let mut bytes = Vec::with_capacity(posted.len() * LOAN_BYTES);
+    posted.iter().for_each(|p| bytes.extend(p.to_bytes()));
+    posted.sort_unstable_by_key(|p| (p.to, p.place));
+    let range = |p: &Posted| MemoryRange {
+        address: p.address as usize,
+        bytes: p.exported.bytes(),
+    };
+    let to_one = |run: &[Posted]| {
+        let by_place = run.iter().map(|p| (p.place, range(p))).collect();
+        (run[0].to, Arc::new(Loans { by_place }))
+    };
+    Lent {
+        plan,
+        binding: binding.id(),
+        epoch,
+        bytes,
+        by_rank: posted.chunk_by(|a, b| a.to == b.to).map(to_one).collect(),
     }
 }
 
 /// The messages whose bytes lie in one piece in a buffer that can be exported.
-fn lendable(gpu: &Gpu, binding: &Binding, ranks: &[Rank]) -> Result<Vec<Posted>> {
+fn lendable(gpu: &Gpu, binding: &Binding, ranks: &[Rank]) -> Vec<Posted> {
     let program = &binding.program;
-    let mut buffers: HashMap<BufferSlot, Option<Exported>> = HashMap::new();
+    // What CUDA does not export, for whatever reason, goes through slots.
+    let export = |range: &MemoryRange| match range.bytes {
+        0 => None,
+        _ => Exported::new(gpu, *range).unwrap_or(None),
+    };
+    let buffers: Vec<Option<Exported>> = binding.memory.iter().map(export).collect();
     let mut posted = Vec::new();
     for (step, of_step) in (0..).zip(&program.steps) {
-        let mut numbers: HashMap<Rank, u32> = HashMap::new();
-        let messages = program.messages_of(of_step).iter();
-        for m in messages.filter(|m| m.direction == Direction::Send && ranks.contains(&m.peer)) {
-            let number = numbers.entry(m.peer).or_default();
-            let place = (step, *number);
-            *number += 1;
-            let [piece] = program.pieces_of(m) else {
-                continue;
-            };
-            let slot = piece.region.slot;
-            if !m.is_direct || m.bytes == 0 || slot == BufferSlot::RELAY {
-                continue;
+        // Messages come by peer.
+        let by_peer = program
+            .messages_of(of_step)
+            .chunk_by(|a, b| a.peer == b.peer);
+        for to_peer in by_peer.filter(|run| ranks.contains(&run[0].peer)) {
+            let sent = to_peer.iter().filter(|m| m.direction == Direction::Send);
+            for (number, m) in (0..).zip(sent) {
+                let [piece] = program.pieces_of(m) else {
+                    continue;
+                };
+                let slot = piece.region.slot.0 as usize;
+                // Bytes to be forwarded are in none of the caller's buffers.
+                let Some(Some(buffer)) = buffers.get(slot).filter(|_| m.is_direct && m.bytes > 0)
+                else {
+                    continue;
+                };
+                let address = binding.contiguous(m);
+                let at = (address - binding.memory[slot].address) as u64;
+                posted.extend(buffer.part(at, m.bytes).map(|exported| Posted {
+                    exported,
+                    address: address as u64,
+                    to: m.peer,
+                    place: (step, number),
+                }));
             }
-            let whole = binding.memory[slot.0 as usize];
-            let exported = match buffers.get(&slot) {
-                Some(exported) => *exported,
-                None => *buffers.entry(slot).or_insert(Exported::new(gpu, whole)?),
-            };
-            let address = binding.contiguous(m);
-            let part = exported.and_then(|e| e.part((address - whole.address) as u64, m.bytes));
-            posted.extend(part.map(|exported| Posted {
-                exported,
-                address: address as u64,
-                to: m.peer,
-                place,
-            }));
         }
     }
-    Ok(posted)
+    posted
 }
 
 /// What this rank may read of one other.
 #[derive(Debug, Default)]
 pub(super) struct Borrower {
-    /// Of the list that was read last.
-    epoch: u64,
-    loans: Loans,
+    /// The last list of each plan.
+    lists: Vec<Borrowed>,
     /// Allocations of the lender's.
     opened: Vec<Opened>,
 }
 
-impl Borrower {
-    pub(super) fn loans(&self) -> &Loans {
-        &self.loans
-    }
+#[derive(Debug)]
+struct Borrowed {
+    plan: u128,
+    epoch: u64,
+    loans: Arc<Loans>,
+    allocations: Vec<Exported>,
+}
 
-    /// Takes over the list of `lender`, if there is a new one. Nothing in a
-    /// stream reads what the one before lent.
+impl Borrower {
+    /// What `lender` lends to rank `me` in `plan`. If its list is a new one, nothing
+    /// in a stream reads what the one before lent.
     pub(super) fn look(
         &mut self,
         gpu: &Arc<Gpu>,
         (lender, board): (Rank, &PeerBoard),
-        me: Rank,
-    ) -> Result<()> {
-        let Some((epoch, count)) = board.lends()? else {
-            return Ok(());
+        (me, plan): (Rank, u128),
+    ) -> Result<Arc<Loans>> {
+        // The list of another plan: this one has nothing of the lender's.
+        let head = board.lends()?.filter(|head| head.plan == plan);
+        let Some(head) = head else {
+            return Ok(Arc::default());
         };
-        if epoch == self.epoch {
-            return Ok(());
+        let is_known = |list: &&Borrowed| (list.plan, list.epoch) == (plan, head.epoch);
+        if let Some(list) = self.lists.iter().find(is_known) {
+            return Ok(list.loans.clone());
         }
-        let posted = board.loans(count)?;
-        let (bytes, _) = posted.as_chunks::<LOAN_BYTES>();
-        let posted = bytes.iter().map(Posted::from_bytes);
+        let bytes = board.loans(head.count)?;
+        let (posted, _) = bytes.as_chunks::<LOAN_BYTES>();
+        let posted = posted.iter().map(Posted::from_bytes);
         let posted: Vec<Posted> = posted.filter(|p| p.to == me).collect();
-        self.opened
-            .retain(|o| posted.iter().any(|p| o.is_of(&p.exported)));
+        self.lists.retain(|list| list.plan != plan);
+        let of_others = self.lists.iter().flat_map(|list| &list.allocations);
+        let used: Vec<&Exported> = of_others
+            .chain(posted.iter().map(|p| &p.exported))
+            .collect();
+        self.opened.retain(|o| used.iter().any(|e| o.is_of(e)));
         let mut by_place = Vec::with_capacity(posted.len());
         for p in &posted {
             let range = self.range(gpu, p).map_err(|e| {
@@ -213,9 +268,14 @@ impl Borrower {
             })?;
             by_place.push((p.place, range));
         }
-        self.loans = Loans { by_place };
-        self.epoch = epoch;
-        Ok(())
+        let loans = Arc::new(Loans { by_place });
+        self.lists.push(Borrowed {
+            plan,
+            epoch: head.epoch,
+            loans: loans.clone(),
+            allocations: posted.iter().map(|p| p.exported).collect(),
+        });
+        Ok(loans)
     }
 
     /// Where a loan is in this process.

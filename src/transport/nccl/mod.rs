@@ -19,6 +19,10 @@
 //! step. To other hosts the NCCL ranks carry what they send and receive, in
 //! groups that follow the step's own (`errands`).
 //!
+//! A step's channels are enqueued before its groups, and steps in order. So what
+//! is in a stream waits for nothing that is not enqueued yet, here or, in the same
+//! order, elsewhere: streams that take only so much work in advance make room.
+//!
 //! # Who may be inside NCCL
 //!
 //! One thread at a time per communicator and per device. `enqueue` takes the
@@ -40,6 +44,7 @@ mod bootstrap;
 mod colocated;
 mod comm;
 mod errands;
+mod flight;
 mod identity;
 mod lending;
 pub mod library;
@@ -72,6 +77,7 @@ use crate::rank::Rank;
 use colocated::Colocated;
 use comm::{Comm, Stopped, Transfer};
 use errands::{Errands, Parcel, Part};
+use flight::Flight;
 use patience::Patience;
 use peers::Peers;
 use roles::Way;
@@ -201,9 +207,7 @@ struct Shared {
     gpu: Arc<Gpu>,
     peers: Peers,
     colocated: Option<Colocated>,
-    /// Of the programs that are loaded.
-    errands: Mutex<Vec<(Weak<Program>, Arc<Errands>)>>,
-    none: Arc<Errands>,
+    served: Mutex<Vec<Served>>,
     /// Where the stream that exchanges parcels is.
     turn_word: TurnWord,
     /// In the communicator: this rank, or -1, and how many there are.
@@ -230,6 +234,13 @@ struct Shared {
     bytes_received: AtomicU64,
 }
 
+/// A program that is loaded.
+struct Served {
+    program: Weak<Program>,
+    plan: u128,
+    errands: Arc<Errands>,
+}
+
 /// The communicator, for whoever may be inside NCCL.
 struct Line {
     comm: Option<Comm>,
@@ -244,35 +255,23 @@ impl Line {
     }
 }
 
-/// A step on the stream.
-struct Flight {
-    program: Arc<Program>,
-    errands: Arc<Errands>,
-    step: u32,
-    /// Reached when the step's group may begin.
-    begins: Fence,
-    fence: Fence,
-    sent: u64,
-    received: u64,
+/// What goes on the stream in one piece: copies, a group, parcels, what channels
+/// do meanwhile, copies.
+struct Work<'a> {
+    /// Called before the rest with true, and after it with false.
+    copies: &'a dyn Fn(&mut Enqueue<'_>, bool) -> Result<()>,
+    transfers: &'a mut dyn Iterator<Item = Transfer>,
+    carry: Option<Carry<'a>>,
+    beside: Fence,
+    /// Of the warm-up alone, which connects the peers.
+    deadline: Option<Instant>,
 }
 
-impl Flight {
-    /// The other ranks of the step that no endpoint is in between.
-    fn peers<'a>(&'a self, all: &'a Peers) -> impl Iterator<Item = Rank> + Clone + 'a {
-        let step = &self.program.steps[self.step as usize];
-        let messages = self.program.messages_of(step);
-        // Messages come by peer.
-        let runs = messages.chunk_by(|a, b| a.peer == b.peer);
-        let is_direct = |way| matches!(way, Ok(Way::Nccl(_) | Way::Channel));
-        let peers = runs.map(|run| run[0].peer).filter(|peer| *peer != all.me());
-        peers.filter(move |peer| is_direct(all.way_to(*peer)))
-    }
-}
-
-/// What else goes on the stream with a group.
-struct Beside<B, A> {
-    before: B,
-    behind: A,
+/// Why a piece of work is not whole, and when the part of it that is on the
+/// stream is over.
+struct Cut {
+    reason: Error,
+    fence: Option<Fence>,
 }
 
 /// The parcels of a step, and where those of this rank are.
@@ -304,8 +303,7 @@ impl NcclTransport {
                 comm: parts.comm,
                 claims: Vec::with_capacity(CAPACITY),
             }),
-            errands: Mutex::default(),
-            none: Arc::default(),
+            served: Mutex::default(),
             turn_word,
             flights: Mutex::new(VecDeque::with_capacity(CAPACITY)),
             asked: AtomicUsize::new(0),
@@ -345,28 +343,17 @@ impl NcclTransport {
         self.shared.place
     }
 
-    /// Puts a group on the stream, after `after`.
-    fn exchange<B, A>(
-        &self,
-        after: &Fence,
-        transfers: impl Iterator<Item = Transfer>,
-        carry: Option<Carry<'_>>,
-        beside: Beside<B, A>,
-        deadline: Option<Instant>,
-    ) -> Result<Fence>
-    where
-        B: FnOnce(&mut Enqueue<'_>) -> Result<()>,
-        A: FnOnce(&mut Enqueue<'_>) -> Result<()>,
-    {
+    /// Puts work on the stream, after `after`.
+    fn exchange(&self, after: &Fence, work: Work<'_>) -> Result<Fence, Cut> {
         let shared = &*self.shared;
         let mut line = lock(&shared.line);
-        let fence = shared.put(&mut line, after, transfers, carry, beside, deadline);
-        if let Err(e) = &fence {
+        let put = shared.put(&mut line, after, work);
+        if let Err(cut) = &put {
             // The ranks are no longer in step: nothing can follow.
-            shared.abort.set(e.clone());
+            shared.abort.set(cut.reason.clone());
             shared.stop(&mut line);
         }
-        fence
+        put
     }
 
     /// Stops this rank; true if everything on its stream ends by itself.
@@ -424,55 +411,57 @@ impl Carry<'_> {
 }
 
 impl Shared {
-    /// What is to be done for the parcels of a loaded program.
-    fn errands_of(&self, program: &Arc<Program>) -> Option<Arc<Errands>> {
-        let all = lock(&self.errands);
-        let mut of = all
-            .iter()
-            .filter(|(p, _)| p.as_ptr() == Arc::as_ptr(program));
-        of.next().map(|(_, errands)| errands.clone())
+    /// The plan of a loaded program, and what is to be done for its parcels.
+    fn served(&self, program: &Arc<Program>) -> Result<(u128, Arc<Errands>)> {
+        let all = lock(&self.served);
+        let is_of = |s: &&Served| s.program.as_ptr() == Arc::as_ptr(program);
+        let served = all.iter().find(is_of);
+        let served = served.ok_or_else(|| Error::internal("a plan that was not loaded"))?;
+        Ok((served.plan, served.errands.clone()))
     }
 
-    fn put<B, A>(
-        &self,
-        line: &mut Line,
-        after: &Fence,
-        transfers: impl Iterator<Item = Transfer>,
-        carry: Option<Carry<'_>>,
-        beside: Beside<B, A>,
-        deadline: Option<Instant>,
-    ) -> Result<Fence>
-    where
-        B: FnOnce(&mut Enqueue<'_>) -> Result<()>,
-        A: FnOnce(&mut Enqueue<'_>) -> Result<()>,
-    {
+    fn put(&self, line: &mut Line, after: &Fence, work: Work<'_>) -> Result<Fence, Cut> {
+        let nothing = |reason| Cut {
+            reason,
+            fence: None,
+        };
         if let Some(reason) = self.abort.reason() {
-            return Err(reason);
+            return Err(nothing(reason));
         }
-        // Only the warm-up, which connects the peers, has a deadline of its own.
-        let connects = deadline.is_some();
+        let mut put = self.queue.begin(after, &self.abort).map_err(nothing)?;
+        self.has_ended.store(false, Ordering::Release);
+        let beside = work.beside.clone();
+        let filled = self.fill(line, &mut put, work);
+        let filled = filled.and(put.wait_for(&beside));
+        // Ended in any case: what is in the stream has to be released.
+        let ends = self.colocated.as_ref().map(Colocated::ends);
+        let ended = put.end(ends.map(|ends| (ends as Arc<dyn Ending>, 0)));
+        match (filled, ended) {
+            (Ok(()), ended) => ended.map_err(nothing),
+            (Err(reason), ended) => Err(Cut {
+                reason,
+                fence: ended.ok(),
+            }),
+        }
+    }
+
+    fn fill(&self, line: &mut Line, put: &mut Enqueue<'_>, work: Work<'_>) -> Result<()> {
         let patience = Patience {
             abort: &self.abort,
-            deadline,
+            deadline: work.deadline,
         };
-        let mut put = self.queue.begin(after, &self.abort)?;
-        self.has_ended.store(false, Ordering::Release);
-        (beside.before)(&mut put)?;
-        let mut transfers = transfers.peekable();
+        (work.copies)(put, true)?;
+        let mut transfers = work.transfers.peekable();
         if let Some(comm) = &mut line.comm
             && transfers.peek().is_some()
         {
+            let connects = work.deadline.is_some();
             comm.group(transfers, put.stream().0, connects, patience)?;
         }
-        if let Some(carry) = carry.filter(|_| line.comm.is_some()) {
-            self.turns(line, &put, carry, patience)?;
+        if let Some(carry) = work.carry {
+            self.turns(line, put, carry, patience)?;
         }
-        (beside.behind)(&mut put)?;
-        if carry.is_some_and(|c| !c.errands.parcels_of(c.step).is_empty()) {
-            self.turn_word.reset(&put)?;
-        }
-        let ends = self.colocated.as_ref().map(Colocated::ends);
-        put.end(ends.map(|ends| (ends as Arc<dyn Ending>, 0)))
+        (work.copies)(put, false)
     }
 
     /// An endpoint's side of the parcels of a step.
@@ -483,16 +472,14 @@ impl Shared {
         carry: Carry<'_>,
         patience: Patience<'_>,
     ) -> Result<()> {
-        let mut number = 0;
-        for turn in carry.errands.turns(carry.step) {
-            self.turn_word.begin(put, number)?;
+        if line.comm.is_none() || carry.errands.parcels_of(carry.step).is_empty() {
+            return Ok(());
+        }
+        for (i, turn) in carry.errands.turns(carry.step).enumerate() {
+            self.turn_word.begin(put, i)?;
             self.turn(line, put, turn, carry, patience)?;
-            number += 1;
         }
-        match number {
-            0 => Ok(()),
-            _ => self.turn_word.begin(put, number),
-        }
+        self.turn_word.reset(put)
     }
 
     /// An endpoint's side of the parcels of a turn: one group, between what it
@@ -562,12 +549,13 @@ impl Shared {
     /// Takes note of the steps that are over.
     fn settle(&self, flights: &mut VecDeque<Flight>) {
         while let Some(flight) = flights.front() {
-            if !flight.fence.is_reached() {
+            if !flight.is_over() {
                 return;
             }
-            self.bytes_sent.fetch_add(flight.sent, Ordering::Relaxed);
-            self.bytes_received
-                .fetch_add(flight.received, Ordering::Relaxed);
+            let (sent, received) = (Direction::Send, Direction::Receive);
+            let count = |to: &AtomicU64, way| to.fetch_add(flight.bytes(way), Ordering::Relaxed);
+            count(&self.bytes_sent, sent);
+            count(&self.bytes_received, received);
             self.steps_done.fetch_add(1, Ordering::Release);
             flights.pop_front();
         }
@@ -609,16 +597,21 @@ impl Transport for NcclTransport {
     fn serve(&self, binding: &Binding, company: &Company<'_>) -> Result<()> {
         let shared = &*self.shared;
         let Company {
+            plan,
             guests,
             participants,
-        } = company;
+        } = *company;
         let errands = Errands::new(&shared.peers, &binding.program, guests, participants)?;
         if let Some(colocated) = &shared.colocated {
             colocated.connect_lanes(&errands)?;
         }
-        let mut all = lock(&shared.errands);
-        all.retain(|(program, _)| program.strong_count() > 0);
-        all.push((Arc::downgrade(&binding.program), Arc::new(errands)));
+        let mut all = lock(&shared.served);
+        all.retain(|served| served.program.strong_count() > 0);
+        all.push(Served {
+            program: Arc::downgrade(&binding.program),
+            plan,
+            errands: Arc::new(errands),
+        });
         Ok(())
     }
 
@@ -637,7 +630,10 @@ impl Transport for NcclTransport {
 
     fn prepare(&self, binding: &Binding) -> Result<()> {
         match &self.shared.colocated {
-            Some(colocated) => colocated.prepare(binding),
+            Some(colocated) => {
+                let (plan, _) = self.shared.served(&binding.program)?;
+                colocated.prepare(binding, plan)
+            }
             None => Ok(()),
         }
     }
@@ -659,57 +655,61 @@ impl Transport for NcclTransport {
         if messages.iter().any(|m| writes_in_place(program, m)) {
             binding.marks.write_begins(sequence);
         }
-        let errands = shared.errands_of(&binding.program);
-        let errands = errands.unwrap_or_else(|| shared.none.clone());
-        // Before the group is begun, so that it cannot fail in the middle.
-        if let Some(colocated) = &shared.colocated {
-            colocated.open_all()?;
-            colocated.check_lanes(errands.parcels_of(step))?;
-        }
+        let (plan, errands) = shared.served(program)?;
+        // Before anything is begun, so that it cannot fail in the middle.
         messages
             .iter()
             .try_for_each(|m| self.transfer(binding, m).map(drop))?;
-        let transfers = messages
-            .iter()
-            .filter_map(|m| self.transfer(binding, m).ok().flatten());
-        let beside = Beside {
-            before: |_: &mut Enqueue<'_>| Ok(()),
-            behind: |put: &mut Enqueue<'_>| {
-                let Some(colocated) = &shared.colocated else {
-                    return Ok(());
-                };
-                let word = &shared.turn_word;
-                match colocated.enqueue(binding, messages, (&errands, step), word, after)? {
-                    Some(fence) => put.wait_for(&fence),
-                    None => Ok(()),
-                }
-            },
-        };
         let carry = Carry {
             errands: &errands,
             step,
             binding,
         };
-        let fence = match self.exchange(after, transfers, Some(carry), beside, None) {
-            Ok(fence) => fence,
-            // As for any other transport: the fence is reached, nothing is
-            // written, and the abort word says why.
-            Err(_) if shared.has_ended.load(Ordering::Acquire) => return Ok(Fence::default()),
-            Err(e) => return Err(e),
-        };
-        let bytes = |direction| {
-            let of = messages.iter().filter(|m| m.direction == direction);
-            of.map(|m| m.bytes).sum()
+        // Channels first: what endpoints carry may wait for them.
+        let beside = match &shared.colocated {
+            Some(colocated) => {
+                let put = colocated.enqueue(carry, plan, &shared.turn_word, after)?;
+                if let Err(reason) = put.whole {
+                    shared.abort.set(reason);
+                }
+                put.fence
+            }
+            None => Fence::default(),
         };
         lock(&shared.flights).push_back(Flight {
             program: program.clone(),
             errands: errands.clone(),
             step,
             begins: after.clone(),
-            fence: fence.clone(),
-            sent: bytes(Direction::Send),
-            received: bytes(Direction::Receive),
+            beside: beside.clone(),
+            fence: None,
         });
+        let of_nccl = |m: &Message| self.transfer(binding, m).ok().flatten();
+        let put = self.exchange(
+            after,
+            Work {
+                copies: &|_, _| Ok(()),
+                transfers: &mut messages.iter().filter_map(of_nccl),
+                carry: Some(carry),
+                beside: beside.clone(),
+                deadline: None,
+            },
+        );
+        let fence = match put {
+            Ok(fence) => fence,
+            Err(cut) => {
+                lock(&shared.flights).pop_back();
+                // As for any other transport: the fence is reached, nothing is
+                // written after it, and the abort word says why.
+                return match shared.has_ended.load(Ordering::Acquire) {
+                    true => Ok(cut.fence.unwrap_or(beside)),
+                    false => Err(cut.reason),
+                };
+            }
+        };
+        if let Some(flight) = lock(&shared.flights).back_mut() {
+            flight.fence = Some(fence.clone());
+        }
         shared.steps_enqueued.fetch_add(1, Ordering::Release);
         self.wake();
         Ok(fence)
@@ -729,23 +729,14 @@ impl Transport for NcclTransport {
         Some(self.shared.gpu.index)
     }
 
-    /// A kernel of NCCL does not say whom it waits for: it may be any peer of
-    /// its group. Before the group begins, the rank waits for its own work.
     fn waits_for(&self) -> Waits {
-        let flights = self.shared.flights();
-        let Some(flight) = flights.front().filter(|f| f.begins.is_reached()) else {
-            return Waits::NONE;
-        };
         let shared = &*self.shared;
         let asked = shared.asked.fetch_add(1, Ordering::Relaxed);
-        let peers = || Waits::some_of(flight.peers(&shared.peers), asked);
-        let Some(turn) = shared.turn_word.get() else {
-            return peers();
-        };
-        match flight.errands.company(flight.step, turn) {
-            Some((company, place)) => Waits::some_of(company.iter().copied(), asked).at(place),
-            None => peers().at(u64::MAX),
-        }
+        let flights = shared.flights();
+        let flight = flights.front();
+        flight.map_or(Waits::NONE, |f| {
+            f.waits_for(&shared.peers, &shared.turn_word, asked)
+        })
     }
 
     fn remains(&self) -> Option<Arc<dyn Any + Send + Sync>> {
@@ -809,9 +800,7 @@ impl Drop for Shared {
         // Frees what is ours, and ends what of it may still run.
         line.comm = None;
         let has_ended = self.has_ended.load(Ordering::Acquire)
-            || get_mut(&mut self.flights)
-                .iter()
-                .all(|f| f.fence.is_reached());
+            || get_mut(&mut self.flights).iter().all(Flight::is_over);
         if has_ended {
             // SAFETY: dropped once, here, and not used after.
             unsafe { std::mem::ManuallyDrop::drop(&mut self.queue) };

@@ -47,6 +47,11 @@ impl Peers {
         self.me
     }
 
+    /// True if this rank is in the communicator.
+    pub(super) fn is_member(&self) -> bool {
+        self.get(self.me).is_ok_and(|p| p.place.is_some())
+    }
+
     pub(super) fn slot_bytes(&self) -> u64 {
         self.slot_bytes
     }

@@ -33,8 +33,10 @@ impl<'a> Exchange<'a> {
 pub(super) struct Route {
     pub link: Link,
     /// For the buffers that are bound now.
-    pub lent: Loans,
-    borrowed: Borrower,
+    pub lent: Arc<Loans>,
+    borrower: Borrower,
+    /// What is borrowed in the plan of the step.
+    borrowed: Arc<Loans>,
     /// The slot that stands for what the step lends.
     claim: Option<Claim>,
     sent: Cursor,
@@ -45,8 +47,9 @@ impl Route {
     pub(super) fn new(link: Link) -> Route {
         Route {
             link,
-            lent: Loans::default(),
-            borrowed: Borrower::default(),
+            lent: Arc::default(),
+            borrower: Borrower::default(),
+            borrowed: Arc::default(),
             claim: None,
             sent: Cursor::default(),
             received: Cursor::default(),
@@ -54,17 +57,24 @@ impl Route {
     }
 
     /// A step begins.
-    pub(super) fn begin(&mut self, step: Exchange<'_>, (gpu, me): (&Arc<Gpu>, Rank)) -> Result<()> {
+    pub(super) fn begin(
+        &mut self,
+        step: Exchange<'_>,
+        (gpu, me, plan): (&Arc<Gpu>, Rank, u128),
+    ) -> Result<()> {
         self.sent = Cursor::default();
         self.received = Cursor::default();
         self.claim = None;
         let mut received = step.of(self.link.peer, Direction::Receive);
-        let receives = received.any(|(_, m)| m.bytes > 0);
-        self.link.check(receives)?;
-        match self.link.board().filter(|_| receives) {
-            Some(board) => self.borrowed.look(gpu, (self.link.peer, board), me),
-            None => Ok(()),
-        }
+        self.link.check(received.any(|(_, m)| m.bytes > 0))?;
+        // In any step, so that what is to be opened is opened in the first.
+        self.borrowed = match self.link.board() {
+            Some(board) => self
+                .borrower
+                .look(gpu, (self.link.peer, board), (me, plan))?,
+            None => Arc::default(),
+        };
+        Ok(())
     }
 
     pub(super) fn is_of(&self, m: &Message, direction: Direction) -> bool {
@@ -83,7 +93,7 @@ impl Route {
 
     /// Reads what the peer lends in this step.
     pub(super) fn borrow(&mut self, queue: &Enqueue<'_>, step: Exchange<'_>) -> Result<()> {
-        let loans = self.borrowed.loans();
+        let loans = &self.borrowed;
         if !loans.is_in(step.step) {
             return Ok(());
         }
@@ -114,7 +124,7 @@ impl Route {
 
     /// Sends the next slot; false if nothing is left of the step.
     pub(super) fn send(&mut self, queue: &Enqueue<'_>, step: Exchange<'_>) -> Result<bool> {
-        let of = (self.link.peer, Direction::Send, &self.lent);
+        let of = (self.link.peer, Direction::Send, &*self.lent);
         let Some(mut runs) = self.sent.next_slot(step, of) else {
             return Ok(false);
         };
@@ -122,7 +132,7 @@ impl Route {
     }
 
     pub(super) fn receive(&mut self, queue: &Enqueue<'_>, step: Exchange<'_>) -> Result<bool> {
-        let of = (self.link.peer, Direction::Receive, self.borrowed.loans());
+        let of = (self.link.peer, Direction::Receive, &*self.borrowed);
         let Some(mut runs) = self.received.next_slot(step, of) else {
             return Ok(false);
         };

@@ -6,9 +6,8 @@
 //! the rest when it is needed.
 
 use super::comm::Transfer;
-use super::{Beside, NcclTransport};
+use super::{NcclTransport, Work};
 use crate::device::cuda::gpu::Gpu;
-use crate::device::cuda::queue::Enqueue;
 use crate::device::fence::Fence;
 use crate::error::{Error, Result, Status};
 use crate::transport::Transport;
@@ -49,13 +48,18 @@ pub(super) fn warm_up(transport: &Arc<NcclTransport>, deadline: Instant) -> Resu
             transfer(false, at(partners.len() + i), partner.from),
         ]
     });
-    let copies = Beside {
-        before: |put: &mut Enqueue<'_>| room.copy(gpu, put.stream(), true),
-        behind: |put: &mut Enqueue<'_>| room.copy(gpu, put.stream(), false),
+    let mut transfers = transfers;
+    let work = Work {
+        copies: &|put, to_device| room.copy(gpu, put.stream(), to_device),
+        transfers: &mut transfers,
+        carry: None,
+        beside: Fence::default(),
+        deadline: Some(deadline),
     };
-    let exchanged = transport
-        .exchange(&Fence::default(), transfers, None, copies, Some(deadline))
-        .and_then(|fence| await_fence(transport, &fence, deadline));
+    let exchanged = match transport.exchange(&Fence::default(), work) {
+        Ok(fence) => await_fence(transport, &fence, deadline),
+        Err(cut) => Err(cut.reason),
+    };
     if let Err(e) = exchanged {
         // What is on the stream still uses the memory, for ever if nobody can
         // end it.
