@@ -16,6 +16,7 @@ use weightsync::device::fence::{AbortCell, Fence, Timeline};
 use weightsync::exec::*;
 use weightsync::layout::view::Memory;
 use weightsync::plan::program::Side;
+use weightsync::transport::Bootstrap;
 use weightsync::transport::nccl::{
     CommLimits, CommSource, NcclBootstrap, NcclOptions, OnAbort, Remains,
 };
@@ -106,6 +107,40 @@ fn a_session_is_destroyed_although_its_kernels_go_on() {
     let old = [("FAKE_NCCL_TEST_OLD", "1")];
     let said = run_case("as_owner_that_does_not_abort", &old);
     assert!(said.contains("closed in"), "{said}");
+}
+
+#[test]
+#[ignore = "a process of the test below"]
+fn as_split_that_a_rank_fails() {
+    let _alone = alone();
+    let lent = lend(4);
+    fake::fail("ncclCommSplit", 4, 4);
+    let begun = Instant::now();
+    let split = |rank: u32| -> Box<dyn Bootstrap> {
+        let comm = lent[rank as usize];
+        Box::new(fake::bootstrap_with(rank, CommSource::Split { comm }))
+    };
+    let errors: Vec<Error> = meet_each(20 * SECOND, 4, split)
+        .into_iter()
+        .map(|met| met.1.unwrap_err())
+        .collect();
+    assert!(begun.elapsed() < Duration::from_secs(10), "{errors:?}");
+    for e in &errors {
+        assert!(e.message.contains("ncclCommSplit"), "{errors:?}");
+    }
+    let mut named = errors.iter().filter_map(|e| e.rank);
+    let first = named.next();
+    assert!(
+        first.is_some() && named.all(|r| Some(r) == first),
+        "{errors:?}"
+    );
+    std::process::exit(0);
+}
+
+/// A blocking parent keeps three ranks inside NCCL, for the fourth does not come.
+#[test]
+fn a_split_that_a_rank_fails_ends_for_all() {
+    run_case("as_split_that_a_rank_fails", &[]);
 }
 
 #[test]

@@ -341,6 +341,44 @@ mod tests {
         assert_eq!(culprit(&g, &land(), now), Some(3));
     }
 
+    /// The same of a rank that is so far in its step.
+    fn wait_at(group: &mut Group, index: u32, place: u64, peers: &[u32]) {
+        let waits: Waits = peers.iter().copied().map(Rank).collect();
+        note_waits(group, &land(), index as usize, waits.at(place));
+    }
+
+    /// Rank 1 has got what it exchanged with 0 first, which waits for 3 still.
+    #[test]
+    fn who_is_further_on_in_the_step_is_not_to_blame() {
+        let start = Instant::now();
+        let mut g = group(start);
+        let now = start + SECOND * 2;
+        hear(&mut g, now);
+        wait_at(&mut g, 0, 0, &[1, 3]);
+        wait_at(&mut g, 1, 2, &[0, 2]);
+        wait_at(&mut g, 2, 2, &[1]);
+        wait_at(&mut g, 3, 0, &[0]);
+        // Once more, as beats come again.
+        wait_at(&mut g, 0, 0, &[1, 3]);
+        assert_eq!(culprit(&g, &land(), now), Some(3));
+    }
+
+    #[test]
+    fn a_list_of_another_place_is_forgotten() {
+        let start = Instant::now();
+        let mut g = group(start);
+        let now = start + SECOND * 2;
+        hear(&mut g, now);
+        g.seats[1].progress.done = 4;
+        for rank in [2, 3] {
+            wait_at(&mut g, rank, 7, &[0]);
+        }
+        wait_at(&mut g, 0, 6, &[3]);
+        // In its next turn 0 is behind nobody: it stands still by itself.
+        wait_at(&mut g, 0, 7, &[1]);
+        assert_eq!(culprit(&g, &land(), now), Some(0));
+    }
+
     #[test]
     fn without_hints_the_fewest_steps_then_the_lowest_rank() {
         let start = Instant::now();
