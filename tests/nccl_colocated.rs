@@ -50,6 +50,22 @@ fn made() -> Option<u64> {
     (!fake_gpu::is_real()).then(|| calls("ncclCommInitRankConfig"))
 }
 
+/// Three versions arrive in all destinations, digests too.
+fn every_byte(world: &World, what: &str) {
+    world.run(|rig| {
+        for version in 1..=3 {
+            let o = RequestOptions {
+                flags: FLAG_VERIFY,
+                ..options(version)
+            };
+            assert_eq!(rig.sync(&o), Ok(State::Done), "{what}");
+            if let Some(d) = rig.destination() {
+                assert_eq!(d.now(), d.expected(version), "{what}");
+            }
+        }
+    });
+}
+
 #[test]
 fn ranks_that_share_gpus_exchange_every_byte() {
     let _alone = begin();
@@ -57,18 +73,7 @@ fn ranks_that_share_gpus_exchange_every_byte() {
         for shape in [Shape::Half, Shape::Colocated, Shape::Forwarded] {
             let world = world(shape, ipc);
             let before = made();
-            world.run(|rig| {
-                for version in 1..=3 {
-                    let o = RequestOptions {
-                        flags: FLAG_VERIFY,
-                        ..options(version)
-                    };
-                    assert_eq!(rig.sync(&o), Ok(State::Done), "{ipc:?} {shape:?}");
-                    if let Some(d) = rig.destination() {
-                        assert_eq!(d.now(), d.expected(version), "{ipc:?} {shape:?}");
-                    }
-                }
-            });
+            every_byte(&world, &format!("{ipc:?} {shape:?}"));
             // One NCCL rank per GPU.
             let made = before.map(|before| before + u64::from(GPUS));
             assert_eq!(self::made(), made, "{ipc:?} {shape:?}");
@@ -142,18 +147,7 @@ fn buffers_that_are_lent_are_read_where_they_lie() {
     let _alone = begin();
     for ipc in [IpcScope::Device, IpcScope::Domain] {
         for shape in [Shape::Half, Shape::Colocated, Shape::Forwarded] {
-            lending(shape, ipc, 16).run(|rig| {
-                for version in 1..=3 {
-                    let o = RequestOptions {
-                        flags: FLAG_VERIFY,
-                        ..options(version)
-                    };
-                    assert_eq!(rig.sync(&o), Ok(State::Done), "{ipc:?} {shape:?}");
-                    if let Some(d) = rig.destination() {
-                        assert_eq!(d.now(), d.expected(version), "{ipc:?} {shape:?}");
-                    }
-                }
-            });
+            every_byte(&lending(shape, ipc, 16), &format!("{ipc:?} {shape:?}"));
         }
     }
 }
@@ -255,18 +249,8 @@ fn endpoints_carry_what_their_guests_exchange_with_other_hosts() {
             Shape::Forwarded,
             Shape::Wide,
         ] {
-            on_hosts(shape, slot_bytes).run(|rig| {
-                for version in 1..=3 {
-                    let o = RequestOptions {
-                        flags: FLAG_VERIFY,
-                        ..options(version)
-                    };
-                    assert_eq!(rig.sync(&o), Ok(State::Done), "{slot_bytes} {shape:?}");
-                    if let Some(d) = rig.destination() {
-                        assert_eq!(d.now(), d.expected(version), "{slot_bytes} {shape:?}");
-                    }
-                }
-            });
+            let what = format!("{slot_bytes} {shape:?}");
+            every_byte(&on_hosts(shape, slot_bytes), &what);
         }
     }
     assert!(eventually(|| fake::comms() == 0));

@@ -4,6 +4,7 @@
 use super::plan::report_text;
 use super::simulate::certificate_rows;
 use super::table::Table;
+use super::waiting::while_waiting;
 use serde::Serialize;
 use weightsync::plan::Plan;
 use weightsync::plan::report::PlanReport;
@@ -31,7 +32,9 @@ impl Account {
     /// Of a plan whose ranks sit as `topology` says.
     pub fn of(plan: &Plan, topology: &Topology) -> Result<Account> {
         let report = plan.report()?;
-        let (certificate, rehearsal) = match tune::rehearse(plan, topology, &report) {
+        let (certificate, rehearsal) = match while_waiting("simulating the plan", || {
+            tune::rehearse(plan, topology, &report)
+        }) {
             Ok((certificate, rehearsal)) => (Some(certificate), Some(rehearsal)),
             Err(e) if e.status == Status::LimitExceeded => (None, None),
             Err(e) => return Err(e),

@@ -39,6 +39,7 @@ mod simulate;
 mod summary;
 mod sync;
 mod table;
+mod waiting;
 mod worker;
 
 /// Moves weights from trainer ranks to inference ranks: any layout to any

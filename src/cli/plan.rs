@@ -4,6 +4,7 @@ use super::account::Account;
 use super::check::of_file;
 use super::select::SelectArgs;
 use super::table::{Table, bytes, grouped, print, print_json, read_file};
+use super::waiting::while_waiting;
 use clap::Args;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -136,7 +137,9 @@ impl OptionArgs {
     pub fn plan(&self, source: Arc<Layout>, destination: Arc<Layout>) -> Result<Plan> {
         let options = self.to_options()?;
         match self.strategy {
-            Way::Auto => tune::plan(source, destination, &options),
+            Way::Auto => while_waiting("trying strategies", || {
+                tune::plan(source, destination, &options)
+            }),
             Way::Of(_) => Plan::create(source, destination, &options),
         }
     }

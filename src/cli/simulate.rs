@@ -3,6 +3,7 @@
 use super::check::of_file;
 use super::plan::read_topology;
 use super::table::{Table, bytes, grouped, print, print_json, read_file, time};
+use super::waiting::while_waiting;
 use clap::Args;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -59,7 +60,8 @@ struct SimulateReport<'a> {
 pub fn run(args: &SimulateArgs) -> Result<()> {
     let plan = Plan::from_bytes(&read_file(&args.plan)?).map_err(|e| of_file(&args.plan, e))?;
     let topology = topology_of(&plan, args.topology.as_deref())?;
-    let (certificate, instance, ran) = Certificate::with_instance(&plan, &topology)?;
+    let simulate = || Certificate::with_instance(&plan, &topology);
+    let (certificate, instance, ran) = while_waiting("simulating every flow", simulate)?;
     if let Some(path) = &args.goal {
         write(path, &instance.to_goal())?;
     }
@@ -72,7 +74,10 @@ pub fn run(args: &SimulateArgs) -> Result<()> {
     }
     let stress = match args.stragglers + args.failures {
         0 => None,
-        _ => Some(instance.stress(&plan, &stress_options(args))?),
+        _ => {
+            let stress = || instance.stress(&plan, &stress_options(args));
+            Some(while_waiting("simulating slow and dead ranks", stress)?)
+        }
     };
     if args.json {
         return print_json(&SimulateReport {
