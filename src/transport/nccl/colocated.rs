@@ -223,11 +223,12 @@ impl Colocated {
         word: &TurnWord,
     ) -> Result<()> {
         let lanes = lock(&self.lanes);
+        let is_guest = |p: &Parcel| p.part == Part::Lane;
+        if !errands.parcels_of(step).iter().any(is_guest) {
+            return Ok(());
+        }
         for (i, turn) in errands.turns(step).enumerate() {
-            let own = turn.iter().filter(|p| p.part == Part::Lane);
-            if own.clone().next().is_none() {
-                return Ok(());
-            }
+            let own = turn.iter();
             word.begin(queue, i)?;
             let (leave, come) = (own.clone().filter(|p| p.leaves), own.filter(|p| !p.leaves));
             for parcel in leave.chain(come) {
@@ -241,7 +242,7 @@ impl Colocated {
                 }
             }
         }
-        Ok(())
+        word.reset(queue)
     }
 
     /// An endpoint's side of the lane of `guest`: the next slot, for a parcel
