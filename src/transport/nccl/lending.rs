@@ -222,6 +222,7 @@ pub(super) struct Borrower {
     lists: Vec<Borrowed>,
     /// Allocations of the lender's.
     opened: Vec<Opened>,
+    nothing: Arc<Loans>,
 }
 
 #[derive(Debug)]
@@ -233,6 +234,11 @@ struct Borrowed {
 }
 
 impl Borrower {
+    /// What whoever lends nothing lends.
+    pub(super) fn nothing(&self) -> Arc<Loans> {
+        self.nothing.clone()
+    }
+
     /// What `lender` lends to rank `me` in `plan`. If its list is a new one, nothing
     /// in a stream reads what the one before lent.
     pub(super) fn look(
@@ -244,7 +250,7 @@ impl Borrower {
         // The list of another plan: this one has nothing of the lender's.
         let head = board.lends()?.filter(|head| head.plan == plan);
         let Some(head) = head else {
-            return Ok(Arc::default());
+            return Ok(self.nothing());
         };
         let is_known = |list: &&Borrowed| (list.plan, list.epoch) == (plan, head.epoch);
         if let Some(list) = self.lists.iter().find(is_known) {

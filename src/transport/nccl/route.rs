@@ -72,7 +72,7 @@ impl Route {
             Some(board) => self
                 .borrower
                 .look(gpu, (self.link.peer, board), (me, plan))?,
-            None => Arc::default(),
+            None => self.borrower.nothing(),
         };
         Ok(())
     }
