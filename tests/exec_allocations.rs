@@ -4,10 +4,9 @@ mod alloc_support;
 mod exec_support;
 
 use alloc_support::{set_counting, take_count};
-use exec_support::fake_gpu::nccl as fake;
 use exec_support::*;
 use weightsync::exec::*;
-use weightsync::transport::nccl::{CommSource, IpcScope, NcclBootstrap, NcclOptions};
+use weightsync::transport::nccl::{IpcScope, NcclOptions};
 
 /// Six versions, of which the last four allocate nothing.
 fn allocates_nothing(world: &World, flags: u32, what: &str) {
@@ -57,18 +56,9 @@ fn the_third_request_allocates_nothing() {
     }
 }
 
-fn over_nccl(shape: Shape, choose: fn(u32, NcclOptions) -> NcclOptions) -> World {
-    let mut world = World::new(Carrier::Nccl, shape, 5);
-    world.bootstraps = Some(Box::new(move |rank| {
-        let options = fake::options(rank, CommSource::Own { id: None });
-        Box::new(NcclBootstrap::new(rank == 0, choose(rank, options)).unwrap())
-    }));
-    world
-}
-
 /// Two ranks to a GPU, each GPU in a host of its own.
 fn through_endpoints(shape: Shape) -> World {
-    over_nccl(shape, |rank, options| NcclOptions {
+    World::over_nccl(shape, 5, |rank, options| NcclOptions {
         device: Some(rank / 2),
         host: Some([rank as u8 / 2; 16]),
         ..options
@@ -77,7 +67,7 @@ fn through_endpoints(shape: Shape) -> World {
 
 /// All ranks on a host, which read each other's buffers.
 fn lending(shape: Shape) -> World {
-    over_nccl(shape, |_, options| NcclOptions {
+    World::over_nccl(shape, 5, |_, options| NcclOptions {
         ipc: IpcScope::Domain,
         is_lending: true,
         ..options

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use weightsync::device::cuda::CudaDevice;
 use weightsync::device::cuda::place::is_exportable;
 use weightsync::exec::*;
-use weightsync::transport::nccl::{CommSource, IpcScope, NcclBootstrap, NcclOptions};
+use weightsync::transport::nccl::{IpcScope, NcclOptions};
 use weightsync::{Rank, Status};
 
 const GPUS: u32 = 2;
@@ -28,15 +28,7 @@ const TOKEN: &[u8] = b"a token of the test";
 
 /// Ranks on shared GPUs, with a choice of IPC.
 fn world(shape: Shape, ipc: IpcScope) -> World {
-    let mut world = World::new(Carrier::Nccl, shape, 3);
-    world.bootstraps = Some(Box::new(move |rank| {
-        let options = NcclOptions {
-            ipc,
-            ..fake::options(rank, CommSource::Own { id: None })
-        };
-        Box::new(NcclBootstrap::new(rank == 0, options).unwrap())
-    }));
-    world
+    World::over_nccl(shape, 3, move |_, options| NcclOptions { ipc, ..options })
 }
 
 fn begin() -> impl Drop {
@@ -129,17 +121,12 @@ fn memory_that_cannot_be_exported_is_exchanged_all_the_same() {
 /// Ranks on shared GPUs that read each other's buffers, in slots of `slot_bytes`
 /// what they cannot read.
 fn lending(shape: Shape, ipc: IpcScope, slot_bytes: u32) -> World {
-    let mut world = World::new(Carrier::Nccl, shape, 3);
-    world.bootstraps = Some(Box::new(move |rank| {
-        let options = NcclOptions {
-            ipc,
-            slot_bytes,
-            is_lending: true,
-            ..fake::options(rank, CommSource::Own { id: None })
-        };
-        Box::new(NcclBootstrap::new(rank == 0, options).unwrap())
-    }));
-    world
+    World::over_nccl(shape, 3, move |_, options| NcclOptions {
+        ipc,
+        slot_bytes,
+        is_lending: true,
+        ..options
+    })
 }
 
 #[test]
@@ -223,17 +210,12 @@ fn loans_follow_the_buffers_that_are_bound() {
 
 /// Two ranks on the GPU of every host: the even ones are NCCL's.
 fn on_hosts(shape: Shape, slot_bytes: u32) -> World {
-    let mut world = World::new(Carrier::Nccl, shape, 3);
-    world.bootstraps = Some(Box::new(move |rank| {
-        let options = NcclOptions {
-            device: Some(rank / 2),
-            host: Some([rank as u8 / 2; 16]),
-            slot_bytes,
-            ..fake::options(rank, CommSource::Own { id: None })
-        };
-        Box::new(NcclBootstrap::new(rank == 0, options).unwrap())
-    }));
-    world
+    World::over_nccl(shape, 3, move |rank, options| NcclOptions {
+        device: Some(rank / 2),
+        host: Some([rank as u8 / 2; 16]),
+        slot_bytes,
+        ..options
+    })
 }
 
 /// Sources 0 and 1 on one host, destinations on others: every second message

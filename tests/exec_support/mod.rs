@@ -37,6 +37,7 @@ use weightsync::plan::program::Side;
 use weightsync::plan::two_stage::TwoStageOptions;
 use weightsync::transport::bootstrap::{Loopback, Ready, Shm};
 use weightsync::transport::loopback::LoopbackHub;
+use weightsync::transport::nccl::{CommSource, NcclBootstrap, NcclOptions};
 use weightsync::transport::shm::{ShmOptions, ShmTransport};
 use weightsync::transport::{Bootstrap, Fault, FaultKind, Kind};
 use weightsync::{Error, Rank, Result};
@@ -514,6 +515,20 @@ pub struct World {
 }
 
 impl World {
+    /// Over NCCL, with communicators of our own and other options chosen by rank.
+    pub fn over_nccl(
+        shape: Shape,
+        steps: u32,
+        choose: impl Fn(u32, NcclOptions) -> NcclOptions + Send + Sync + 'static,
+    ) -> World {
+        let mut world = World::new(Carrier::Nccl, shape, steps);
+        world.bootstraps = Some(Box::new(move |rank| {
+            let options = fake_gpu::nccl::options(rank, CommSource::Own { id: None });
+            Box::new(NcclBootstrap::new(rank == 0, choose(rank, options)).unwrap())
+        }));
+        world
+    }
+
     pub fn new(carrier: Carrier, shape: Shape, steps: u32) -> World {
         let ranks = shape.rank_count();
         World {

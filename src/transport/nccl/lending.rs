@@ -29,6 +29,9 @@ use std::sync::Arc;
 pub(super) const LOAN_BYTES: usize = 128;
 const _: () = assert!(EXPORTED_BYTES + 8 + 3 * 4 <= LOAN_BYTES);
 
+/// Plans whose lists are kept at a time.
+const LIST_COUNT_MAX: usize = 64;
+
 /// Which message of a step: its number among those from one rank to another.
 type Place = (u32, u32);
 
@@ -110,7 +113,7 @@ impl Lent {
 /// What this rank lends.
 #[derive(Debug, Default)]
 pub(super) struct Lender {
-    /// A list for each plan.
+    /// A list for each of the last plans, the oldest first.
     lists: Vec<Lent>,
     /// Of the list that was made last; 0 before the first.
     epoch: u64,
@@ -141,6 +144,7 @@ impl Lender {
         if !self.lists.iter().any(is_kept) {
             let posted = lendable(gpu, binding, &ranks.collect::<Vec<_>>());
             self.lists.retain(|list| list.plan != plan);
+            forget_oldest(&mut self.lists);
             self.epoch += 1;
             self.lists.push(listed(posted, (binding, plan), self.epoch));
         }
@@ -151,6 +155,13 @@ impl Lender {
         self.on_board = Some(list.binding);
         Ok(Some(list))
     }
+}
+
+/// Has room for one list more. Plans come and go, and nobody says which are gone;
+/// a list that is needed after all is made and read anew.
+fn forget_oldest<T>(lists: &mut Vec<T>) {
+    let excess = (lists.len() + 1).saturating_sub(LIST_COUNT_MAX);
+    lists.drain(..excess);
 }
 
 fn listed(mut posted: Vec<Posted>, (binding, plan): (&Binding, u128), epoch: u64) -> Lent {
@@ -218,7 +229,7 @@ fn lendable(gpu: &Gpu, binding: &Binding, ranks: &[Rank]) -> Vec<Posted> {
 /// What this rank may read of one other.
 #[derive(Debug, Default)]
 pub(super) struct Borrower {
-    /// The last list of each plan.
+    /// The last list of each of the last plans, the oldest first.
     lists: Vec<Borrowed>,
     /// Allocations of the lender's.
     opened: Vec<Opened>,
@@ -261,6 +272,7 @@ impl Borrower {
         let posted = posted.iter().map(Posted::from_bytes);
         let posted: Vec<Posted> = posted.filter(|p| p.to == me).collect();
         self.lists.retain(|list| list.plan != plan);
+        forget_oldest(&mut self.lists);
         let of_others = self.lists.iter().flat_map(|list| &list.allocations);
         let used: Vec<&Exported> = of_others
             .chain(posted.iter().map(|p| &p.exported))
@@ -318,6 +330,16 @@ mod tests {
             [0, 1, 2, 3, 4].map(|s| loans.is_in(s)),
             [true, false, false, true, false]
         );
+    }
+
+    #[test]
+    fn lists_do_not_pile_up() {
+        let mut lists: Vec<usize> = (0..LIST_COUNT_MAX - 1).collect();
+        forget_oldest(&mut lists);
+        assert_eq!(lists.len(), LIST_COUNT_MAX - 1);
+        lists.push(LIST_COUNT_MAX);
+        forget_oldest(&mut lists);
+        assert_eq!((lists.len(), lists[0]), (LIST_COUNT_MAX - 1, 1));
     }
 
     #[test]
