@@ -23,6 +23,7 @@ mod fold;
 pub mod frame;
 mod index;
 mod json;
+mod kinds;
 pub mod marks;
 pub mod mesh;
 pub mod models;
@@ -46,15 +47,17 @@ pub use wire::{LAYOUT_BLOB_MAGIC, LAYOUT_BLOB_VERSION};
 /// The JSON Schema (draft 2020-12) of the layout file.
 pub const LAYOUT_SCHEMA: &str = include_str!("layout.schema.json");
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::rank::Rank;
 use index::RankIndex;
 use marks::Marks;
 use placement::{LocalBuffer, Part, Seat};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 use tensor::{Tensor, TensorIndex};
 use view::{NamedBuffer, RankViews, View};
+use xxhash_rust::xxh3::xxh3_128;
 
 /// The plain data of a layout; [`Layout::new`] puts it in canonical order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +82,10 @@ pub struct Layout {
     index: RankIndex,
     /// Aliases by the name they stand for, as positions in the table.
     aliases_of: Vec<u32>,
+    /// By part and buffer.
+    buffer_kinds: Vec<Vec<u32>>,
+    shared_tensors: Arc<[Tensor]>,
+    digest: OnceLock<u128>,
 }
 
 /// Where a rank sits in a layout.
@@ -118,6 +125,9 @@ impl Layout {
         aliases_of.sort_unstable_by(|&a, &b| root(a).cmp(root(b)).then(a.cmp(&b)));
         Ok(Layout {
             aliases_of,
+            buffer_kinds: kinds::of_buffers(&spec),
+            shared_tensors: spec.tensors.iter().cloned().collect(),
+            digest: OnceLock::new(),
             spec,
             copy_base,
             explicit_copies,
@@ -131,6 +141,27 @@ impl Layout {
 
     pub fn tensors(&self) -> &[Tensor] {
         &self.spec.tensors
+    }
+
+    /// The same, to be held by what outlives the layout.
+    pub fn shared_tensors(&self) -> &Arc<[Tensor]> {
+        &self.shared_tensors
+    }
+
+    /// 128 bits over the description: equal for equal layouts. Computed once.
+    pub fn digest(&self) -> Result<u128> {
+        if let Some(&digest) = self.digest.get() {
+            return Ok(digest);
+        }
+        let text = postcard::to_stdvec(&self.spec)
+            .map_err(|e| Error::internal(format!("a layout cannot be written: {e}")))?;
+        Ok(*self.digest.get_or_init(|| xxh3_128(&text)))
+    }
+
+    /// By part and buffer, numbers that are equal for buffers of equal structure:
+    /// tensors of the same rules, dtype size and shape in the same order.
+    pub fn buffer_kinds(&self) -> &[Vec<u32>] {
+        &self.buffer_kinds
     }
 
     pub fn parts(&self) -> &[Part] {

@@ -145,11 +145,11 @@ impl Plan {
     /// What each rank needs with one bucket, the heaviest first.
     fn loads(&self, ranks: &[Rank]) -> Result<Vec<Load>> {
         let load = |rank| {
-            let p = self.program(rank)?;
+            let memory = self.memory(rank)?;
             Ok(Load {
                 rank,
-                memory_bytes: p.memory_bytes(),
-                moved_bytes: p.bytes_sent + p.bytes_received,
+                memory_bytes: memory.bytes(),
+                moved_bytes: memory.moved_bytes,
             })
         };
         let mut loads = crew::for_each(ranks, load)?;
@@ -227,7 +227,7 @@ impl Plan {
 
     /// The rank of `ranks` that needs most, the first of equals, and how much.
     fn peak(&self, ranks: &[Rank]) -> Result<Peak> {
-        let bytes = crew::for_each(ranks, |rank| Ok(self.program(rank)?.memory_bytes()))?;
+        let bytes = crew::for_each(ranks, |rank| Ok(self.memory(rank)?.bytes()))?;
         let needs = bytes.into_iter().zip(ranks);
         let most = needs.max_by_key(|&(bytes, rank)| (bytes, std::cmp::Reverse(rank)));
         let (bytes, &rank) = most.unwrap_or((0, &Rank(0)));

@@ -230,7 +230,7 @@ impl PlanOptions {
 /// A rank moves at least so many of the shortest parts of shares in a bucket,
 /// so that buckets are nearly alike, and its staging has room for so many.
 const SHARES_IN_BUCKET_MIN: u64 = 64;
-const SHARES_IN_STAGING_MIN: u64 = 1024;
+const SHARES_IN_STAGING_MIN: u64 = 256;
 
 /// The parts into which a share is cut, and the bucket of each.
 #[derive(Clone, Copy, Debug)]
@@ -295,15 +295,13 @@ impl Decision {
         }
     }
 
-    /// Into how many buckets a share of `bytes` is cut: into all of them, or
-    /// into fewer where their parts would be too short to travel by themselves,
-    /// and short beside what a rank moves in a bucket and stages.
+    /// Into how many buckets a share is cut of which some rank moves `bytes`:
+    /// into all of them, or into fewer where their parts would be short beside
+    /// what a rank moves in a bucket and stages.
     pub(super) fn cuts_of(&self, bytes: u64, rank_bytes_mean: u64) -> Cuts {
         let bucket_count = u64::from(self.bucket_count);
         let shortest = (rank_bytes_mean / bucket_count / SHARES_IN_BUCKET_MIN)
-            .min(self.staging_bytes_max / SHARES_IN_STAGING_MIN)
-            // Twice, because cuts are moved to whole units and ends of items.
-            .min(self.direct_bytes_min.saturating_mul(2));
+            .min(self.staging_bytes_max / SHARES_IN_STAGING_MIN);
         Cuts {
             bucket_count,
             count: (bytes / shortest.max(1)).clamp(1, bucket_count),
@@ -351,8 +349,8 @@ mod tests {
 
     #[test]
     fn a_small_share_is_cut_into_fewer_that_lie_evenly() {
-        // A thousandth of the staging is shorter than what travels by itself.
-        let cuts = cuts(3 * 1024, 12, 1 << 40);
+        // Parts of a 256th of the staging.
+        let cuts = cuts(3 * 4096, 12, 1 << 40);
         let buckets = |phase| [0, 1, 2].map(|i| cuts.bucket_of(i, phase));
         assert_eq!(cuts.count, 3);
         assert_eq!(buckets(0), [0, 4, 8]);

@@ -56,7 +56,7 @@ use crate::layout::view::NamedBuffer;
 use crate::layout::{Layout, LayoutSpec, Place};
 use crate::rank::Rank;
 use decision::{Decision, Order, PlanOptions, Strategy};
-use derive::Inputs;
+use derive::{Inputs, Memory};
 use domains::Domains;
 use layers::LayerLine;
 use locality::Locality;
@@ -74,7 +74,7 @@ pub use wire::{PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, PlanDiff};
 
 /// Version of the rules by which programs are derived; part of every
 /// fingerprint, so ranks with other rules never exchange a byte.
-pub const PLANNER_VERSION: u32 = 3;
+pub const PLANNER_VERSION: u32 = 4;
 
 /// Up to this many ranks every program is derived to choose the bucket count;
 /// above, one rank of each kind and some between.
@@ -114,8 +114,24 @@ struct Participants {
     copy_ranks: Vec<u32>,
 }
 
-/// What is serialised, and what the fingerprint covers: the topology only
-/// where decisions hang on it.
+/// What the fingerprint covers: the topology only where decisions hang on it.
+#[derive(Serialize)]
+struct Mark<'a> {
+    planner_version: u32,
+    decision: &'a Decision,
+    topology: Option<&'a TopologySpec>,
+    selectors: &'a [Selector],
+    /// Digests of the layouts.
+    source: u128,
+    destination: u128,
+}
+
+fn written(value: &impl Serialize) -> Result<Vec<u8>> {
+    postcard::to_stdvec(value)
+        .map_err(|e| Error::internal(format!("a plan cannot be written: {e}")))
+}
+
+/// What is serialised.
 #[derive(Serialize)]
 struct Body<'a> {
     planner_version: u32,
@@ -328,11 +344,13 @@ impl Plan {
         let tables = Tables::join(&source, &destination, |name| {
             selectors.iter().all(|s| s.selects(name, &marks))
         })?;
-        let tensors = tables
-            .tensors
-            .iter()
-            .map(|t| destination.tensors()[t.destination.index()].clone())
-            .collect();
+        let tensors = match tables.tensors.len() == destination.tensors().len() {
+            true => destination.shared_tensors().clone(),
+            false => {
+                let moved = tables.tensors.iter().map(|t| t.destination.index());
+                moved.map(|i| destination.tensors()[i].clone()).collect()
+            }
+        };
         let two_stage = match &decision.two_stage {
             None => None,
             Some(options) => Some(Arc::new(TwoStage::between(
@@ -455,7 +473,15 @@ impl Plan {
             true => self.topology_spec.as_ref(),
             false => None,
         };
-        self.fingerprint = xxhash_rust::xxh3::xxh3_128(&self.body(topology)?);
+        let mark = Mark {
+            planner_version: PLANNER_VERSION,
+            decision: &self.decision,
+            topology,
+            selectors: &self.selectors,
+            source: self.source.digest()?,
+            destination: self.destination.digest()?,
+        };
+        self.fingerprint = xxhash_rust::xxh3::xxh3_128(&written(&mark)?);
         Ok(())
     }
 
@@ -475,17 +501,16 @@ impl Plan {
         }
     }
 
-    fn body(&self, topology: Option<&TopologySpec>) -> Result<Vec<u8>> {
-        let body = Body {
+    /// What is serialised of the plan.
+    fn body(&self) -> Result<Vec<u8>> {
+        written(&Body {
             planner_version: PLANNER_VERSION,
             decision: &self.decision,
-            topology,
+            topology: self.topology_spec.as_ref(),
             selectors: &self.selectors,
             source: self.source.spec(),
             destination: self.destination.spec(),
-        };
-        postcard::to_stdvec(&body)
-            .map_err(|e| Error::internal(format!("a plan cannot be written: {e}")))
+        })
     }
 
     fn inputs(&self) -> Inputs<'_> {
@@ -507,6 +532,12 @@ impl Plan {
     /// The verified program of one rank; empty if it takes no part.
     pub fn program(&self, rank: Rank) -> Result<Program> {
         derive::derive(self.inputs(), rank)
+    }
+
+    /// What the program of one rank stages, which takes less time than to make
+    /// it.
+    fn memory(&self, rank: Rank) -> Result<Memory> {
+        derive::memory(self.inputs(), rank)
     }
 
     /// Hands the programs of `ranks` to `take`, in their order. Some threads

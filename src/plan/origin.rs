@@ -11,7 +11,7 @@
 //! needing rank backwards, so it is what happens and not what was intended.
 
 use super::Plan;
-use super::program::{Direction, Program, Region};
+use super::program::{Direction, Piece, Program, Region};
 use crate::error::{Error, Result, Status};
 use crate::layout::tensor::{IndexBox, TensorIndex};
 use crate::rank::Rank;
@@ -163,9 +163,9 @@ impl Plan {
                     continue;
                 }
                 for x in p.pieces_of(m) {
-                    if x.tensor == tensor && holds(&x.bounds, index) {
+                    if let Some(k) = p.element_of(x, tensor, index) {
                         found.push(Arrival {
-                            to: self.cell(p, &x.region, flat(&x.bounds, index))?,
+                            to: self.cell(p, &x.region, k)?,
                             source: Source::Peer(m.peer),
                             step,
                             stage: m.stage,
@@ -193,8 +193,8 @@ impl Plan {
         };
         for m in p.messages.iter().filter(is_it) {
             for x in p.pieces_of(m) {
-                if x.tensor == tensor && holds(&x.bounds, index) {
-                    return self.cell(p, &x.region, flat(&x.bounds, index));
+                if let Some(k) = p.element_of(x, tensor, index) {
+                    return self.cell(p, &x.region, k);
                 }
             }
         }
@@ -218,6 +218,16 @@ impl Plan {
 }
 
 impl Program {
+    /// Which element of a piece `index` of a tensor is, if it is one.
+    fn element_of(&self, piece: &Piece, tensor: TensorIndex, index: &[u64]) -> Option<u64> {
+        let within = &self.boxes[piece.within as usize];
+        if piece.tensor != tensor || !holds(within, index) {
+            return None;
+        }
+        let k = flat(within, index).checked_sub(piece.first)?;
+        (k < piece.bytes / piece.wire.bytes()).then_some(k)
+    }
+
     /// Bytes from the start of the buffer to element `k` of a region.
     pub fn offset_of(&self, region: &Region, k: u64) -> u64 {
         let mut at = region.offset as i64;

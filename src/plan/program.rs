@@ -16,6 +16,7 @@
 use crate::layout::BufferKey;
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Tensor, TensorIndex};
+use crate::plan::piece::flat_boxes;
 use crate::rank::Rank;
 use std::ops::Range;
 use std::sync::Arc;
@@ -81,7 +82,11 @@ pub struct Region {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
     pub tensor: TensorIndex,
-    pub bounds: IndexBox,
+    /// The box that it is a part of, in [`Program::boxes`]; with how many
+    /// elements of it before the first one of the piece, in row-major order.
+    /// [`Program::bounds_of`] says which box that makes it.
+    pub within: u32,
+    pub first: u64,
     pub region: Region,
     /// Bytes from the start of the message; a multiple of 16 in packed ones.
     pub at: u64,
@@ -172,6 +177,8 @@ pub struct Program {
     pub rank: Rank,
     pub buffers: Vec<BufferUse>,
     pub loops: Vec<Loop>,
+    /// What pieces are parts of: as many tensors have boxes alike, they are few.
+    pub boxes: Vec<IndexBox>,
     pub pieces: Vec<Piece>,
     pub messages: Vec<Message>,
     pub locals: Vec<LocalCopy>,
@@ -212,6 +219,17 @@ impl Program {
 
     pub fn pieces_of(&self, message: &Message) -> &[Piece] {
         &self.pieces[range(message.pieces)]
+    }
+
+    /// The elements of its tensor that a piece carries.
+    pub fn bounds_of(&self, piece: &Piece) -> IndexBox {
+        let within = &self.boxes[piece.within as usize];
+        let count = piece.bytes / piece.wire.bytes();
+        let mut bounds = within.clone();
+        flat_boxes(within, piece.first, piece.first + count, &mut |b| {
+            bounds.clone_from(b);
+        });
+        bounds
     }
 
     pub fn loops_of(&self, region: &Region) -> &[Loop] {

@@ -133,7 +133,7 @@ impl Plan {
                     Direction::Receive => "receive",
                 },
                 tensor: name(x.tensor),
-                bounds: show(&x.bounds),
+                bounds: show(&p.bounds_of(x)),
                 bytes: x.bytes,
                 is_staged: !m.is_direct,
             }));

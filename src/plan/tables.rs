@@ -24,18 +24,22 @@ pub struct PlacementRef {
     pub placement: u32,
 }
 
+pub type Refs = SmallVec<[PlacementRef; 2]>;
+
 /// One tensor that moves.
 #[derive(Clone, Debug)]
 pub struct PlanTensor {
     pub source: TensorIndex,
     pub destination: TensorIndex,
     pub class: u32,
+    /// Equal for tensors of one class in the same stages.
+    pub kind: u32,
     /// Dtype in which the source stores it.
     pub source_dtype: Dtype,
     pub granule: Dims,
     /// Symbolic placements on both sides, in order of part and placement.
-    pub holders: Vec<PlacementRef>,
-    pub needers: Vec<PlacementRef>,
+    pub holders: Refs,
+    pub needers: Refs,
     /// Explicit boxes on both sides, sorted by box.
     pub explicit_holders: ExplicitBoxes,
     pub explicit_needers: ExplicitBoxes,
@@ -60,17 +64,22 @@ impl Tables {
     ) -> Result<Tables> {
         let mut tables = Tables::default();
         let mut classes: FxHashMap<ClassKey, u32> = FxHashMap::default();
-        let signatures = [Signatures::of(source), Signatures::of(destination)];
+        let mut kinds: FxHashMap<(u32, Stages), u32> = FxHashMap::default();
         let held = explicit_boxes(source);
         let needed = explicit_boxes(destination);
+        let none = ExplicitBoxes::default();
+        let boxes = |all: &[ExplicitBoxes], i: usize| all.get(i).unwrap_or(&none).clone();
+        let mut names = Names::of(source);
+        let mut refs = Walker::of(destination);
+        tables.tensors.reserve(destination.tensors().len());
         for (i, tensor) in destination.tensors().iter().enumerate() {
-            let needers = placement_refs(destination, TensorIndex(i as u32));
-            let explicit_needers = needed[i].clone();
+            let index = TensorIndex(i as u32);
+            let needers = refs.next(index);
+            let explicit_needers = boxes(&needed, i);
             if !keep(&tensor.name) || (needers.is_empty() && explicit_needers.is_empty()) {
                 continue;
             }
-            let found = source.find_counterpart(destination, TensorIndex(i as u32));
-            let Some(s) = found else {
+            let Some(s) = names.find(destination, index) else {
                 return Err(Error::layout(format!(
                     "tensor \"{}\" is needed by the destination and unknown to the source",
                     tensor.name
@@ -79,34 +88,33 @@ impl Tables {
             let twin = &source.tensors()[s.index()];
             same_shape(twin, tensor)?;
             let holders = placement_refs(source, s);
+            let pairs = tensor.granule.iter().zip(&twin.granule);
+            let granule: Dims = pairs.map(|(a, b)| *a.max(b)).collect();
             let key = ClassKey {
                 shape: tensor.shape.clone(),
-                granule: tensor
-                    .granule
-                    .iter()
-                    .zip(&twin.granule)
-                    .map(|(a, b)| *a.max(b))
-                    .collect(),
+                granule: granule.clone(),
                 dtypes: [twin.dtype, tensor.dtype],
-                sides: [
-                    signatures[0].of_placements(source, &holders),
-                    signatures[1].of_placements(destination, &needers),
-                ],
+                sides: [stored(source, &holders), stored(destination, &needers)],
             };
-            let granule = key.granule.clone();
             let next = classes.len() as u32;
             let class = *classes.entry(key).or_insert(next);
-            tables.tensors.push(PlanTensor {
+            let explicit_holders = boxes(&held, s.index());
+            let mut found = PlanTensor {
                 source: s,
-                destination: TensorIndex(i as u32),
+                destination: index,
                 class,
-                source_dtype: one_dtype(source, twin, &holders, &held[s.index()])?,
+                kind: 0,
+                source_dtype: one_dtype(source, twin, &holders, &explicit_holders)?,
                 granule,
                 holders,
                 needers,
-                explicit_holders: held[s.index()].clone(),
+                explicit_holders,
                 explicit_needers,
-            });
+            };
+            let next = kinds.len() as u32;
+            let stages = found.stages(source, destination);
+            found.kind = *kinds.entry((class, stages)).or_insert(next);
+            tables.tensors.push(found);
         }
         tables.class_count = classes.len() as u32;
         tables.rank_bytes_mean = tables.rank_bytes_mean(source, destination);
@@ -128,7 +136,7 @@ impl Tables {
     /// One tensor of each class and stages, by index, and how many there are.
     /// Explicit tensors stand for themselves.
     pub fn kinds(&self, source: &Layout, destination: &Layout) -> Vec<(usize, u64)> {
-        let mut kinds: BTreeMap<(u32, Vec<u32>), (usize, u64)> = BTreeMap::new();
+        let mut kinds: BTreeMap<(u32, Stages), (usize, u64)> = BTreeMap::new();
         for (i, t) in self.tensors.iter().enumerate() {
             let is_regular = t.explicit_holders.is_empty() && t.explicit_needers.is_empty();
             let class = match is_regular {
@@ -144,7 +152,7 @@ impl Tables {
 
 impl PlanTensor {
     /// The stages of its placements, on both sides.
-    fn stages(&self, source: &Layout, destination: &Layout) -> Vec<u32> {
+    fn stages(&self, source: &Layout, destination: &Layout) -> Stages {
         let of = |layout, r| placement(layout, r).1.stage.unwrap_or(u32::MAX);
         let held = self.holders.iter().map(|r| of(source, *r));
         let needed = self.needers.iter().map(|r| of(destination, *r));
@@ -201,22 +209,82 @@ fn same_shape(source: &Tensor, destination: &Tensor) -> Result<()> {
     )))
 }
 
-fn placement_refs(layout: &Layout, tensor: TensorIndex) -> Vec<PlacementRef> {
-    let mut refs = Vec::new();
+fn placement_refs(layout: &Layout, tensor: TensorIndex) -> Refs {
+    let mut refs = Refs::new();
     for (p, part) in layout.parts().iter().enumerate() {
         let first = part.placements.partition_point(|x| x.tensor < tensor);
-        let n = part.placements_of(tensor).len();
-        refs.extend((first..first + n).map(|i| PlacementRef {
-            part: p as u16,
-            placement: i as u32,
-        }));
+        push_refs(p, part, first, tensor, &mut refs);
     }
     refs
+}
+
+/// Adds those of a tensor, the first of which is at `first` if there is one.
+fn push_refs(part: usize, of: &Part, first: usize, tensor: TensorIndex, out: &mut Refs) {
+    let own = of.placements[first..].iter();
+    let count = own.take_while(|x| x.tensor == tensor).count();
+    out.extend((first..first + count).map(|i| PlacementRef {
+        part: part as u16,
+        placement: i as u32,
+    }));
+}
+
+/// Placements of tensor after tensor, in their order.
+struct Walker<'a> {
+    layout: &'a Layout,
+    /// The next placement of each part.
+    next: SmallVec<[usize; 4]>,
+}
+
+impl<'a> Walker<'a> {
+    fn of(layout: &'a Layout) -> Walker<'a> {
+        Walker {
+            layout,
+            next: layout.parts().iter().map(|_| 0).collect(),
+        }
+    }
+
+    /// Those of `tensor`, which comes after the one asked for before.
+    fn next(&mut self, tensor: TensorIndex) -> Refs {
+        let mut refs = Refs::new();
+        for (p, part) in self.layout.parts().iter().enumerate() {
+            let before = refs.len();
+            push_refs(p, part, self.next[p], tensor, &mut refs);
+            self.next[p] += refs.len() - before;
+        }
+        refs
+    }
+}
+
+/// Finds tensors of a layout by names that ascend, which most often are its own
+/// in the same order.
+struct Names<'a> {
+    layout: &'a Layout,
+    next: usize,
+}
+
+impl<'a> Names<'a> {
+    fn of(layout: &'a Layout) -> Names<'a> {
+        Names { layout, next: 0 }
+    }
+
+    fn find(&mut self, other: &Layout, tensor: TensorIndex) -> Option<TensorIndex> {
+        let name = &other.tensors()[tensor.index()].name;
+        let is_next = self.layout.tensors().get(self.next).map(|t| &t.name) == Some(name);
+        let found = match is_next {
+            true => Some(TensorIndex(self.next as u32)),
+            false => self.layout.find_counterpart(other, tensor),
+        };
+        self.next = found.map_or(self.next, |t| t.index() + 1);
+        found
+    }
 }
 
 /// Distinct explicit boxes of every tensor of a layout. Messages depend on
 /// strides, so ranks that store a box otherwise have a box of their own.
 fn explicit_boxes(layout: &Layout) -> Vec<ExplicitBoxes> {
+    if layout.explicit().is_empty() {
+        return Vec::new();
+    }
     /// By box, dtype, how many of them a rank has, and strides: who, and in
     /// which view.
     type Holders = BTreeMap<(IndexBox, Dtype, u32, Strides), Vec<(Rank, u32)>>;
@@ -261,51 +329,21 @@ struct ClassKey {
     sides: [Stored; 2],
 }
 
-/// Per placement: part, rule, signature of its buffer, member.
+/// Stages of the placements of a tensor.
+type Stages = SmallVec<[u32; 4]>;
+
+/// Per placement: part, rule, kind of its buffer, member.
 type Stored = SmallVec<[(u16, u32, u32, u16); 2]>;
 
-/// Numbers that are equal for buffers of equal structure.
-struct Signatures {
-    by_part: Vec<Vec<u32>>,
-}
-
-impl Signatures {
-    fn of(layout: &Layout) -> Signatures {
-        let mut known: FxHashMap<Vec<u64>, u32> = FxHashMap::default();
-        let mut key = Vec::new();
-        let mut by_part = Vec::new();
-        for part in layout.parts() {
-            let mut numbers = Vec::with_capacity(part.buffers.len());
-            for b in &part.buffers {
-                key.clear();
-                key.push(u64::from(b.shared_dims));
-                for &m in &b.members {
-                    let p: &Placement = part.member(m);
-                    key.push(u64::from(p.rule));
-                    key.push(layout.tensors()[p.tensor.index()].dtype.bytes());
-                    key.extend(&layout.tensors()[p.tensor.index()].shape);
-                    key.push(u64::MAX);
-                }
-                let next = known.len() as u32;
-                numbers.push(match known.get(&key) {
-                    Some(&number) => number,
-                    None => *known.entry(key.clone()).or_insert(next),
-                });
-            }
-            by_part.push(numbers);
-        }
-        Signatures { by_part }
-    }
-
-    fn of_placements(&self, layout: &Layout, refs: &[PlacementRef]) -> Stored {
-        refs.iter()
-            .map(|r| {
-                let p = placement(layout, *r).1;
-                let signature = self.by_part[r.part as usize][p.buffer as usize];
-                (r.part, p.rule, signature, p.member)
-            })
-            .collect()
-    }
+/// What counts of where a tensor is stored.
+fn stored(layout: &Layout, refs: &[PlacementRef]) -> Stored {
+    refs.iter()
+        .map(|r| {
+            let p = placement(layout, *r).1;
+            let kind = layout.buffer_kinds()[r.part as usize][p.buffer as usize];
+            (r.part, p.rule, kind, p.member)
+        })
+        .collect()
 }
 
 /// The part and placement a reference names.

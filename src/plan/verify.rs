@@ -3,10 +3,11 @@
 //! Derives every program and checks from the outside: what a rank receives and
 //! copies tiles each box it needs, nothing twice, nothing missing, and no byte of
 //! its memory is written twice, whatever the boxes say; what one end
-//! sends is what the other end expects, message by message; and what is
-//! forwarded has come in an earlier step.
+//! sends is what the other end expects, message by message; what is forwarded
+//! has come in an earlier step; and a rank stages what was counted on.
 
 use super::Plan;
+use super::derive::Memory;
 use super::program::{BufferSlot, Direction, Piece, Program, Region, Side};
 use crate::error::{Error, Result};
 use crate::layout::tensor::{IndexBox, TensorIndex};
@@ -28,6 +29,7 @@ impl Plan {
             self.verify_coverage(rank, &p)?;
             verify_forwards(&p)?;
             verify_memory(&p)?;
+            self.verify_staging(&p)?;
             for m in &p.messages {
                 let (pair, end) = match m.direction {
                     Direction::Send => ((rank, m.peer), 0),
@@ -46,7 +48,7 @@ impl Plan {
                 list.extend(
                     p.pieces_of(m)
                         .iter()
-                        .map(|x| (m.step, x.at, x.tensor, x.bounds.clone(), x.bytes)),
+                        .map(|x| (m.step, x.at, x.tensor, p.bounds_of(x), x.bytes)),
                 );
             }
         }
@@ -71,11 +73,30 @@ impl Plan {
         let p = self.program(rank)?;
         self.verify_coverage(rank, &p)?;
         verify_forwards(&p)?;
-        verify_memory(&p)
+        verify_memory(&p)?;
+        self.verify_staging(&p)
+    }
+
+    /// Buckets are counted by a shorter way to the memory of a program: it is
+    /// the same.
+    fn verify_staging(&self, p: &Program) -> Result<()> {
+        let counted = self.memory(p.rank)?;
+        let made = Memory {
+            staging_bytes: p.staging_bytes,
+            relay_bytes: p.relay_bytes,
+            moved_bytes: p.bytes_sent + p.bytes_received,
+        };
+        if counted == made {
+            return Ok(());
+        }
+        Err(Error::internal(format!(
+            "rank {} has {made:?}; its buckets were counted with {counted:?}",
+            p.rank
+        )))
     }
 
     fn verify_coverage(&self, rank: Rank, p: &Program) -> Result<()> {
-        let mut got: BTreeMap<(u32, TensorIndex), Vec<&IndexBox>> = BTreeMap::new();
+        let mut got: BTreeMap<(u32, TensorIndex), Vec<IndexBox>> = BTreeMap::new();
         for m in p
             .messages
             .iter()
@@ -84,12 +105,12 @@ impl Plan {
             for x in p.pieces_of(m) {
                 got.entry((x.region.slot.0, x.tensor))
                     .or_default()
-                    .push(&x.bounds);
+                    .push(p.bounds_of(x));
             }
         }
         for l in &p.locals {
             let key = (l.destination.slot.0, l.tensor);
-            got.entry(key).or_default().push(&l.bounds);
+            got.entry(key).or_default().push(l.bounds.clone());
         }
         for v in self.layout(Side::Destination).views(rank) {
             let tensor = &self.destination().tensors()[v.tensor.index()];
@@ -105,12 +126,7 @@ impl Plan {
                 .position(|b| b.side == Side::Destination && b.key == v.buffer);
             let inside: Vec<&IndexBox> = slot
                 .and_then(|s| got.get(&(s as u32, TensorIndex(t as u32))))
-                .map(|all| {
-                    all.iter()
-                        .copied()
-                        .filter(|b| v.bounds.contains(b))
-                        .collect()
-                })
+                .map(|all| all.iter().filter(|b| v.bounds.contains(b)).collect())
                 .unwrap_or_default();
             let bytes: u64 = inside.iter().map(|b| b.elements()).sum();
             if bytes != v.bounds.elements() || any_overlap(&inside) {
@@ -187,7 +203,7 @@ fn each_run(p: &Program, region: &Region, mut f: impl FnMut(u64, u64)) {
 /// Every byte of a forward was received with its bucket, a stage and a step
 /// before.
 fn verify_forwards(p: &Program) -> Result<()> {
-    let mut received: BTreeMap<(u32, u32), Vec<&Piece>> = BTreeMap::new();
+    let mut received: BTreeMap<(u32, u32), Vec<(&Piece, IndexBox)>> = BTreeMap::new();
     for m in &p.messages {
         if m.step != m.bucket + m.stage {
             return Err(Error::internal(format!(
@@ -197,7 +213,7 @@ fn verify_forwards(p: &Program) -> Result<()> {
         }
         if m.direction == Direction::Receive {
             let pieces = received.entry((m.bucket, m.stage)).or_default();
-            pieces.extend(p.pieces_of(m));
+            pieces.extend(p.pieces_of(m).iter().map(|x| (x, p.bounds_of(x))));
         }
     }
     for m in &p.messages {
@@ -207,14 +223,16 @@ fn verify_forwards(p: &Program) -> Result<()> {
         let fed = received.get(&(m.bucket, m.stage - 1));
         let fed = fed.map_or(&[][..], Vec::as_slice);
         for piece in p.pieces_of(m) {
-            let bytes = fed.iter().map(|r| common_bytes(r, piece)).sum::<u64>();
-            let want = piece.region.run.max(piece.bounds.elements()) * piece.region.dtype.bytes();
+            let bounds = p.bounds_of(piece);
+            let common = |(r, b): &(&Piece, IndexBox)| common_bytes((r, b), (piece, &bounds));
+            let bytes = fed.iter().map(common).sum::<u64>();
+            let want = piece.region.run.max(bounds.elements()) * piece.region.dtype.bytes();
             if bytes != want {
                 return Err(Error::internal(format!(
                     "rank {} forwards {want} bytes of tensor {} {} in step {}, of which it has {bytes}",
                     p.rank,
                     p.tensors[piece.tensor.index()].name,
-                    piece.bounds,
+                    bounds,
                     m.step
                 )));
             }
@@ -224,13 +242,16 @@ fn verify_forwards(p: &Program) -> Result<()> {
 }
 
 /// Bytes of a forwarded piece that a received one has brought.
-fn common_bytes(received: &Piece, sent: &Piece) -> u64 {
+fn common_bytes(
+    (received, received_box): (&Piece, &IndexBox),
+    (sent, sent_box): (&Piece, &IndexBox),
+) -> u64 {
     let (from, to) = (&received.region, &sent.region);
     if received.tensor != sent.tensor || from.slot != to.slot {
         return 0;
     }
     if from.slot != BufferSlot::RELAY {
-        return received.bounds.intersect(&sent.bounds).elements() * to.dtype.bytes();
+        return received_box.intersect(sent_box).elements() * to.dtype.bytes();
     }
     let end = |r: &Region| r.offset + r.run * r.dtype.bytes();
     end(from)

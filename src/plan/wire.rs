@@ -24,7 +24,7 @@ impl Plan {
         Ok(frame::seal(
             PLAN_BLOB_MAGIC,
             PLAN_BLOB_VERSION,
-            &self.body(self.topology_spec.as_ref())?,
+            &self.body()?,
         ))
     }
 

@@ -87,6 +87,7 @@ impl Builder {
     pub fn new(rank: u32, tensors: &Arc<[Tensor]>) -> Builder {
         Builder {
             program: Program {
+                boxes: Vec::new(),
                 rank: Rank(rank),
                 buffers: vec![],
                 loops: vec![],
@@ -167,12 +168,14 @@ impl Builder {
             let size = cut.elements() * wire.bytes();
             pieces.push(Piece {
                 tensor: TensorIndex(0),
-                bounds: cut.clone(),
+                within: self.program.boxes.len() as u32,
+                first: 0,
                 region,
                 at,
                 bytes: size,
                 wire,
             });
+            self.program.boxes.push(cut.clone());
             at += size;
             bytes = at;
         }

@@ -2,7 +2,7 @@
 
 use super::Inputs;
 use super::cell::{Cell, Whole};
-use super::stream::split_boxes;
+use super::stream::{LaidOut, split_boxes};
 use super::view::{OwnView, holding_view};
 use super::walk::Walk;
 use crate::error::Result;
@@ -16,7 +16,7 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 /// Alignment of messages in staging.
-const STAGING_ALIGN_BYTES: u64 = 256;
+pub const STAGING_ALIGN_BYTES: u64 = 256;
 
 /// Assembles the program.
 pub struct Builder<'a> {
@@ -24,11 +24,18 @@ pub struct Builder<'a> {
     pub program: Program,
     /// Relay memory of one bucket; two are in use at a time.
     pub relay_half_bytes: u64,
-    /// Slots of whole buffers of the rank's parts, by side and number.
-    plain_slots: [Vec<Option<BufferSlot>>; 2],
+    /// Slots of buffers of the rank's parts, by side and number; of a split
+    /// tensor by local index as well.
+    part_slots: [Vec<SmallVec<[Option<BufferSlot>; 1]>>; 2],
     /// Slots of all other buffers.
     slots: FxHashMap<BufferUse, Option<BufferSlot>>,
     loops: SmallVec<[Loop; 8]>,
+    /// Messages, not yet in order of step.
+    pub messages: Vec<Message>,
+    /// Where the boxes of each walk begin in the program.
+    pub first_boxes: Vec<u32>,
+    /// By stretch.
+    pub laid_out: Vec<LaidOut>,
     /// The rank's parts of source and destination.
     parts: (u16, u16),
 }
@@ -42,6 +49,7 @@ impl<'a> Builder<'a> {
                 rank,
                 buffers: Vec::new(),
                 loops: Vec::new(),
+                boxes: Vec::new(),
                 pieces: Vec::new(),
                 messages: Vec::new(),
                 locals: Vec::new(),
@@ -58,22 +66,28 @@ impl<'a> Builder<'a> {
                 pair_balance: 0,
                 pairs: Vec::new(),
             },
-            plain_slots: Default::default(),
+            part_slots: Default::default(),
             slots: FxHashMap::default(),
             loops: SmallVec::new(),
+            messages: Vec::new(),
+            first_boxes: Vec::new(),
+            laid_out: Vec::new(),
             parts: parts_of(inputs, rank),
         }
     }
 
-    fn slot(&mut self, side: Side, key: BufferKey) -> BufferSlot {
-        let plain = plain_number(key, self.part_of(side)).map(|n| {
-            let slots = &mut self.plain_slots[side as usize];
+    pub fn slot(&mut self, side: Side, key: BufferKey) -> BufferSlot {
+        let numbered = number_of(key, self.part_of(side)).map(|(n, local)| {
+            let slots = &mut self.part_slots[side as usize];
             if slots.len() <= n {
-                slots.resize(n + 1, None);
+                slots.resize(n + 1, SmallVec::new());
             }
-            &mut slots[n]
+            if slots[n].len() <= local {
+                slots[n].resize(local + 1, None);
+            }
+            &mut slots[n][local]
         });
-        let known = match plain {
+        let known = match numbered {
             Some(slot) => slot,
             None => self.slots.entry(BufferUse { side, key }).or_default(),
         };
@@ -270,10 +284,9 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Orders messages by step, lays out staging, and closes the program.
+    /// Lays out staging, and closes the program. Messages are in order of step.
     pub fn finish(mut self) -> Program {
         let p = &mut self.program;
-        p.messages = in_steps(&p.messages);
         let mut half = 0;
         let mut first = 0u32;
         let step_count = self.inputs.step_count();
@@ -303,6 +316,7 @@ impl<'a> Builder<'a> {
                 m.staging += half;
             }
         }
+        p.pieces.shrink_to_fit();
         p.staging_bytes = half * u64::from(step_count.min(2));
         p.relay_bytes = self.relay_half_bytes * u64::from(self.inputs.decision.bucket_count.min(2));
         self.program
@@ -315,7 +329,7 @@ fn parts_of(inputs: Inputs<'_>, rank: Rank) -> (u16, u16) {
 }
 
 /// The buffer that holds `bounds`, which span one index of a split axis.
-fn key_of(part: u16, buffer: u32, own: &OwnView, bounds: &IndexBox) -> BufferKey {
+pub fn key_of(part: u16, buffer: u32, own: &OwnView, bounds: &IndexBox) -> BufferKey {
     if let Some(buffer) = own.explicit {
         return BufferKey::Explicit { buffer };
     }
@@ -329,25 +343,14 @@ fn key_of(part: u16, buffer: u32, own: &OwnView, bounds: &IndexBox) -> BufferKey
     }
 }
 
-/// The number of a buffer of the rank's own part that is not one of many of a
-/// split tensor; small enough to be an index.
-fn plain_number(key: BufferKey, own: u16) -> Option<usize> {
+/// The number of a buffer of the rank's own part, and which of many it is where
+/// the tensor is split; both small enough to be indices.
+fn number_of(key: BufferKey, own: u16) -> Option<(usize, usize)> {
     match key {
-        BufferKey::Part { part, buffer } if part == own && buffer.split.is_none() => {
-            Some(buffer.buffer as usize)
+        BufferKey::Part { part, buffer } if part == own => {
+            let local = buffer.split.map_or(0, |(local, _)| local);
+            Some((buffer.buffer as usize, local as usize))
         }
         _ => None,
     }
-}
-
-/// Messages by step, peer, direction and stage; else as they are.
-fn in_steps(messages: &[Message]) -> Vec<Message> {
-    // Keys are sorted, which are a quarter of the size of messages.
-    let keys = messages.iter().zip(0u32..);
-    let mut keys: Vec<_> = keys
-        .map(|(m, i)| (m.step, m.peer, m.direction, m.stage, i))
-        .collect();
-    keys.sort_unstable();
-    let sorted = keys.iter().map(|k| messages[k.4 as usize].clone());
-    sorted.collect()
 }

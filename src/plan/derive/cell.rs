@@ -1,5 +1,6 @@
 //! A cell as one rank sees it: where it lies here, who holds and who needs it.
 
+use super::route::There;
 use super::view::{OwnView, PeerView};
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::IndexBox;
@@ -8,6 +9,7 @@ use crate::plan::cells::{HolderSet, StagedSlice};
 use crate::plan::piece::{contiguous_from, elements_from, loops_of};
 use crate::plan::program::Loop;
 use smallvec::SmallVec;
+use xxhash_rust::xxh3::xxh3_128;
 
 /// Alignment of cuts inside large items, in wire bytes.
 const ALIGN_BYTES: u64 = 16;
@@ -33,13 +35,28 @@ pub struct Cell {
     /// All holders store it as the first one does; all needers do.
     pub are_holders_alike: bool,
     pub are_needers_alike: bool,
+    /// Those of the two that are at the other side do.
+    pub is_alike_across: bool,
+    /// Wire bytes of a run that is one at an end of it.
+    pub run_bytes: u64,
     /// Strides of the cell stored by itself.
     pub dense: Strides,
-    /// The bounds as pairs are compared by them.
-    pub text: SmallVec<[u8; 64]>,
+    /// Of the bounds, as pairs are compared by them.
+    pub hash: u128,
     /// The cell as one piece between buffers, where it is the same for all
     /// tensors of its kind and all peers.
     pub whole: Option<Whole>,
+}
+
+impl Cell {
+    /// True if all ranks that may be at the other end store it in one way.
+    pub fn is_alike(&self, there: There) -> bool {
+        match there {
+            There::Across => self.is_alike_across,
+            There::Alike => self.are_needers_alike,
+            There::Relay => true,
+        }
+    }
 }
 
 /// A whole cell as one piece, laid out once for all tensors of its kind.
@@ -96,10 +113,11 @@ pub fn dense_strides(bounds: &IndexBox, dtype: Dtype) -> Strides {
     strides
 }
 
-/// The bounds of a box as bytes.
-pub fn text_of(bounds: &IndexBox) -> SmallVec<[u8; 64]> {
+/// 128 bits of the bounds of a box.
+pub fn hash_of(bounds: &IndexBox) -> u128 {
     let ends = bounds.spans().iter().flat_map(|s| [s.lo, s.hi]);
-    ends.flat_map(u64::to_le_bytes).collect()
+    let text: SmallVec<[u8; 128]> = ends.flat_map(u64::to_le_bytes).collect();
+    xxh3_128(&text)
 }
 
 #[derive(Clone, Debug)]

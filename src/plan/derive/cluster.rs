@@ -98,6 +98,18 @@ impl Cluster<'_> {
         first..end
     }
 
+    /// To how many members in other domains, and in its own, member `j` sends
+    /// what it takes in.
+    pub fn sends_of(&self, j: u64) -> [u64; 2] {
+        let run = self.run_of(j);
+        let mates = self.members_of(run);
+        let others = match self.spread {
+            Spread::Scatter => self.domains.end - self.domains.start - 1,
+            Spread::Chain => (self.domains.end - run - 1).min(1),
+        };
+        [others, mates.end - mates.start - 1]
+    }
+
     /// The domain of member `j`, and the members in a domain.
     fn run_of(&self, j: u64) -> u64 {
         self.runs.run_of(self.places.start + j)

@@ -11,7 +11,7 @@
 //! Needers in a domain with a holder get everything from holders there.
 
 use super::cluster::{Cluster, Clusters};
-use super::route::{Hop, ItemRange, Routes, There};
+use super::route::{Hop, ItemRange, Route, Routes, There};
 use super::walk::Group;
 use super::{HOLDINGS, Inputs, NEEDS};
 use crate::plan::decision::{SourceRule, Spread, Strategy};
@@ -181,7 +181,11 @@ impl Routes<'_, '_> {
             for j in cluster.members_in(load.from..load.to) {
                 hops.clear();
                 cluster.hops_of((me, j), &exits, rank, &mut hops);
-                self.add_load(NEEDS, group, &load, cluster.slot(j), &hops);
+                let route = Route {
+                    hops: &hops,
+                    burden_percent: self.burden_percent(&cluster, j, rank(j)),
+                };
+                self.add_load(NEEDS, group, &load, cluster.slot(j), route);
             }
         }
     }
@@ -236,24 +240,35 @@ impl Routes<'_, '_> {
         loads
     }
 
-    /// Sends what of a load lies in a member's slot along `hops`.
+    /// What member `j`, which is `rank`, moves of its slot, in hundredths: all
+    /// that it sends on, counted as if its NIC did.
+    fn burden_percent(&self, cluster: &Cluster<'_>, j: u64, rank: Rank) -> u64 {
+        let [across, inside] = cluster.sends_of(j);
+        let site = self.inputs.topology.site(rank);
+        let (nic, nvlink) = site.map_or((1, 1), |s| (s.nic_bytes_per_s, s.nvlink_bytes_per_s));
+        let inside = u128::from(inside) * 100 * u128::from(nic) / u128::from(nvlink.max(1));
+        let percent = u128::from(across) * 100 + inside;
+        u64::try_from(percent).unwrap_or(u64::MAX).max(100)
+    }
+
+    /// Sends what of a load lies in a member's slot along a route.
     fn add_load(
         &mut self,
         walk: usize,
         group: &Group,
         load: &Load,
         slot: Range<u64>,
-        hops: &[Hop],
+        route: Route<'_>,
     ) {
         let (from, to) = (load.from.max(slot.start), load.to.min(slot.end));
         if load.items.is_empty() {
-            return self.add_share(walk, group, from, to, hops);
+            return self.add_share(walk, group, from, to, route);
         }
         let items = load.items.iter();
         let ranges: Vec<ItemRange> = items
             .filter_map(|&i| self.walks[walk].range(i, from, to))
             .collect();
-        self.add_ranges(walk, &ranges, hops);
+        self.add_ranges(walk, &ranges, route);
     }
 
     /// Everything of one stream that the rank of a walk holds, as far as this
@@ -276,7 +291,11 @@ impl Routes<'_, '_> {
                 let peer = needers.nth(self.inputs.destination, needer);
                 let hops = exits.hops(self.rank, peer);
                 if !hops.is_empty() {
-                    self.add_load(walk, group, &load, cluster.slot(j), &hops);
+                    let route = Route {
+                        hops: &hops,
+                        burden_percent: self.burden_percent(&cluster, j, peer),
+                    };
+                    self.add_load(walk, group, &load, cluster.slot(j), route);
                 }
             }
         }
@@ -296,7 +315,7 @@ impl Routes<'_, '_> {
         for s in shares {
             let peer = holders[s.holder as usize];
             let hop = Hop::plain(peer, Direction::Receive, 0, There::Across);
-            self.add_share(NEEDS, group, s.from, s.to, &[hop]);
+            self.add_share(NEEDS, group, s.from, s.to, Route::of(&[hop]));
         }
     }
 
@@ -317,7 +336,7 @@ impl Routes<'_, '_> {
         for s in shares {
             let peer = needers[s.needer as usize];
             let hop = Hop::plain(peer, Direction::Send, 0, There::Across);
-            self.add_share(HOLDINGS, group, s.from, s.to, &[hop]);
+            self.add_share(HOLDINGS, group, s.from, s.to, Route::of(&[hop]));
         }
     }
 

@@ -1,6 +1,6 @@
 //! Strategy `direct`: from a holder straight to the needer.
 
-use super::route::{Here, ItemRange, Routes, Stretch, There};
+use super::route::{Here, ItemRange, Leg, Routes, StreamKey, Stretch, There};
 use super::walk::{Group, Walk};
 use super::{HOLDINGS, NEEDS};
 use crate::plan::decision::SourceRule;
@@ -13,35 +13,43 @@ use std::sync::Arc;
 impl Routes<'_, '_> {
     /// Cuts every line. Buckets are cut later, out of the stream of each pair.
     pub fn direct(&mut self) {
-        let mut stretches = std::mem::take(&mut self.stretches);
-        let turn = |group: &Group| self.turn(group);
+        let walks = self.walks;
         for w in [NEEDS, HOLDINGS] {
-            let walk = &self.walks[w];
-            let mut add = |peer, r: ItemRange| {
-                stretches.push(Stretch {
-                    peer,
-                    direction: walk.direction,
-                    stage: 0,
-                    bucket: 0,
-                    walk: w as u32,
-                    item: r.item,
-                    from: r.from,
-                    to: r.to,
-                    here: Here::Buffer,
-                    there: There::Across,
-                });
-            };
+            let walk = &walks[w];
             for group in &walk.groups {
                 let Some(own) = group.own.filter(|_| !group.needers.is_empty()) else {
                     continue;
                 };
+                let turn = self.turn(group);
+                let mut add = |peer, r| self.add_whole(w, peer, r);
                 match walk.inputs.decision.source_rule {
-                    SourceRule::Wrap => walk.wrap(group, own, turn(group), &mut add),
-                    SourceRule::Rotate => walk.rotate(group, own, turn(group), &mut add),
+                    SourceRule::Wrap => walk.wrap(group, own, turn, &mut add),
+                    SourceRule::Rotate => walk.rotate(group, own, turn, &mut add),
                 }
             }
         }
-        self.stretches = stretches;
+    }
+
+    /// A range that goes to or comes from `peer`, in no bucket yet.
+    fn add_whole(&mut self, walk: usize, peer: Rank, r: ItemRange) {
+        let stretch = self.stretches.len() as u32;
+        self.stretches.push(Stretch {
+            walk: walk as u32,
+            item: r.item,
+            bucket: 0,
+            from: r.from,
+            to: r.to,
+            here: Here::Buffer,
+        });
+        let stream = self.stream(StreamKey {
+            peer,
+            direction: self.walks[walk].direction,
+            stage: 0,
+        });
+        let there = There::Across;
+        self.streams[stream as usize]
+            .legs
+            .push(Leg { stretch, there });
     }
 }
 

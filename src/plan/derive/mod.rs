@@ -18,7 +18,9 @@ mod cluster;
 mod clustered;
 mod digest;
 mod direct;
+mod ends;
 mod exits;
+mod memory;
 mod route;
 mod stream;
 mod two_stage;
@@ -39,6 +41,7 @@ use crate::layout::Layout;
 use crate::layout::tensor::{IndexBox, Tensor};
 use crate::rank::Rank;
 use builder::Builder;
+pub use memory::{Memory, memory};
 use route::Routes;
 use std::sync::Arc;
 use walk::Walk;
@@ -77,9 +80,12 @@ impl Inputs<'_> {
         }
     }
 
-    /// Into how many buckets a share is cut.
-    fn cuts_of(&self, bytes: u64) -> Cuts {
-        self.decision.cuts_of(bytes, self.tables.rank_bytes_mean)
+    /// Into how many buckets a share is cut of which some rank moves so many
+    /// hundredths.
+    fn cuts_of(&self, bytes: u64, burden_percent: u64) -> Cuts {
+        let moved = u128::from(bytes) * u128::from(burden_percent) / 100;
+        let moved = u64::try_from(moved).unwrap_or(u64::MAX);
+        self.decision.cuts_of(moved, self.tables.rank_bytes_mean)
     }
 
     /// Domains of the longest chain.
@@ -111,18 +117,24 @@ pub fn derive_with_digests(inputs: Inputs<'_>, rank: Rank, alike_copies: u64) ->
 
 fn built(inputs: Inputs<'_>, rank: Rank) -> Result<(Vec<Walk<'_>>, Builder<'_>)> {
     let walks = walks(inputs, rank)?;
-    let mut routes = Routes::new(inputs, rank, &walks);
+    let routes = routes(inputs, rank, &walks);
+    routes.verify()?;
+    let mut builder = Builder::new(inputs, rank);
+    builder.add_locals(&walks[NEEDS], &routes.locals)?;
+    builder.add_streams(routes);
+    builder.add_fills();
+    Ok((walks, builder))
+}
+
+/// The way of everything that the rank exchanges.
+fn routes<'w, 'a>(inputs: Inputs<'a>, rank: Rank, walks: &'w [Walk<'a>]) -> Routes<'w, 'a> {
+    let mut routes = Routes::new(inputs, rank, walks);
     match (inputs.decision.strategy, inputs.two_stage) {
         (Strategy::Relay | Strategy::Fanout, _) => routes.clustered(),
         (Strategy::TwoStage, Some(mapped)) => routes.two_stage(mapped),
         (Strategy::TwoStage | Strategy::Direct, _) => routes.direct(),
     }
-    routes.verify()?;
-    let mut builder = Builder::new(inputs, rank);
-    builder.add_locals(&walks[NEEDS], &routes.locals)?;
-    builder.add_streams(&mut routes)?;
-    builder.add_fills();
-    Ok((walks, builder))
+    routes
 }
 
 /// Index of the walk over what the rank needs, and of the one over what it

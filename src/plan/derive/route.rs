@@ -19,6 +19,8 @@ use crate::plan::decision::{Cuts, Order};
 use crate::plan::layers::LayerItem;
 use crate::plan::program::Direction;
 use crate::rank::Rank;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 use std::cmp::Ordering;
 
 /// Alignment of what lies in relay memory.
@@ -44,28 +46,47 @@ pub enum There {
     Relay,
 }
 
-/// A range of an item on its way between this rank and a peer.
+/// A range of an item that travels in one bucket. This rank may receive it from
+/// one peer and send it to several.
 #[derive(Clone, Copy, Debug)]
 pub struct Stretch {
-    pub peer: Rank,
-    pub direction: Direction,
-    pub stage: u32,
-    pub bucket: u32,
     /// Which walk's item.
     pub walk: u32,
     pub item: u32,
+    pub bucket: u32,
     /// Wire bytes of the item, `[from, to)`.
     pub from: u64,
     pub to: u64,
     pub here: Here,
-    pub there: There,
 }
 
 impl Stretch {
-    /// True if it goes from a buffer of one side to a buffer of the other.
-    pub fn is_plain(&self) -> bool {
-        (self.here, self.there) == (Here::Buffer, There::Across)
+    pub fn bytes(&self) -> u64 {
+        self.to - self.from
     }
+}
+
+/// A stretch on its way between this rank and a peer.
+#[derive(Clone, Copy, Debug)]
+pub struct Leg {
+    /// Index of the stretch.
+    pub stretch: u32,
+    pub there: There,
+}
+
+/// Who exchanges what in which stage, seen from this rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamKey {
+    pub peer: Rank,
+    pub direction: Direction,
+    pub stage: u32,
+}
+
+/// What this rank and a peer exchange in one stage.
+#[derive(Debug)]
+pub struct Stream {
+    pub key: StreamKey,
+    pub legs: Vec<Leg>,
 }
 
 /// A range of an item, in wire bytes.
@@ -100,17 +121,46 @@ impl Hop {
     }
 }
 
+/// A route, as far as this rank takes part in it.
+#[derive(Clone, Copy)]
+pub struct Route<'h> {
+    pub hops: &'h [Hop],
+    /// What the busiest rank moves of a share, in hundredths of its bytes: more
+    /// than 100 where one rank sends it to several.
+    pub burden_percent: u64,
+}
+
+impl<'h> Route<'h> {
+    /// A route on which nobody has more to do than to pass a share on once.
+    pub fn of(hops: &'h [Hop]) -> Route<'h> {
+        Route {
+            hops,
+            burden_percent: 100,
+        }
+    }
+}
+
 /// What a rank exchanges, before it is cut into messages.
 pub struct Routes<'w, 'a> {
     pub inputs: Inputs<'a>,
     pub rank: Rank,
     pub walks: &'w [Walk<'a>],
     pub stretches: Vec<Stretch>,
+    pub streams: Vec<Stream>,
+    stream_of: FxHashMap<StreamKey, u32>,
     /// Items of our needs that we hold ourselves.
     pub locals: Vec<u32>,
     /// Bytes of relay memory in use, by bucket.
     relayed: Vec<u64>,
     ranges: Vec<ItemRange>,
+}
+
+/// The way of a share: its hops by the streams they are in.
+#[derive(Default)]
+struct Way {
+    hops: SmallVec<[(u32, There); 16]>,
+    /// Our end is relay memory.
+    is_relayed: bool,
 }
 
 /// A share while it is cut into buckets.
@@ -137,6 +187,8 @@ impl<'w, 'a> Routes<'w, 'a> {
             rank,
             walks,
             stretches: Vec::new(),
+            streams: Vec::new(),
+            stream_of: FxHashMap::default(),
             locals,
             relayed: Vec::new(),
             ranges: Vec::new(),
@@ -161,73 +213,103 @@ impl<'w, 'a> Routes<'w, 'a> {
         self.relayed.iter().copied().max().unwrap_or(0)
     }
 
-    /// Sends bytes `[from, to)` of a group's stream along `hops`, bucket by
+    /// The stream of a hop.
+    pub fn stream(&mut self, key: StreamKey) -> u32 {
+        let next = self.streams.len() as u32;
+        let number = *self.stream_of.entry(key).or_insert(next);
+        if number == next {
+            let legs = Vec::new();
+            self.streams.push(Stream { key, legs });
+        }
+        number
+    }
+
+    /// Sends bytes `[from, to)` of a group's stream along a route, bucket by
     /// bucket.
-    pub fn add_share(&mut self, walk: usize, group: &Group, from: u64, to: u64, hops: &[Hop]) {
+    pub fn add_share(&mut self, walk: usize, group: &Group, from: u64, to: u64, route: Route<'_>) {
         let mut ranges = std::mem::take(&mut self.ranges);
         ranges.clear();
         self.walks[walk].ranges(group, from, to, |r| ranges.push(r));
-        self.add_ranges(walk, &ranges, hops);
+        self.add_ranges(walk, &ranges, route);
         self.ranges = ranges;
     }
 
-    /// Sends ranges that make up one share along `hops`, bucket by bucket.
-    pub fn add_ranges(&mut self, walk: usize, ranges: &[ItemRange], hops: &[Hop]) {
+    /// Sends ranges that make up one share along a route, bucket by bucket.
+    pub fn add_ranges(&mut self, walk: usize, ranges: &[ItemRange], route: Route<'_>) {
         let Some(first) = ranges.first() else {
             return;
         };
-        let total = ranges.iter().map(|r| r.to - r.from).sum();
+        let total: u64 = ranges.iter().map(|r| r.to - r.from).sum();
         let mut share = Cutting {
             total,
             before: 0,
-            cuts: self.inputs.cuts_of(total),
+            cuts: self.inputs.cuts_of(total, route.burden_percent),
             phase: self.walks[walk]
                 .phase_of(first.item)
                 .wrapping_add(first.from),
         };
+        let way = self.way(route.hops);
         for r in ranges {
-            self.add_range(walk, r, &share, hops);
+            self.add_range(walk, r, &share, &way);
             share.before += r.to - r.from;
         }
     }
 
+    fn way(&mut self, hops: &[Hop]) -> Way {
+        let mut way = Way::default();
+        for hop in hops {
+            way.is_relayed |= hop.is_relayed;
+            let stream = self.stream(StreamKey {
+                peer: hop.peer,
+                direction: hop.direction,
+                stage: hop.stage,
+            });
+            way.hops.push((stream, hop.there));
+        }
+        debug_assert!(hops.iter().all(|h| h.is_relayed == way.is_relayed));
+        way
+    }
+
     /// Cuts one range of a share where its buckets end.
-    fn add_range(&mut self, walk: usize, r: &ItemRange, share: &Cutting, hops: &[Hop]) {
+    fn add_range(&mut self, walk: usize, r: &ItemRange, share: &Cutting, way: &Way) {
         match self.inputs.decision.order {
-            Order::Fraction => self.add_fractions(walk, r, share, hops),
+            Order::Fraction => self.add_fractions(walk, r, share, way),
             Order::Layer => {
                 let walk_of = &self.walks[walk];
                 walk_of.cut_in_layers(r.item, (r.from, r.to), |bucket, from, to| {
-                    self.add_stretch(walk, r.item, (from, to), bucket, hops);
+                    self.add_stretch(walk, r.item, (from, to), bucket, way);
                 });
             }
         }
     }
 
     /// Part `b` is the `b`-th one of as many as the share is cut into.
-    fn add_fractions(&mut self, walk: usize, r: &ItemRange, share: &Cutting, hops: &[Hop]) {
+    fn add_fractions(&mut self, walk: usize, r: &ItemRange, share: &Cutting, way: &Way) {
         let Cutting { total, before, .. } = *share;
-        let parts = u128::from(share.cuts.count);
+        let parts = share.cuts.count;
         let walk_of = &self.walks[walk];
-        let cell = walk_of.cell_of(&walk_of.items[r.item as usize]);
+        let unit = walk_of.cell_of(&walk_of.items[r.item as usize]).unit;
         // Items too small to be cut would all end in the last part: each
         // begins at a place of its own inside a unit.
-        let shift = walk_of.phase_of(r.item) % cell.unit;
-        let ends = |b: u128| (b + 1) * u128::from(total) / parts;
-        let cut = |b: u128| {
-            let inside = u128::from(r.from) + ends(b) + u128::from(shift);
+        let shift = walk_of.phase_of(r.item) % unit;
+        let cut = |part: u64| {
+            let end = share_of(part + 1, total, parts);
+            let inside = u128::from(r.from) + u128::from(end) + u128::from(shift);
             let inside = inside.saturating_sub(u128::from(before));
-            let whole = inside / u128::from(cell.unit) * u128::from(cell.unit);
-            (whole.min(u128::from(r.to)) as u64).max(r.from)
+            let inside = u64::try_from(inside).unwrap_or(u64::MAX).min(r.to);
+            match inside == r.to {
+                true => inside,
+                false => (inside / unit * unit).max(r.from),
+            }
         };
-        let mut part = u128::from(before.saturating_sub(shift)) * parts / u128::from(total.max(1));
+        let mut part = share_of(before.saturating_sub(shift), parts, total.max(1));
         part = part.saturating_sub(1);
         let mut from = r.from;
         while from < r.to {
             let to = if part + 1 == parts { r.to } else { cut(part) };
             if from < to {
-                let bucket = share.cuts.bucket_of(part as u64, share.phase);
-                self.add_stretch(walk, r.item, (from, to), bucket, hops);
+                let bucket = share.cuts.bucket_of(part, share.phase);
+                self.add_stretch(walk, r.item, (from, to), bucket, way);
                 from = to;
             }
             part += 1;
@@ -240,25 +322,25 @@ impl<'w, 'a> Routes<'w, 'a> {
         item: u32,
         (from, to): (u64, u64),
         bucket: u32,
-        hops: &[Hop],
+        way: &Way,
     ) {
-        let relay = match hops.iter().any(|h| h.is_relayed) {
+        let here = match way.is_relayed {
             true => Here::Relay(self.relay(bucket, to - from)),
             false => Here::Buffer,
         };
-        for hop in hops {
-            self.stretches.push(Stretch {
-                peer: hop.peer,
-                direction: hop.direction,
-                stage: hop.stage,
-                bucket,
-                walk: walk as u32,
-                item,
-                from,
-                to,
-                here: if hop.is_relayed { relay } else { Here::Buffer },
-                there: hop.there,
-            });
+        let stretch = self.stretches.len() as u32;
+        self.stretches.push(Stretch {
+            walk: walk as u32,
+            item,
+            bucket,
+            from,
+            to,
+            here,
+        });
+        for &(stream, there) in &way.hops {
+            self.streams[stream as usize]
+                .legs
+                .push(Leg { stretch, there });
         }
     }
 
@@ -277,11 +359,12 @@ impl<'w, 'a> Routes<'w, 'a> {
     pub fn verify(&self) -> Result<()> {
         let walk = &self.walks[NEEDS];
         let size = |item: u32| walk.cell_of(&walk.items[item as usize]).bytes;
-        let received = self.stretches.iter().filter(|s| {
-            let is_kept = s.direction == Direction::Receive && s.here == Here::Buffer;
-            is_kept && s.walk as usize == NEEDS
-        });
-        let ranges = received.map(|s| ItemRange {
+        let streams = self.streams.iter();
+        let incoming = streams.filter(|s| s.key.direction == Direction::Receive);
+        let legs = incoming.flat_map(|s| &s.legs);
+        let received = legs.map(|l| &self.stretches[l.stretch as usize]);
+        let kept = received.filter(|s| s.here == Here::Buffer && s.walk as usize == NEEDS);
+        let ranges = kept.map(|s| ItemRange {
             item: s.item,
             from: s.from,
             to: s.to,
@@ -291,8 +374,8 @@ impl<'w, 'a> Routes<'w, 'a> {
             from: 0,
             to: size(item),
         });
-        let tiles = ranges.chain(held).collect();
-        let Some(gap) = first_gap(tiles, walk.items.len() as u32, size) else {
+        let tiles: Vec<ItemRange> = ranges.chain(held).collect();
+        let Some(gap) = first_gap(&tiles, walk.items.len() as u32, size) else {
             return Ok(());
         };
         let item = &walk.items[gap.item as usize];
@@ -309,42 +392,51 @@ impl<'w, 'a> Routes<'w, 'a> {
         )))
     }
 
-    /// The order in which both ends put stretches into messages.
+    /// The order in which both ends put stretches of a bucket into messages.
     pub fn order(&self, a: &Stretch, b: &Stretch) -> Ordering {
-        let place = |s: &Stretch| (s.direction, s.peer, s.stage, s.bucket);
-        place(a).cmp(&place(b)).then_with(|| {
-            if a.walk == b.walk {
-                return (a.item, a.from, a.to).cmp(&(b.item, b.from, b.to));
-            }
-            // Of two ranks' needs: as the one who sends both has them.
-            let item = |s: &Stretch| {
-                let walk = &self.walks[s.walk as usize];
-                let item = &walk.items[s.item as usize];
-                let bounds = &walk.cell_of(item).bounds;
-                (item.tensor, item.demand, bounds, s.from, s.to)
-            };
-            item(a).cmp(&item(b))
-        })
+        if a.walk == b.walk {
+            return (a.item, a.from, a.to).cmp(&(b.item, b.from, b.to));
+        }
+        // Of two ranks' needs: as the one who sends both has them.
+        let item = |s: &Stretch| {
+            let walk = &self.walks[s.walk as usize];
+            let item = &walk.items[s.item as usize];
+            let bounds = &walk.cell_of(item).bounds;
+            (item.tensor, item.demand, bounds, s.from, s.to)
+        };
+        item(a).cmp(&item(b))
     }
 }
 
 /// Where ranges do not tile items: up to `from` they do, and the next one, or
 /// the end, is at `to`; before `from` if bytes come twice.
-fn first_gap(
-    mut ranges: Vec<ItemRange>,
-    items: u32,
-    size: impl Fn(u32) -> u64,
-) -> Option<ItemRange> {
-    ranges.sort_unstable_by_key(|r| (r.item, r.from, r.to));
-    let mut next = ranges.into_iter().peekable();
+fn first_gap(ranges: &[ItemRange], items: u32, size: impl Fn(u32) -> u64) -> Option<ItemRange> {
+    // Where the ranges of each item begin in a list by item.
+    let mut starts = vec![0u32; items as usize + 1];
+    for r in ranges {
+        starts[r.item as usize + 1] += 1;
+    }
+    for item in 0..items as usize {
+        starts[item + 1] += starts[item];
+    }
+    let mut next = starts.clone();
+    let mut sorted = vec![(0, 0); ranges.len()];
+    for r in ranges {
+        let at = &mut next[r.item as usize];
+        sorted[*at as usize] = (r.from, r.to);
+        *at += 1;
+    }
     for item in 0..items {
+        let own = starts[item as usize] as usize..starts[item as usize + 1] as usize;
+        let own = &mut sorted[own];
+        own.sort_unstable();
         let mut from = 0;
-        while let Some(r) = next.next_if(|r| r.item == item) {
-            if r.from != from {
-                let to = r.from;
+        for &(start, to) in own.iter() {
+            if start != from {
+                let to = start;
                 return Some(ItemRange { item, from, to });
             }
-            from = r.to;
+            from = to;
         }
         let to = size(item);
         if from != to {
@@ -352,6 +444,14 @@ fn first_gap(
         }
     }
     None
+}
+
+/// `part / parts` of `whole`, rounded down.
+pub fn share_of(part: u64, whole: u64, parts: u64) -> u64 {
+    match part.checked_mul(whole) {
+        Some(product) => product / parts,
+        None => (u128::from(part) * u128::from(whole) / u128::from(parts)) as u64,
+    }
 }
 
 /// Numbers in a row, or at any distance, made to lie evenly below any limit.
@@ -432,7 +532,7 @@ mod tests {
         let ranges = ranges
             .iter()
             .map(|&(item, from, to)| ItemRange { item, from, to });
-        let found = first_gap(ranges.collect(), 2, |item| [8, 4][item as usize]);
+        let found = first_gap(&ranges.collect::<Vec<_>>(), 2, |item| [8, 4][item as usize]);
         found.map(|g| (g.item, g.from, g.to))
     }
 

@@ -1,70 +1,69 @@
-//! The stream of one pair and stage, as messages.
+//! The streams of a rank, one per peer and stage, as messages.
 //!
 //! Long runs become messages of their own, which travel without staging where
 //! they are contiguous; the rest of a bucket is one packed message. Both ends'
 //! strides decide, so both ends find the same messages.
+//!
+//! Messages are made stream by stream, and put in order of step in the end:
+//!
+//! ```text
+//!   to 8, stage 0    | bucket 0 | bucket 1 | bucket 2 |
+//!   to 9, stage 1               | bucket 0 | bucket 1 | bucket 2 |
+//!                      step 0     step 1     step 2     step 3
+//! ```
 
-use super::builder::Builder;
-use super::cell::run_axis;
-use super::route::{Here, Routes, Stretch, There, scattered};
-use super::view::{PeerView, holding_view, needing_view};
+use super::builder::{Builder, key_of};
+use super::cell::Cell;
+use super::ends::{Ends, Form};
+use super::route::{Here, Leg, Routes, Stream, StreamKey, Stretch, There, scattered, share_of};
 use super::walk::{Item, Walk};
 use super::{Decision, Strategy};
-use crate::error::Result;
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Span, TensorIndex};
-use crate::layout::view::Strides;
 use crate::plan::decision::Order;
 use crate::plan::piece::{elements_from, flat_boxes};
 use crate::plan::program::{BufferSlot, Direction, Message, PairHash, Piece, Region, Side};
 use crate::rank::Rank;
-use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
-use std::borrow::Cow;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Alignment of items in packed messages.
-const ALIGN_BYTES: u64 = 16;
+pub const PACKED_ALIGN_BYTES: u64 = 16;
 
-/// One pair's stream of one stage while it is cut into messages.
-struct Stream<'w, 'a> {
+/// The pieces of a stretch that travel by themselves, for legs to ranks that
+/// store it in one way.
+#[derive(Clone, Copy, Default)]
+pub struct LaidOut {
+    there: Option<There>,
+    pieces: (u32, u32),
+}
+
+/// One stream while its messages are made.
+struct Flow<'w, 'a> {
     walks: &'w [Walk<'a>],
-    peer: Rank,
-    direction: Direction,
-    stage: u32,
+    key: StreamKey,
     bucket: u32,
-    /// Pieces of the packed message, and where it ends.
+    /// Pieces of the packed message of the bucket, and where it ends.
     packed: Vec<Piece>,
     packed_bytes: u64,
     /// What both ends must agree on.
     text: Vec<u8>,
+    bytes: u64,
 }
 
-impl<'w, 'a> Stream<'w, 'a> {
-    fn new(walks: &'w [Walk<'a>], stretches: &[Stretch], own: Rank) -> Stream<'w, 'a> {
-        let Stretch {
-            peer,
-            direction,
-            stage,
-            ..
-        } = stretches[0];
-        let (from, to) = match direction {
-            Direction::Send => (own, peer),
-            Direction::Receive => (peer, own),
+impl<'w, 'a> Flow<'w, 'a> {
+    /// Begins with another stream.
+    fn begin(&mut self, key: StreamKey, own: Rank) {
+        let (from, to) = match key.direction {
+            Direction::Send => (own, key.peer),
+            Direction::Receive => (key.peer, own),
         };
-        let mut text = Vec::with_capacity(stretches.len() * 64);
-        text.extend_from_slice(&from.0.to_le_bytes());
-        text.extend_from_slice(&to.0.to_le_bytes());
-        text.extend_from_slice(&stage.to_le_bytes());
-        Stream {
-            walks,
-            peer,
-            direction,
-            stage,
-            bucket: 0,
-            packed: Vec::new(),
-            packed_bytes: 0,
-            text,
+        self.key = key;
+        self.bucket = 0;
+        self.bytes = 0;
+        self.text.clear();
+        for number in [from.0, to.0, key.stage] {
+            self.text.extend_from_slice(&number.to_le_bytes());
         }
     }
 
@@ -74,135 +73,426 @@ impl<'w, 'a> Stream<'w, 'a> {
     }
 
     /// What the other end must have of a stretch as well.
-    fn add_text(&mut self, s: &Stretch) {
-        let (walk, item) = self.item(s);
-        let mut head = [0; 20];
-        head[..4].copy_from_slice(&item.tensor.to_le_bytes());
-        head[4..12].copy_from_slice(&s.from.to_le_bytes());
-        head[12..].copy_from_slice(&s.to.to_le_bytes());
-        self.text.extend_from_slice(&head);
-        self.text.extend_from_slice(&walk.cell_of(item).text);
+    fn add_text(&mut self, s: &Stretch, item: &Item, cell: &Cell) {
+        let mut text = [0; 40];
+        text[..4].copy_from_slice(&item.tensor.to_le_bytes());
+        text[4..8].copy_from_slice(&s.bucket.to_le_bytes());
+        text[8..16].copy_from_slice(&s.from.to_le_bytes());
+        text[16..24].copy_from_slice(&s.to.to_le_bytes());
+        text[24..].copy_from_slice(&cell.hash.to_le_bytes());
+        self.text.extend_from_slice(&text);
     }
 
     /// Where the next box begins in its message.
     fn next_at(&self, is_long: bool) -> u64 {
         match is_long {
             true => 0,
-            false => self.packed_bytes.next_multiple_of(ALIGN_BYTES),
+            false => self.packed_bytes.next_multiple_of(PACKED_ALIGN_BYTES),
         }
-    }
-
-    /// The dtype on the wire. Between ranks that store alike that is what
-    /// they store, unless the first sender had less.
-    fn wire(&self, s: &Stretch) -> Dtype {
-        let (walk, item) = self.item(s);
-        let cell = walk.cell_of(item);
-        let is_alike = (s.here, s.there) == (Here::Buffer, There::Alike);
-        match is_alike && cell.own.dtype.bytes() <= cell.wire.bytes() {
-            true => cell.own.dtype,
-            false => cell.wire,
-        }
-    }
-
-    /// How our side stores a stretch, and how the other does.
-    fn ends(&self, s: &Stretch) -> [End<'w>; 2] {
-        let (walk, item) = self.item(s);
-        let cell = walk.cell_of(item);
-        let dense = || End::new(&cell.dense, cell.wire);
-        let own = || End::new(&cell.own.strides, cell.own.dtype);
-        let here = match s.here {
-            Here::Buffer => own(),
-            Here::Relay(_) => dense(),
-        };
-        let there = match s.there {
-            There::Across => walk.peer_view(item, s.peer),
-            There::Alike if cell.are_needers_alike => own(),
-            There::Alike => walk.view_of_needer(item, s.peer),
-            There::Relay => dense(),
-        };
-        [here, there]
-    }
-}
-
-/// How one end stores a stretch.
-struct End<'w> {
-    strides: Cow<'w, [i64]>,
-    dtype: Dtype,
-}
-
-impl<'w> End<'w> {
-    fn new(strides: &'w [i64], dtype: Dtype) -> End<'w> {
-        End {
-            strides: Cow::Borrowed(strides),
-            dtype,
-        }
-    }
-
-    fn of(view: &'w PeerView) -> End<'w> {
-        End::new(&view.strides, view.dtype)
-    }
-
-    fn owned(strides: Strides, dtype: Dtype) -> End<'w> {
-        End {
-            strides: Cow::Owned(strides.into_vec()),
-            dtype,
-        }
-    }
-
-    fn run_axis(&self, bounds: &IndexBox, wire: Dtype) -> usize {
-        run_axis(bounds, wire, &self.strides, self.dtype)
     }
 }
 
 impl<'a> Builder<'a> {
     /// All streams, cut into messages.
-    pub fn add_streams(&mut self, routes: &mut Routes<'_, 'a>) -> Result<()> {
+    pub fn add_streams(&mut self, mut routes: Routes<'_, 'a>) {
         self.relay_half_bytes = routes.relay_bytes();
-        let mut all = std::mem::take(&mut routes.stretches);
+        routes.cut();
+        self.add_boxes(routes.walks);
+        let mut streams = std::mem::take(&mut routes.streams);
+        streams.sort_unstable_by_key(|s| s.key);
+        self.reserve(&routes, &streams);
+        self.laid_out = vec![LaidOut::default(); routes.stretches.len()];
+        let mut flow = Flow {
+            walks: routes.walks,
+            key: StreamKey {
+                peer: self.program.rank,
+                direction: Direction::Send,
+                stage: 0,
+            },
+            bucket: 0,
+            packed: Vec::new(),
+            packed_bytes: 0,
+            text: Vec::new(),
+            bytes: 0,
+        };
+        let mut sorted = Vec::new();
+        for stream in &streams {
+            routes.sort(&stream.legs, &mut sorted);
+            flow.begin(stream.key, self.program.rank);
+            self.add_stream(&routes.stretches, &sorted, &mut flow);
+        }
+        self.put_in_steps();
+    }
+
+    /// The messages of one stream, whose legs are in order of bucket.
+    fn add_stream(&mut self, stretches: &[Stretch], legs: &[Leg], flow: &mut Flow<'_, 'a>) {
+        for leg in legs {
+            let s = &stretches[leg.stretch as usize];
+            if s.bucket != flow.bucket {
+                self.close(flow);
+                flow.bucket = s.bucket;
+            }
+            flow.bytes += s.bytes();
+            self.add_leg(flow, leg, s);
+        }
+        self.close(flow);
+        let hash = xxh3_128(&flow.text);
+        let p = &mut self.program;
+        match flow.key.direction {
+            Direction::Send => {
+                p.bytes_sent += flow.bytes;
+                p.pair_balance = p.pair_balance.wrapping_add(hash);
+            }
+            Direction::Receive => {
+                p.bytes_received += flow.bytes;
+                p.pair_balance = p.pair_balance.wrapping_sub(hash);
+            }
+        }
+        p.pairs.push(PairHash {
+            peer: flow.key.peer,
+            direction: flow.key.direction,
+            hash,
+        });
+    }
+
+    /// Puts messages, which are by peer, direction and stage, in order of step.
+    fn put_in_steps(&mut self) {
+        let mut next = vec![0u32; self.inputs.step_count() as usize + 1];
+        for m in &self.messages {
+            next[m.step as usize + 1] += 1;
+        }
+        for step in 1..next.len() {
+            next[step] += next[step - 1];
+        }
+        let mut order = vec![0u32; self.messages.len()];
+        for (m, i) in self.messages.iter().zip(0u32..) {
+            let at = &mut next[m.step as usize];
+            order[*at as usize] = i;
+            *at += 1;
+        }
+        let sorted = order.iter().map(|&i| self.messages[i as usize].clone());
+        self.program.messages = sorted.collect();
+    }
+
+    /// The cells of all walks: what pieces are parts of.
+    fn add_boxes(&mut self, walks: &[Walk<'a>]) {
+        for walk in walks {
+            let boxes = &mut self.program.boxes;
+            self.first_boxes.push(boxes.len() as u32);
+            boxes.extend(walk.cells.iter().map(|c| c.bounds.clone()));
+        }
+    }
+
+    /// The box that pieces of a stretch are parts of.
+    fn box_of(&self, s: &Stretch, item: &Item) -> u32 {
+        self.first_boxes[s.walk as usize] + item.cell
+    }
+
+    /// Makes room for what streams come to, or a little more: to move what was
+    /// made when there is no room takes longer than to make it.
+    fn reserve(&mut self, routes: &Routes<'_, 'a>, streams: &[Stream]) {
+        let direct_min = self.inputs.decision.direct_bytes_min;
+        let runs = |s: &Stretch| {
+            let walk = &routes.walks[s.walk as usize];
+            let run = walk.cell_of(&walk.items[s.item as usize]).run_bytes;
+            // Of the box around whole runs, and of one before and behind it.
+            if run < direct_min {
+                2
+            } else {
+                s.bytes() / run + 2
+            }
+        };
+        let of = |leg: &Leg| runs(&routes.stretches[leg.stretch as usize]);
+        let pieces: u64 = routes.stretches.iter().map(runs).sum();
+        let messages: u64 = streams.iter().flat_map(|s| &s.legs).map(of).sum();
+        self.program.pieces.reserve(pieces as usize);
+        self.messages.reserve(messages as usize);
+    }
+
+    /// A range of an item: long runs become messages of their own, the rest
+    /// joins the packed message of the bucket.
+    ///
+    /// What is sent to several is laid out once: messages of one piece each
+    /// have the same pieces, whoever they are for.
+    fn add_leg(&mut self, flow: &mut Flow<'_, 'a>, leg: &Leg, s: &Stretch) {
+        let (walk, item) = flow.item(s);
+        let cell = walk.cell_of(item);
+        flow.add_text(s, item, cell);
+        let laid = self.laid_out[leg.stretch as usize];
+        if laid.there == Some(leg.there) && cell.is_alike(leg.there) {
+            for piece in laid.pieces.0..laid.pieces.1 {
+                let bytes = self.program.pieces[piece as usize].bytes;
+                self.add_message(flow, (piece, piece + 1), bytes);
+            }
+            return;
+        }
+        let before = (self.program.pieces.len(), self.messages.len());
+        let packed = flow.packed.len();
+        self.lay_out(flow, leg, s);
+        let pieces = (before.0 as u32, self.program.pieces.len() as u32);
+        let is_one_each = self.messages.len() - before.1 == self.program.pieces.len() - before.0;
+        if is_one_each && packed == flow.packed.len() {
+            self.laid_out[leg.stretch as usize] = LaidOut {
+                there: Some(leg.there),
+                pieces,
+            };
+        }
+    }
+
+    fn lay_out(&mut self, flow: &mut Flow<'_, 'a>, leg: &Leg, s: &Stretch) {
+        let (walk, item) = flow.item(s);
+        let cell = walk.cell_of(item);
+        let direct_min = self.inputs.decision.direct_bytes_min;
+        let is_whole = (s.from, s.to) == (0, cell.bytes);
+        let is_plain = (s.here, leg.there) == (Here::Buffer, There::Across);
+        if let Some(whole) = cell.whole.as_ref().filter(|_| is_whole && is_plain) {
+            let is_long = whole.run_bytes.is_some_and(|n| n >= direct_min);
+            if !is_long || whole.run_bytes == Some(cell.bytes) {
+                let side = side_of(walk.direction);
+                let region = self.region_of_whole(side, item.buffer, cell, whole);
+                let start = self.program.pieces.len() as u32;
+                let at = flow.next_at(is_long);
+                let piece = Piece {
+                    tensor: TensorIndex(item.tensor),
+                    within: self.box_of(s, item),
+                    first: 0,
+                    region,
+                    at,
+                    bytes: cell.bytes,
+                    wire: cell.wire,
+                };
+                self.push(flow, piece, is_long);
+                return self.end_box(flow, (start, at + cell.bytes), is_long);
+            }
+        }
+        let ends = Ends::of(flow.walks, s, leg.there, flow.key.peer);
+        let wire = ends.wire;
+        let mut at = s.from / wire.bytes();
+        flat_boxes(&cell.bounds, at, s.to / wire.bytes(), &mut |b| {
+            let slab = Slab { bounds: b, at };
+            at += b.elements();
+            match ends.form(b, direct_min) {
+                Form::Packed { .. } => self.add_pieces(flow, s, slab, wire, false),
+                Form::Runs { first, are_ours } => match are_ours {
+                    true => self.add_runs(flow, s, slab, first, wire),
+                    // Strided or converted here.
+                    false => slab.each_run(first, &mut |run| {
+                        self.add_pieces(flow, s, run, wire, true);
+                    }),
+                },
+            }
+        });
+    }
+
+    /// The runs of a box, each a message of its own: contiguous at our end, in
+    /// the dtype on the wire.
+    fn add_runs(
+        &mut self,
+        flow: &mut Flow<'_, 'a>,
+        s: &Stretch,
+        whole: Slab<'_>,
+        first: usize,
+        wire: Dtype,
+    ) {
+        let (walk, item) = flow.item(s);
+        let cell = walk.cell_of(item);
+        let side = side_of(walk.direction);
+        let part = self.part_of(side);
+        let within = self.box_of(s, item);
+        let elements = elements_from(whole.bounds, first);
+        let bytes = elements * wire.bytes();
+        whole.each_run(first, &mut |run| {
+            let region = match s.here {
+                Here::Relay(base) => self.relay_region(s, run.at, elements, wire, base),
+                Here::Buffer => Region {
+                    slot: self.slot(side, key_of(part, item.buffer, &cell.own, run.bounds)),
+                    offset: cell.own.offset_of(run.bounds),
+                    dtype: wire,
+                    run: elements,
+                    loops: (0, 0),
+                },
+            };
+            let start = self.program.pieces.len() as u32;
+            self.program.pieces.push(Piece {
+                tensor: TensorIndex(item.tensor),
+                within,
+                first: run.at,
+                region,
+                at: 0,
+                bytes,
+                wire,
+            });
+            self.add_message(flow, (start, start + 1), bytes);
+        });
+    }
+
+    /// Ends a bucket of a stream: what was not long enough for a message of its
+    /// own travels in one packed message.
+    fn close(&mut self, flow: &mut Flow<'_, 'a>) {
+        if flow.packed.is_empty() {
+            return;
+        }
+        let start = self.program.pieces.len() as u32;
+        self.program.pieces.append(&mut flow.packed);
+        let bytes = std::mem::take(&mut flow.packed_bytes);
+        let end = self.program.pieces.len() as u32;
+        self.add_message(flow, (start, end), bytes);
+    }
+
+    /// The pieces of a box, one unless our side stores it in several buffers.
+    fn add_pieces(
+        &mut self,
+        flow: &mut Flow<'_, 'a>,
+        s: &Stretch,
+        whole: Slab<'_>,
+        wire: Dtype,
+        is_long: bool,
+    ) {
+        let (walk, item) = flow.item(s);
+        let cell = walk.cell_of(item);
+        let start = self.program.pieces.len() as u32;
+        let mut at = flow.next_at(is_long);
+        let is_split = s.here == Here::Buffer && cell.own.split.is_some();
+        let within = self.box_of(s, item);
+        let mut first = whole.at;
+        for bounds in split_boxes(whole.bounds, is_split) {
+            let elements = bounds.elements();
+            let region = match s.here {
+                Here::Relay(base) => self.relay_region(s, first, elements, wire, base),
+                Here::Buffer => {
+                    let side = side_of(walk.direction);
+                    self.region(side, self.part_of(side), item.buffer, &cell.own, &bounds)
+                }
+            };
+            let bytes = elements * wire.bytes();
+            let piece = Piece {
+                tensor: TensorIndex(item.tensor),
+                within,
+                first,
+                region,
+                at,
+                bytes,
+                wire,
+            };
+            self.push(flow, piece, is_long);
+            at += bytes;
+            first += elements;
+        }
+        self.end_box(flow, (start, at), is_long);
+    }
+
+    /// A piece of a message of its own, or of the packed one.
+    fn push(&mut self, flow: &mut Flow<'_, 'a>, piece: Piece, is_long: bool) {
+        match is_long {
+            true => self.program.pieces.push(piece),
+            false => flow.packed.push(piece),
+        }
+    }
+
+    /// A box ends at `end` of its message, which began with piece `start` if it
+    /// is one of its own.
+    fn end_box(&mut self, flow: &mut Flow<'_, 'a>, (start, end): (u32, u64), is_long: bool) {
+        match is_long {
+            true => {
+                let pieces = (start, self.program.pieces.len() as u32);
+                self.add_message(flow, pieces, end);
+            }
+            false => flow.packed_bytes = end,
+        }
+    }
+
+    /// Where a run of a stretch lies in relay memory: stretches lie there in
+    /// canonical order, so that a run is a run.
+    fn relay_region(&self, s: &Stretch, first: u64, run: u64, wire: Dtype, base: u64) -> Region {
+        let half = u64::from(s.bucket % 2) * self.relay_half_bytes;
+        Region {
+            slot: BufferSlot::RELAY,
+            offset: half + base + first * wire.bytes() - s.from,
+            dtype: wire,
+            run,
+            loops: (0, 0),
+        }
+    }
+
+    fn add_message(&mut self, flow: &mut Flow<'_, 'a>, pieces: (u32, u32), bytes: u64) {
+        let p = &mut self.program;
+        let is_direct = match &p.pieces[pieces.0 as usize..pieces.1 as usize] {
+            [one] => one.region.dtype == one.wire && one.region.loops.0 == one.region.loops.1,
+            _ => false,
+        };
+        flow.text.extend_from_slice(&bytes.to_le_bytes());
+        let StreamKey {
+            peer,
+            direction,
+            stage,
+        } = flow.key;
+        self.messages.push(Message {
+            peer,
+            direction,
+            step: flow.bucket + stage,
+            stage,
+            bucket: flow.bucket,
+            bytes,
+            pieces,
+            is_direct,
+            staging: 0,
+        });
+    }
+}
+
+impl Routes<'_, '_> {
+    /// Cuts stretches into buckets, where that was not done when they were
+    /// found.
+    pub fn cut(&mut self) {
         let Decision {
             strategy, order, ..
         } = self.inputs.decision;
-        let is_cut = *strategy != Strategy::Direct;
-        if !is_cut && *order == Order::Layer {
-            all = cut_in_layers(routes.walks, &all);
+        match (*strategy, *order) {
+            (Strategy::Direct, Order::Fraction) => self.cut_by_pair(),
+            (Strategy::Direct, Order::Layer) => self.cut_in_layers(),
+            (Strategy::TwoStage | Strategy::Relay | Strategy::Fanout, _) => {}
         }
-        self.program.pieces.reserve(all.len());
-        self.program.messages.reserve(all.len());
-        let mut cut = Vec::new();
-        for mut stream in in_streams(&all) {
-            stream.sort_unstable_by(|a, b| routes.order(a, b));
-            if !is_cut && *order == Order::Fraction {
-                cut.clear();
-                self.cut_by_pair(routes.walks, &stream, &mut cut);
-                self.add_stream(routes.walks, &cut)?;
-            } else {
-                self.add_stream(routes.walks, &stream)?;
-            }
-        }
-        Ok(())
     }
 
-    /// Part `b` is the `b`-th one of what the pair exchanges.
-    fn cut_by_pair(&self, walks: &[Walk<'a>], stream: &[Stretch], out: &mut Vec<Stretch>) {
-        let total: u64 = stream.iter().map(|s| s.to - s.from).sum();
-        let cuts = self.inputs.cuts_of(total);
-        let phase = scattered(u64::from(self.program.rank.0) + u64::from(stream[0].peer.0));
-        let bound = |b: u64| (u128::from(b) * u128::from(total) / u128::from(cuts.count)) as u64;
-        let (mut part, mut position) = (0, 0);
-        for s in stream {
-            let walk = &walks[s.walk as usize];
+    /// Part `b` is the `b`-th one of what a pair exchanges.
+    fn cut_by_pair(&mut self) {
+        let whole = std::mem::take(&mut self.stretches);
+        let mut streams = std::mem::take(&mut self.streams);
+        self.stretches.reserve(whole.len() * 2);
+        for stream in &mut streams {
+            let legs = std::mem::take(&mut stream.legs);
+            let mut all: Vec<Stretch> = legs.iter().map(|l| whole[l.stretch as usize]).collect();
+            if !all.is_sorted_by(|a, b| self.order(a, b).is_le()) {
+                all.sort_unstable_by(|a, b| self.order(a, b));
+            }
+            self.cut_stream(stream, &all);
+        }
+        self.streams = streams;
+    }
+
+    fn cut_stream(&mut self, stream: &mut Stream, all: &[Stretch]) {
+        let total: u64 = all.iter().map(Stretch::bytes).sum();
+        let cuts = self.inputs.cuts_of(total, 100);
+        let phase = scattered(u64::from(self.rank.0) + u64::from(stream.key.peer.0));
+        let bound = |part: u64| share_of(part, total, cuts.count);
+        let (mut part, mut position, mut next) = (0, 0, bound(1));
+        for s in all {
+            let walk = &self.walks[s.walk as usize];
             let unit = walk.cell_of(&walk.items[s.item as usize]).unit;
             let mut from = s.from;
             while from < s.to {
                 // Where this part ends inside the stretch, on a whole unit.
-                let inside = s.from + bound(part + 1).saturating_sub(position);
+                let inside = s.from + next.saturating_sub(position);
                 let to = match inside >= s.to {
                     true => s.to,
                     false => (inside / unit * unit).max(from),
                 };
                 if from < to {
                     let bucket = cuts.bucket_of(part, phase);
-                    out.push(Stretch {
+                    let stretch = self.stretches.len() as u32;
+                    let there = There::Across;
+                    stream.legs.push(Leg { stretch, there });
+                    self.stretches.push(Stretch {
                         bucket,
                         from,
                         to,
@@ -210,258 +500,64 @@ impl<'a> Builder<'a> {
                     });
                 }
                 from = to;
-                part += u64::from(inside < s.to);
-            }
-            position += s.to - s.from;
-            while part + 1 < cuts.count && position >= bound(part + 1) {
-                part += 1;
-            }
-        }
-    }
-
-    /// The messages of one stream, whose stretches are in order of bucket.
-    fn add_stream(&mut self, walks: &[Walk<'a>], stretches: &[Stretch]) -> Result<()> {
-        let mut stream = Stream::new(walks, stretches, self.program.rank);
-        let mut total = 0;
-        for s in stretches {
-            if s.bucket != stream.bucket {
-                self.close_bucket(&mut stream);
-                stream.bucket = s.bucket;
-            }
-            stream.add_text(s);
-            self.add_stretch(&mut stream, s);
-            total += s.to - s.from;
-        }
-        self.close_bucket(&mut stream);
-        let hash = xxh3_128(&stream.text);
-        let p = &mut self.program;
-        match stream.direction {
-            Direction::Send => {
-                p.bytes_sent += total;
-                p.pair_balance = p.pair_balance.wrapping_add(hash);
-            }
-            Direction::Receive => {
-                p.bytes_received += total;
-                p.pair_balance = p.pair_balance.wrapping_sub(hash);
-            }
-        }
-        p.pairs.push(PairHash {
-            peer: stream.peer,
-            direction: stream.direction,
-            hash,
-        });
-        Ok(())
-    }
-
-    /// A range of an item: long runs become messages of their own, the rest
-    /// joins the packed message of the bucket.
-    fn add_stretch(&mut self, stream: &mut Stream<'_, 'a>, s: &Stretch) {
-        let (walk, item) = stream.item(s);
-        let cell = walk.cell_of(item);
-        let direct_min = self.inputs.decision.direct_bytes_min;
-        let is_whole = (s.from, s.to) == (0, cell.bytes);
-        if let Some(whole) = cell.whole.as_ref().filter(|_| is_whole && s.is_plain()) {
-            let is_long = whole.run_bytes.is_some_and(|n| n >= direct_min);
-            if !is_long || whole.run_bytes == Some(cell.bytes) {
-                let side = side_of(walk.direction);
-                let region = self.region_of_whole(side, item.buffer, cell, whole);
-                let start = self.program.pieces.len() as u32;
-                let at = stream.next_at(is_long);
-                let piece = Piece {
-                    tensor: TensorIndex(item.tensor),
-                    bounds: cell.bounds.clone(),
-                    region,
-                    at,
-                    bytes: cell.bytes,
-                    wire: cell.wire,
-                };
-                self.push(stream, piece, is_long);
-                return self.end_box(stream, (start, at + cell.bytes), is_long);
-            }
-        }
-        let [here, there] = stream.ends(s);
-        let wire = stream.wire(s);
-        let element = wire.bytes();
-        flat_boxes(&cell.bounds, s.from / element, s.to / element, &mut |b| {
-            let first = here.run_axis(b, wire).min(there.run_axis(b, wire));
-            let is_long = first <= b.0.len() && elements_from(b, first) * element >= direct_min;
-            if !is_long {
-                return self.add_pieces(stream, s, b, wire, false);
-            }
-            each_run(b, first, &mut |run| {
-                self.add_pieces(stream, s, run, wire, true)
-            });
-        });
-    }
-
-    /// Ends the current bucket of a stream: what was not long enough for a
-    /// message of its own travels in one packed message.
-    fn close_bucket(&mut self, stream: &mut Stream<'_, 'a>) {
-        if stream.packed.is_empty() {
-            return;
-        }
-        let start = self.program.pieces.len() as u32;
-        self.program.pieces.append(&mut stream.packed);
-        let bytes = std::mem::take(&mut stream.packed_bytes);
-        self.add_message(stream, start, bytes);
-    }
-
-    /// The pieces of a box, one unless our side stores it in several buffers.
-    fn add_pieces(
-        &mut self,
-        stream: &mut Stream<'_, 'a>,
-        s: &Stretch,
-        bounds: &IndexBox,
-        wire: Dtype,
-        is_long: bool,
-    ) {
-        let (walk, item) = stream.item(s);
-        let cell = walk.cell_of(item);
-        let start = self.program.pieces.len() as u32;
-        let mut at = stream.next_at(is_long);
-        let is_split = s.here == Here::Buffer && cell.own.split.is_some();
-        for bounds in split_boxes(bounds, is_split) {
-            let region = match s.here {
-                Here::Relay(base) => self.relay_region(s, &cell.bounds, &bounds, wire, base),
-                Here::Buffer => {
-                    let side = side_of(walk.direction);
-                    self.region(side, self.part_of(side), item.buffer, &cell.own, &bounds)
+                if inside < s.to {
+                    part += 1;
+                    next = bound(part + 1);
                 }
-            };
-            let bytes = bounds.elements() * wire.bytes();
-            let piece = Piece {
-                tensor: TensorIndex(item.tensor),
-                bounds,
-                region,
-                at,
-                bytes,
-                wire,
-            };
-            self.push(stream, piece, is_long);
-            at += bytes;
-        }
-        self.end_box(stream, (start, at), is_long);
-    }
-
-    /// A piece of a message of its own, or of the packed one.
-    fn push(&mut self, stream: &mut Stream<'_, 'a>, piece: Piece, is_long: bool) {
-        match is_long {
-            true => self.program.pieces.push(piece),
-            false => stream.packed.push(piece),
+            }
+            position += s.bytes();
+            while part + 1 < cuts.count && position >= next {
+                part += 1;
+                next = bound(part + 1);
+            }
         }
     }
 
-    /// A box ends at `end` of its message, which began with piece `start` if it
-    /// is one of its own.
-    fn end_box(&mut self, stream: &mut Stream<'_, 'a>, (start, end): (u32, u64), is_long: bool) {
-        match is_long {
-            true => self.add_message(stream, start, end),
-            false => stream.packed_bytes = end,
+    /// Stretches cut where buckets of layers end.
+    fn cut_in_layers(&mut self) {
+        let whole = std::mem::take(&mut self.stretches);
+        let mut cut = Vec::with_capacity(whole.len());
+        for stream in &mut self.streams {
+            for leg in std::mem::take(&mut stream.legs) {
+                let s = &whole[leg.stretch as usize];
+                let walk = &self.walks[s.walk as usize];
+                walk.cut_in_layers(s.item, (s.from, s.to), |bucket, from, to| {
+                    let stretch = cut.len() as u32;
+                    stream.legs.push(Leg { stretch, ..leg });
+                    cut.push(Stretch {
+                        bucket,
+                        from,
+                        to,
+                        ..*s
+                    });
+                });
+            }
         }
+        self.stretches = cut;
     }
 
-    /// Where a run of a stretch lies in relay memory: stretches lie there in
-    /// canonical order, so that a run is a run.
-    fn relay_region(
-        &self,
-        s: &Stretch,
-        cell: &IndexBox,
-        run: &IndexBox,
-        wire: Dtype,
-        base: u64,
-    ) -> Region {
-        let spans = cell.spans().iter().zip(run.spans());
-        let flat = spans.fold(0, |flat, (c, r)| flat * c.len() + (r.lo - c.lo));
-        let half = u64::from(s.bucket % 2) * self.relay_half_bytes;
-        Region {
-            slot: BufferSlot::RELAY,
-            offset: half + base + flat * wire.bytes() - s.from,
-            dtype: wire,
-            run: run.elements(),
-            loops: (0, 0),
+    /// The legs of a stream by bucket, those of a bucket in the order of both
+    /// ends.
+    fn sort(&self, legs: &[Leg], sorted: &mut Vec<Leg>) {
+        let of = |leg: &Leg| &self.stretches[leg.stretch as usize];
+        let mut next = vec![0u32; self.inputs.decision.bucket_count as usize + 1];
+        for leg in legs {
+            next[of(leg).bucket as usize + 1] += 1;
         }
-    }
-
-    fn add_message(&mut self, stream: &mut Stream<'_, 'a>, start: u32, bytes: u64) {
-        let p = &mut self.program;
-        let pieces = &p.pieces[start as usize..];
-        let is_direct = match pieces {
-            [one] => one.region.dtype == one.wire && one.region.loops.0 == one.region.loops.1,
-            _ => false,
-        };
-        stream.text.extend_from_slice(&bytes.to_le_bytes());
-        stream.text.extend_from_slice(&stream.bucket.to_le_bytes());
-        p.messages.push(Message {
-            peer: stream.peer,
-            direction: stream.direction,
-            step: stream.bucket + stream.stage,
-            stage: stream.stage,
-            bucket: stream.bucket,
-            bytes,
-            pieces: (start, p.pieces.len() as u32),
-            is_direct,
-            staging: 0,
-        });
-    }
-}
-
-/// Stretches by direction, peer and stage.
-fn in_streams(stretches: &[Stretch]) -> Vec<Vec<Stretch>> {
-    let key = |s: &Stretch| (s.direction, s.peer, s.stage);
-    let mut number_of = FxHashMap::default();
-    let mut streams: Vec<Vec<Stretch>> = Vec::new();
-    for run in stretches.chunk_by(|a, b| key(a) == key(b)) {
-        let number = *number_of.entry(key(&run[0])).or_insert(streams.len());
-        if number == streams.len() {
-            streams.push(Vec::new());
+        for b in 1..next.len() {
+            next[b] += next[b - 1];
         }
-        streams[number].extend_from_slice(run);
-    }
-    streams.sort_unstable_by_key(|s| key(&s[0]));
-    streams
-}
-
-/// Stretches cut where buckets of layers end.
-fn cut_in_layers(walks: &[Walk<'_>], stretches: &[Stretch]) -> Vec<Stretch> {
-    let mut cut = Vec::with_capacity(stretches.len());
-    for s in stretches {
-        walks[s.walk as usize].cut_in_layers(s.item, (s.from, s.to), |bucket, from, to| {
-            cut.push(Stretch {
-                bucket,
-                from,
-                to,
-                ..*s
-            });
-        });
-    }
-    cut
-}
-
-impl<'a> Walk<'a> {
-    /// How the peer of a piece stores it.
-    fn peer_view<'w>(&'w self, item: &Item, peer: Rank) -> End<'w> {
-        let cell = self.cell_of(item);
-        match self.direction {
-            Direction::Send if cell.are_needers_alike => return End::of(&cell.peers[0]),
-            Direction::Send => return self.view_of_needer(item, peer),
-            Direction::Receive if cell.are_holders_alike => return End::of(&cell.peers[0]),
-            Direction::Receive => {}
+        sorted.clear();
+        sorted.extend_from_slice(legs);
+        for leg in legs {
+            let at = &mut next[of(leg).bucket as usize];
+            sorted[*at as usize] = *leg;
+            *at += 1;
         }
-        // Several kinds of holders: the peer's own first view tells.
-        let tensor = &self.inputs.tables.tensors[item.tensor as usize];
-        match holding_view(self.inputs.source, peer, tensor, &cell.bounds) {
-            Ok((own, _, _)) => End::owned(own.strides, own.dtype),
-            Err(_) => End::of(&cell.peers[0]),
-        }
-    }
-
-    /// How `needer` stores a piece that it needs as part of the item's demand.
-    fn view_of_needer<'w>(&'w self, item: &Item, needer: Rank) -> End<'w> {
-        let tensor = &self.inputs.tables.tensors[item.tensor as usize];
-        let placed = tensor.needers.get(item.demand as usize);
-        match placed.and_then(|r| needing_view(self.inputs.destination, *r, needer)) {
-            Some(view) => End::owned(view.strides, view.dtype),
-            None => End::of(&self.cell_of(item).peers[0]),
+        for legs in sorted.chunk_by_mut(|a, b| of(a).bucket == of(b).bucket) {
+            if !legs.is_sorted_by(|a, b| self.order(of(a), of(b)).is_le()) {
+                legs.sort_unstable_by(|a, b| self.order(of(a), of(b)));
+            }
         }
     }
 }
@@ -474,26 +570,40 @@ fn side_of(direction: Direction) -> Side {
     }
 }
 
-/// Calls `f` with the contiguous runs of a box: one index on every axis
-/// before `first`, all of the rest.
-fn each_run(bounds: &IndexBox, first: usize, f: &mut impl FnMut(&IndexBox)) {
-    let mut run = bounds.clone();
-    for d in 0..first {
-        run.0[d].hi = run.0[d].lo + 1;
-    }
-    loop {
-        f(&run);
-        let mut d = first;
+/// A box of a cell, and how many elements of the cell are before it: all of it
+/// lies in one row in the cell's order.
+#[derive(Clone, Copy)]
+struct Slab<'b> {
+    bounds: &'b IndexBox,
+    at: u64,
+}
+
+impl Slab<'_> {
+    /// Calls `f` with the contiguous runs of the box: one index on every axis
+    /// before `first`, all of the rest.
+    fn each_run(&self, first: usize, f: &mut impl FnMut(Slab<'_>)) {
+        let bounds = self.bounds;
+        let mut run = bounds.clone();
+        for d in 0..first {
+            run.0[d].hi = run.0[d].lo + 1;
+        }
+        let elements = run.elements();
+        let mut at = self.at;
         loop {
-            if d == 0 {
-                return;
+            f(Slab { bounds: &run, at });
+            at += elements;
+            let mut d = first;
+            loop {
+                if d == 0 {
+                    return;
+                }
+                d -= 1;
+                if run.0[d].hi < bounds.0[d].hi {
+                    run.0[d] = Span::new(run.0[d].lo + 1, run.0[d].hi + 1);
+                    break;
+                }
+                run.0[d] = Span::new(bounds.0[d].lo, bounds.0[d].lo + 1);
             }
-            d -= 1;
-            if run.0[d].hi < bounds.0[d].hi {
-                run.0[d] = Span::new(run.0[d].lo + 1, run.0[d].hi + 1);
-                break;
-            }
-            run.0[d] = Span::new(bounds.0[d].lo, bounds.0[d].lo + 1);
         }
     }
 }

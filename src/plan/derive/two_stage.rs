@@ -9,7 +9,7 @@
 //! another one from relay memory. What a group's mapped senders do not hold is
 //! taken by each member in need straight from a holder, by the wrap-around cut.
 
-use super::route::{Hop, Routes, There};
+use super::route::{Hop, Route, Routes, There};
 use super::walk::Group;
 use super::{HOLDINGS, NEEDS};
 use crate::plan::program::Direction;
@@ -127,7 +127,7 @@ impl Routes<'_, '_> {
                 hops.extend(entry.into_iter().flat_map(|e| serve.forwards(e)));
             }
         }
-        self.add_share(NEEDS, group, 0, group.bytes, &hops);
+        self.add_share(NEEDS, group, 0, group.bytes, Route::of(&hops));
     }
 
     /// Our part of the line over all needers, for a stream that no mapped
@@ -144,7 +144,7 @@ impl Routes<'_, '_> {
                 is_relayed: false,
                 there: There::Across,
             };
-            self.add_share(NEEDS, group, s.from, s.to, &[hop]);
+            self.add_share(NEEDS, group, s.from, s.to, Route::of(&[hop]));
         }
     }
 
@@ -172,7 +172,7 @@ impl Routes<'_, '_> {
                     .map(|&m| send(m, There::Across))
                     .collect(),
             };
-            self.add_share(HOLDINGS, group, 0, group.bytes, &hops);
+            self.add_share(HOLDINGS, group, 0, group.bytes, Route::of(&hops));
         }
         let Some(own) = group.own else { return };
         let mut shares: SmallVec<[_; 8]> = SmallVec::new();
@@ -184,7 +184,7 @@ impl Routes<'_, '_> {
                 .is_some_and(|g| self.serve(mapped, group, g).is_some());
             if !is_mapped {
                 let hop = send(needer, There::Across);
-                self.add_share(HOLDINGS, group, s.from, s.to, &[hop]);
+                self.add_share(HOLDINGS, group, s.from, s.to, Route::of(&[hop]));
             }
         }
     }
@@ -211,6 +211,6 @@ impl Routes<'_, '_> {
             there: There::Across,
         });
         hops.extend(serve.forwards(self.rank));
-        self.add_share(walk, group, 0, group.bytes, &hops);
+        self.add_share(walk, group, 0, group.bytes, Route::of(&hops));
     }
 }

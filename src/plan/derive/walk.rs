@@ -6,7 +6,7 @@
 //! group sees the same items at the same positions.
 
 use super::Inputs;
-use super::cell::{Cell, Needers, Whole, cut_unit, dense_strides, text_of};
+use super::cell::{Cell, Needers, Whole, cut_unit, dense_strides, hash_of, run_axis};
 use super::view::{
     OwnView, PeerView, explicit_own, is_stored_alike, own_views, slice_view, view_of,
 };
@@ -21,6 +21,7 @@ use crate::plan::boxes::{ExplicitBox, ExplicitBoxes};
 use crate::plan::cells::{HolderSet, Splitter, StagedSlice};
 use crate::plan::decision::SourceGroup;
 use crate::plan::line::Line;
+use crate::plan::piece::elements_from;
 use crate::plan::program::Direction;
 use crate::plan::ranks::RankSet;
 use crate::plan::slots::Slots;
@@ -28,6 +29,7 @@ use crate::plan::tables::{PlacementRef, PlanTensor, placement};
 use crate::rank::Rank;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// One cell of one tensor on its line.
@@ -36,8 +38,8 @@ pub struct Item {
     /// Which of the tensor's demands: placements, then explicit boxes.
     pub demand: u32,
     pub group: u32,
-    template: u32,
-    cell: u32,
+    /// Index of the cell.
+    pub cell: u32,
     /// Buffer of the placement on our side.
     pub buffer: u32,
     pub position: u64,
@@ -84,7 +86,9 @@ pub struct Walk<'a> {
     pub inputs: Inputs<'a>,
     pub rank: Rank,
     pub direction: Direction,
-    templates: Vec<Vec<Cell>>,
+    pub cells: Vec<Cell>,
+    /// Runs of cells.
+    templates: Vec<Range<u32>>,
     template_of: FxHashMap<TemplateKey, u32>,
     pub groups: Vec<Group>,
     group_of: FxHashMap<GroupKey, u32>,
@@ -93,8 +97,8 @@ pub struct Walk<'a> {
     pub items: Vec<Item>,
 }
 
-/// A template's number, and the stages it is looked at for.
-type StagedCell = (u32, SmallVec<[u32; 4]>);
+/// A template's number, and the kind of tensor it is looked at for.
+type StagedCell = (u32, u32);
 
 #[derive(PartialEq, Eq, Hash)]
 struct GroupKey {
@@ -115,6 +119,7 @@ impl<'a> Walk<'a> {
             inputs,
             rank,
             direction,
+            cells: Vec::new(),
             templates: Vec::new(),
             template_of: FxHashMap::default(),
             groups: Vec::new(),
@@ -372,10 +377,15 @@ impl<'a> Walk<'a> {
             Direction::Receive => are_holders_alike,
         };
         let is_same_for_all = are_peers_alike && own.split.is_none();
+        let there = peers.first().map(|p| (&p.strides, p.dtype));
+        let ends = [(&own.strides, own.dtype)].into_iter().chain(there);
+        let first = ends.map(|(strides, dtype)| run_axis(&bounds, wire, strides, dtype));
+        let first = first.min().unwrap_or(0).min(bounds.0.len());
         Ok(Cell {
+            run_bytes: elements_from(&bounds, first) * wire.bytes(),
             unit: cut_unit(&bounds, &tensor.granule, wire, bytes),
             dense: dense_strides(&bounds, wire),
-            text: text_of(&bounds),
+            hash: hash_of(&bounds),
             whole: is_same_for_all.then(|| Whole::of(&bounds, wire, &own, &peers[0])),
             bounds,
             bytes,
@@ -386,6 +396,7 @@ impl<'a> Walk<'a> {
             peers,
             are_holders_alike,
             are_needers_alike,
+            is_alike_across: are_peers_alike,
         })
     }
 
@@ -432,27 +443,29 @@ impl<'a> Walk<'a> {
     fn add_template(&mut self, key: TemplateKey, mut cells: Vec<Cell>) -> u32 {
         cells.sort_by(|a, b| a.bounds.cmp(&b.bounds));
         let id = self.templates.len() as u32;
-        self.templates.push(cells);
+        let first = self.cells.len() as u32;
+        self.cells.append(&mut cells);
+        self.templates.push(first..self.cells.len() as u32);
         self.template_of.insert(key, id);
         id
     }
 
     /// Puts one tensor's cells on their lines.
     fn add_items(&mut self, t: u32, demand: u32, template: u32, buffer: u32) -> Result<()> {
-        if self.templates[template as usize].is_empty() {
+        let cells = self.templates[template as usize].clone();
+        if cells.is_empty() {
             return Ok(());
         }
         let groups = self.groups_of(t, template)?;
-        for (c, &g) in groups.iter().enumerate() {
-            let bytes = self.templates[template as usize][c].bytes;
+        for (cell, &g) in cells.zip(groups.iter()) {
+            let bytes = self.cells[cell as usize].bytes;
             let group = &mut self.groups[g as usize];
             group.items.push(self.items.len() as u32);
             self.items.push(Item {
                 tensor: t,
                 demand,
                 group: g,
-                template,
-                cell: c as u32,
+                cell,
                 buffer,
                 position: group.bytes,
             });
@@ -467,32 +480,23 @@ impl<'a> Walk<'a> {
     /// The groups of a template's cells at the stages of tensor `t`.
     fn groups_of(&mut self, t: u32, template: u32) -> Result<Arc<[u32]>> {
         let tensor = &self.inputs.tables.tensors[t as usize];
-        let stage = |layout: &Layout, r| placement(layout, r).1.stage.unwrap_or(u32::MAX);
-        let mut stages: SmallVec<[u32; 4]> = SmallVec::new();
-        stages.extend(tensor.holders.iter().map(|r| stage(self.inputs.source, *r)));
-        stages.extend(
-            tensor
-                .needers
-                .iter()
-                .map(|r| stage(self.inputs.destination, *r)),
-        );
-        let key = (template, stages);
+        let key = (template, tensor.kind);
         if let Some(g) = self.staged.get(&key) {
             return Ok(g.clone());
         }
-        let count = self.templates[template as usize].len();
-        let mut groups = Vec::with_capacity(count);
-        for c in 0..count {
-            groups.push(self.group(tensor, template, c)?);
+        let cells = self.templates[template as usize].clone();
+        let mut groups = Vec::with_capacity(cells.len());
+        for cell in cells {
+            groups.push(self.group(tensor, cell as usize)?);
         }
         let groups: Arc<[u32]> = groups.into();
         self.staged.insert(key, groups.clone());
         Ok(groups)
     }
 
-    fn group(&mut self, tensor: &PlanTensor, template: u32, c: usize) -> Result<u32> {
+    fn group(&mut self, tensor: &PlanTensor, cell: usize) -> Result<u32> {
         let (source, destination) = (self.inputs.source, self.inputs.destination);
-        let cell = &self.templates[template as usize][c];
+        let cell = &self.cells[cell];
         let key = GroupKey {
             holders: cell
                 .holders
@@ -563,7 +567,7 @@ impl<'a> Walk<'a> {
     }
 
     pub fn cell_of(&self, item: &Item) -> &Cell {
-        &self.templates[item.template as usize][item.cell as usize]
+        &self.cells[item.cell as usize]
     }
 }
 

@@ -1,0 +1,173 @@
+//! What a rank stages, without its program.
+//!
+//! Bucket counts are found by asking many ranks for their memory, again and
+//! again. Their routes are found as for a program; what is left out is all that
+//! only a program needs: pieces, regions, messages, hashes.
+//!
+//! ```text
+//!   routes ─► legs ─┬─ contiguous here: nothing is staged
+//!                   ├─ runs of the other end: staged one by one
+//!                   └─ the rest of a bucket: one packed message
+//! ```
+
+use super::builder::STAGING_ALIGN_BYTES;
+use super::ends::{Ends, Form};
+use super::route::{Here, Leg, Routes, Stream, There};
+use super::stream::PACKED_ALIGN_BYTES;
+use super::{Inputs, routes, walks};
+use crate::error::Result;
+use crate::plan::piece::{elements_from, flat_boxes};
+use crate::rank::Rank;
+use std::cmp::Ordering;
+
+/// Memory of a rank's program beside bound buffers, and what it moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    pub staging_bytes: u64,
+    pub relay_bytes: u64,
+    pub moved_bytes: u64,
+}
+
+impl Memory {
+    pub fn bytes(&self) -> u64 {
+        self.staging_bytes + self.relay_bytes
+    }
+}
+
+/// The memory that the program of `rank` has.
+pub fn memory(inputs: Inputs<'_>, rank: Rank) -> Result<Memory> {
+    let walks = walks(inputs, rank)?;
+    let mut routes = routes(inputs, rank, &walks);
+    routes.cut();
+    let mut staged = Staged::new(&routes);
+    let moved_bytes = routes.streams.iter().map(|s| staged.add(s)).sum();
+    let half = staged.by_step.iter().copied().max().unwrap_or(0);
+    let halves = |count: u32| u64::from(count.min(2));
+    Ok(Memory {
+        staging_bytes: half * halves(inputs.step_count()),
+        relay_bytes: routes.relay_bytes() * halves(inputs.decision.bucket_count),
+        moved_bytes,
+    })
+}
+
+/// What is staged in each step.
+struct Staged<'r, 'w, 'a> {
+    routes: &'r Routes<'w, 'a>,
+    by_step: Vec<u64>,
+    /// Of the stream that is looked at, by bucket.
+    packed: Vec<Packed>,
+    /// By stretch, what its runs come to for legs to ranks that store it in one
+    /// way; those are the same for all of them.
+    known: Vec<Option<(There, u64)>>,
+}
+
+impl<'r, 'w, 'a> Staged<'r, 'w, 'a> {
+    fn new(routes: &'r Routes<'w, 'a>) -> Staged<'r, 'w, 'a> {
+        let inputs = routes.inputs;
+        Staged {
+            routes,
+            by_step: vec![0; inputs.step_count() as usize],
+            packed: vec![Packed::default(); inputs.decision.bucket_count as usize],
+            known: vec![None; routes.stretches.len()],
+        }
+    }
+
+    /// Adds a stream; returns its bytes.
+    fn add(&mut self, stream: &Stream) -> u64 {
+        let mut bytes = 0;
+        for leg in &stream.legs {
+            bytes += self.routes.stretches[leg.stretch as usize].bytes();
+            self.add_leg(stream, leg);
+        }
+        let stage = stream.key.stage as usize;
+        for (bucket, packed) in self.packed.iter_mut().enumerate() {
+            self.by_step[bucket + stage] += std::mem::take(packed).staged_bytes();
+        }
+        bytes
+    }
+
+    fn add_leg(&mut self, stream: &Stream, leg: &Leg) {
+        let routes = self.routes;
+        let s = &routes.stretches[leg.stretch as usize];
+        let walk = &routes.walks[s.walk as usize];
+        let cell = walk.cell_of(&walk.items[s.item as usize]);
+        let step = (s.bucket + stream.key.stage) as usize;
+        if let Some((there, staged)) = self.known[leg.stretch as usize]
+            && there == leg.there
+            && cell.is_alike(there)
+        {
+            self.by_step[step] += staged;
+            return;
+        }
+        let ends = Ends::of(routes.walks, s, leg.there, stream.key.peer);
+        let element = ends.wire.bytes();
+        let direct_min = routes.inputs.decision.direct_bytes_min;
+        let is_split = s.here == Here::Buffer && cell.own.split.is_some();
+        let packed = &mut self.packed[s.bucket as usize];
+        let mut staged = 0;
+        let mut is_packed = false;
+        flat_boxes(
+            &cell.bounds,
+            s.from / element,
+            s.to / element,
+            &mut |b| match ends.form(b, direct_min) {
+                Form::Runs { are_ours: true, .. } => {}
+                Form::Runs { first, .. } => {
+                    let run = elements_from(b, first);
+                    let bytes = (run * element).next_multiple_of(STAGING_ALIGN_BYTES);
+                    staged += b.elements() / run * bytes;
+                }
+                Form::Packed { is_run } => {
+                    is_packed = true;
+                    let is_one = is_run && !(is_split && b.0[0].len() > 1);
+                    let is_last = packed.boxes == 0 || {
+                        let last = &routes.stretches[packed.last as usize];
+                        routes.order(last, s) != Ordering::Greater
+                    };
+                    packed.add(
+                        b.elements() * element,
+                        is_one,
+                        is_last.then_some(leg.stretch),
+                    );
+                }
+            },
+        );
+        self.by_step[step] += staged;
+        if !is_packed {
+            self.known[leg.stretch as usize] = Some((leg.there, staged));
+        }
+    }
+}
+
+/// The packed message of a bucket.
+#[derive(Clone, Copy, Default)]
+struct Packed {
+    boxes: u64,
+    /// True if all boxes are one run at our end.
+    are_runs: bool,
+    aligned_bytes: u64,
+    /// Stretch and bytes of the last box.
+    last: u32,
+    last_bytes: u64,
+}
+
+impl Packed {
+    /// Adds a box, which is of stretch `last` if it comes after all others.
+    fn add(&mut self, bytes: u64, is_run: bool, last: Option<u32>) {
+        self.are_runs = is_run;
+        self.boxes += 1;
+        self.aligned_bytes += bytes.next_multiple_of(PACKED_ALIGN_BYTES);
+        if let Some(last) = last {
+            (self.last, self.last_bytes) = (last, bytes);
+        }
+    }
+
+    /// Nothing if it is a single run, which travels where it is.
+    fn staged_bytes(&self) -> u64 {
+        if self.boxes == 0 || (self.boxes == 1 && self.are_runs) {
+            return 0;
+        }
+        let padding = self.last_bytes.next_multiple_of(PACKED_ALIGN_BYTES) - self.last_bytes;
+        (self.aligned_bytes - padding).next_multiple_of(STAGING_ALIGN_BYTES)
+    }
+}
