@@ -21,7 +21,7 @@ use std::thread;
 /// Threads that share one piece of work, at most.
 const THREAD_COUNT_MAX: usize = 16;
 /// Ranks that are worth a thread.
-const RANKS_PER_THREAD: usize = 8;
+const RANKS_PER_THREAD: usize = 4;
 
 /// What `work` makes of each rank.
 pub fn for_each<T: Send>(

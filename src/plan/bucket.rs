@@ -35,6 +35,8 @@ const OVERSTEPPED: u128 = 4;
 /// Of ranks that were not asked, none needs more than those asked by more than
 /// this fraction of the budget.
 const UNASKED_FRACTION: u64 = 64;
+/// The same where the count was found before, with many more ranks asked.
+const UNASKED_KEPT_FRACTION: u64 = 128;
 
 /// What a rank needs and moves with one bucket.
 struct Load {
@@ -87,7 +89,7 @@ impl Plan {
     pub(super) fn keep_buckets(&mut self, ranks: &[Rank], before: &Plan) -> Result<()> {
         let peak = self.peak(ranks)?;
         let budget = self.decision.staging_bytes_max;
-        if peak.bytes <= room(budget, false) {
+        if peak.bytes <= budget - budget / UNASKED_KEPT_FRACTION {
             return Ok(());
         }
         if peak.bytes <= budget && peak.bytes <= before.peak(ranks)?.bytes {

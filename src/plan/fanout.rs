@@ -13,13 +13,13 @@
 use super::decision::{SourceCopies, SourceGroup};
 use super::derive::{Inputs, needs};
 use super::tables::placement;
+use crate::crew;
 use crate::error::Result;
 use crate::layout::Place;
 use crate::layout::dtype::Dtype;
 use crate::layout::placement::Rule;
-use crate::layout::tensor::IndexBox;
 use crate::rank::Rank;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -107,10 +107,19 @@ fn some_domains(inputs: Inputs<'_>) -> BTreeMap<u32, Vec<Rank>> {
     let step = all.len().div_ceil(DOMAIN_COUNT).max(1);
     let picked: BTreeSet<u32> = all.into_iter().step_by(step).collect();
     let mut members: BTreeMap<u32, Vec<Rank>> = BTreeMap::new();
-    for rank in inputs.destination.ranks() {
-        let domain = inputs.topology.domain(rank);
-        if let Some(domain) = domain.filter(|d| picked.contains(d)) {
-            members.entry(domain).or_default().push(rank);
+    for ranks in inputs.destination.rank_ranges() {
+        // Where domains are alike, one rank tells where all of its domain are.
+        let size = inputs.topology.even_domain_ranks(ranks.clone());
+        let size = size.and_then(|s| u32::try_from(s).ok()).unwrap_or(1).max(1);
+        for first in ranks.clone().step_by(size as usize) {
+            let domain = inputs.topology.domain(Rank(first));
+            if let Some(domain) = domain.filter(|d| picked.contains(d)) {
+                let end = ranks.end.min(first.saturating_add(size));
+                members
+                    .entry(domain)
+                    .or_default()
+                    .extend((first..end).map(Rank));
+            }
         }
     }
     members
@@ -140,12 +149,12 @@ fn seat_key(inputs: Inputs<'_>, rank: Rank) -> SeatKey {
 
 /// Distinct bytes that some ranks need.
 fn needed_once(inputs: Inputs<'_>, ranks: &[Rank]) -> Result<u128> {
-    let mut distinct: BTreeSet<(u32, IndexBox)> = BTreeSet::new();
+    let mut distinct: FxHashSet<(u32, u128)> = FxHashSet::default();
     let mut total = 0;
-    for &rank in ranks {
-        for (tensor, bounds, bytes) in needs(inputs, rank)? {
-            if distinct.insert((tensor, bounds)) {
-                total += u128::from(bytes);
+    for needs in crew::for_each(ranks, |rank| needs(inputs, rank))? {
+        for need in needs {
+            if distinct.insert((need.tensor, need.bounds_hash)) {
+                total += u128::from(need.bytes);
             }
         }
     }

@@ -461,7 +461,9 @@ impl Plan {
         for layout in [&self.source, &self.destination] {
             let ranks = layout.ranks();
             let step = (ranks.len() / (EXACT_RANK_COUNT / 4)).max(1);
-            chosen.extend(ranks.iter().step_by(step));
+            // Ranks at equal distances have the same place in their groups.
+            let drifting = (0..).map(|i| i * step + i % step);
+            chosen.extend(drifting.map_while(|at| ranks.get(at)));
             chosen.extend(ranks.last());
             chosen.extend(ranks.iter().take(EXACT_RANK_COUNT / 8));
         }

@@ -22,8 +22,8 @@ use crate::rank::Rank;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Ranks of one part whose staging is looked at again.
-const ASKED_COUNT: usize = 8;
+/// Ranks of one part whose staging is looked at again, and the last one.
+const ASKED_COUNT: usize = 5;
 
 impl Plan {
     /// This plan for other sides or another topology: same decision, same
@@ -94,10 +94,13 @@ fn spread(layout: &Layout, is_wanted: impl Fn(usize) -> bool) -> Vec<Rank> {
     out
 }
 
-/// Numbers below `count`, evenly spaced, the last one among them.
+/// Numbers below `count`, spaced a little more than evenly, and the last one:
+/// ranks at equal distances often have the same place in their groups.
 fn spaced(count: usize) -> impl Iterator<Item = usize> {
     let step = count.div_ceil(ASKED_COUNT).max(1);
-    (0..count).step_by(step).chain(count.checked_sub(1))
+    let all = (0..ASKED_COUNT).map(move |i| i * step + i);
+    all.filter(move |&at| at < count)
+        .chain(count.checked_sub(1))
 }
 
 /// True if each rank of a part has what ranks of the same part had before.

@@ -67,8 +67,7 @@ impl Tables {
         let mut kinds: FxHashMap<(u32, Stages), u32> = FxHashMap::default();
         let held = explicit_boxes(source);
         let needed = explicit_boxes(destination);
-        let none = ExplicitBoxes::default();
-        let boxes = |all: &[ExplicitBoxes], i: usize| all.get(i).unwrap_or(&none).clone();
+        let boxes = |all: &[ExplicitBoxes], i: usize| all.get(i).cloned().unwrap_or_default();
         let mut names = Names::of(source);
         let mut refs = Walker::of(destination);
         tables.tensors.reserve(destination.tensors().len());

