@@ -30,6 +30,9 @@ use xxhash_rust::xxh3::xxh3_128;
 /// Alignment of items in packed messages.
 pub const PACKED_ALIGN_BYTES: u64 = 16;
 
+/// Pieces and messages that there is room for in advance, at most.
+const RESERVED_COUNT_MAX: u64 = 1 << 17;
+
 /// The pieces of a stretch that travel by themselves, for legs to ranks that
 /// store it in one way.
 #[derive(Clone, Copy, Default)]
@@ -195,18 +198,20 @@ impl<'a> Builder<'a> {
         let runs = |s: &Stretch| {
             let walk = &routes.walks[s.walk as usize];
             let run = walk.cell_of(&walk.items[s.item as usize]).run_bytes;
-            // Of the box around whole runs, and of one before and behind it.
-            if run < direct_min {
-                2
-            } else {
-                s.bytes() / run + 2
+            // Whole runs, and what is before and behind them.
+            match run < direct_min {
+                true => 2,
+                false => s.bytes() / run + 2,
             }
         };
         let of = |leg: &Leg| runs(&routes.stretches[leg.stretch as usize]);
         let pieces: u64 = routes.stretches.iter().map(runs).sum();
         let messages: u64 = streams.iter().flat_map(|s| &s.legs).map(of).sum();
-        self.program.pieces.reserve(pieces as usize);
-        self.messages.reserve(messages as usize);
+        self.program
+            .pieces
+            .reserve(pieces.min(RESERVED_COUNT_MAX) as usize);
+        self.messages
+            .reserve(messages.min(RESERVED_COUNT_MAX) as usize);
     }
 
     /// A range of an item: long runs become messages of their own, the rest
