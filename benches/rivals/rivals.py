@@ -4,11 +4,13 @@ The work: Llama-3.1-70B from a trainer of TP4 x PP4 to inference replicas of
 TP8. Each planner gets its own kind of description, made outside the clock, and
 is asked for the plan of one rank and for the plans of all ranks:
 
-* weightsync: a rank program derived from a plan (all checks included), and
-  beside it the time to make the plan from two layouts, paid once.
+* weightsync: a rank program derived from a plan (all checks included), one by
+  one or of all ranks in one call, which its threads share; and beside it the time
+  to make the plan from two layouts, paid once. 1 GiB of staging per rank.
 * Awex: `build_local_transfer_plan` and `build_weights_mapping_operations`.
-* Megatron-core: `build_centralized_reshard_plan` with a stubbed process group;
-  it has no plan of one rank, so that of a world with one receiver stands for it.
+* Megatron-core: `build_centralized_reshard_plan` with a stubbed process group.
+  One rank plans for all, so the plan of a rank is there when that of all is; in
+  parentheses, what it takes in a world in which only one rank receives.
 
 `balance` is the busiest sender's bytes over the mean of all source ranks.
 """
@@ -94,10 +96,11 @@ def ours(dp: int, replicas: int, sample: int) -> dict[str, float]:
     sources, receivers = TP * PP * dp, ENGINE_TP * replicas
     source = our_layout(0, [["pp", PP], ["dp", dp], ["tp", TP]], "dp", True)
     destination = our_layout(sources, [["replica", replicas], ["tp", ENGINE_TP]], "replica", False)
-    made, plan = timed(lambda: ws.Plan(source, destination))
+    made, plan = timed(lambda: ws.Plan(source, destination, staging_bytes_max=1 << 30))
     ranks = spread(sources + receivers, sample)
     one = [timed(lambda r=r: plan.program_info(r))[0] for r in ranks]
-    every, sent = timed(lambda: [plan.program_info(r).bytes_sent for r in range(sources + receivers)])
+    every, infos = timed(lambda: plan.program_infos(range(sources + receivers)))
+    sent = [info.bytes_sent for info in infos]
     return {
         "create": made,
         "one": statistics.median(one),
@@ -245,7 +248,8 @@ def megatron(dp: int, replicas: int, sample: int) -> dict[str, float]:
         for op in plans[rank].send_ops:
             sent[rank] += sliced(shapes[op.param_name], op.peer_slice, op.my_slice)
     return {
-        "one": statistics.median(one),
+        "one": every,
+        "one receiver": statistics.median(one),
         "all": every,
         "balance": max(sent) * sources / sum(sent),
     }
@@ -297,6 +301,8 @@ def main() -> None:
                 f"{seconds(row['all']):>12} {ratios[0]:>8} {ratios[1]:>8} {row['balance']:>8.2f}",
                 flush=True,
             )
+        alone = rows[-1][1]["one receiver"]
+        print(f"{'':>13} (megatron-core, one receiver: {seconds(alone)}, {alone / mine['one']:.0f}x)")
         print(f"{'':>13} weightsync made its plan from two layouts in {seconds(mine['create'])}")
 
 

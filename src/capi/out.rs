@@ -59,6 +59,33 @@ impl<T: Sized0> StructOut<T> {
         Ok(StructOut { ptr, size })
     }
 
+    /// Places for `count` structs, one after the other and all of one size.
+    /// Nothing is asked of the pointer if there are none.
+    ///
+    /// # Safety
+    ///
+    /// As for [`StructOut::new`], for each of the structs.
+    pub unsafe fn each(ptr: *mut T, count: usize) -> Result<Vec<StructOut<T>>> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        // SAFETY: passed on.
+        let size = unsafe { struct_size(ptr)? };
+        let one = |i: usize| {
+            // SAFETY: the caller promises `count` structs of this size.
+            let out = unsafe { StructOut::new(ptr.byte_add(i * size))? };
+            match out.size == size {
+                true => Ok(out),
+                false => Err(Error::invalid(format!(
+                    "struct_size of {} {i} is {}; that of the first is {size}",
+                    T::NAME,
+                    out.size
+                ))),
+            }
+        };
+        (0..count).map(one).collect()
+    }
+
     /// Writes everything after `struct_size` that the caller has room for; a
     /// longer tail becomes zero.
     pub fn write(self, value: &T) {

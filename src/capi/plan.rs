@@ -15,7 +15,7 @@ use super::{count_u32, guard, guard_value};
 use crate::env;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
-use crate::limits::{DIM_COUNT_MAX, FILE_BYTES_MAX, TENSOR_COUNT_MAX};
+use crate::limits::{DIM_COUNT_MAX, FILE_BYTES_MAX, RANK_COUNT_MAX, TENSOR_COUNT_MAX};
 use crate::log::{Level, line};
 use crate::plan::decision::{
     DIRECT_BYTES_MIN_DEFAULT, Order, PlanOptions, STAGING_BYTES_DEFAULT, SourceRule, Spread,
@@ -23,6 +23,7 @@ use crate::plan::decision::{
 };
 use crate::plan::mapping::{DestinationSizes, SourceSizes};
 use crate::plan::program::BufferUse;
+use crate::plan::program_info::ProgramInfo;
 use crate::plan::topology::Topology;
 use crate::plan::two_stage::TwoStageOptions;
 use crate::plan::{Plan, Selector};
@@ -39,10 +40,10 @@ use std::sync::Arc;
 /// wsync_plan_create, wsync_plan_create_from_bytes, wsync_plan_replan,
 /// wsync_plan_select, wsync_plan_serialize, wsync_plan_fingerprint, wsync_plan_verify,
 /// wsync_plan_rank_count, wsync_plan_ranks, wsync_plan_tensor_count,
-/// wsync_plan_step_count, wsync_plan_program_info, wsync_plan_buffer_count,
-/// wsync_plan_buffer_at, wsync_plan_tensor_last_step, wsync_plan_rank_ops,
-/// wsync_plan_origin, wsync_plan_certificate, wsync_plan_simulate,
-/// wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
+/// wsync_plan_step_count, wsync_plan_program_info, wsync_plan_program_infos,
+/// wsync_plan_buffer_count, wsync_plan_buffer_at, wsync_plan_tensor_last_step,
+/// wsync_plan_rank_ops, wsync_plan_origin, wsync_plan_certificate,
+/// wsync_plan_simulate, wsync_plan_report, wsync_plan_diff, wsync_plan_destroy.
 ///
 /// Since: 0.1
 pub struct wsync_plan {
@@ -606,7 +607,39 @@ pub unsafe extern "C" fn wsync_plan_program_info(
         let out = unsafe { StructOut::new(out_info)? };
         // SAFETY: the header asks for a live plan.
         let plan = unsafe { shared(plan)? };
-        out.write(&program_info(&plan.plan, Rank(rank))?);
+        out.write(&plan.plan.program_info(Rank(rank))?.into());
+        Ok(())
+    })
+}
+
+/// Writes what each of `rank_count` ranks does, in the order of `ranks`: what
+/// wsync_plan_program_info writes of each, in less time. Up to 16 threads share
+/// the work and end before the call returns. `out_infos` holds `rank_count`
+/// structs, one after the other, each with its struct_size set, all alike.
+/// After an error all are as before.
+///
+/// Errors: NOT_FOUND if one of the ranks is in neither layout of this plan.
+/// Thread safety: any thread, concurrently. Since: 0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wsync_plan_program_infos(
+    plan: *const wsync_plan,
+    ranks: *const u32,
+    rank_count: usize,
+    out_infos: *mut wsync_program_info,
+    err: *mut wsync_error,
+) -> wsync_status {
+    guard(err, || {
+        // SAFETY: the header asks for `rank_count` ranks.
+        let ranks = unsafe { args::slice(ranks, rank_count, "ranks", RANK_COUNT_MAX as usize)? };
+        // SAFETY: the header asks for as many structs whose struct_size is set.
+        let outs = unsafe { StructOut::each(out_infos, rank_count)? };
+        // SAFETY: the header asks for a live plan.
+        let plan = unsafe { shared(plan)? };
+        let ranks: Vec<Rank> = ranks.iter().map(|&r| Rank(r)).collect();
+        let infos = plan.plan.program_infos(&ranks)?;
+        for (out, info) in outs.into_iter().zip(infos) {
+            out.write(&info.into());
+        }
         Ok(())
     })
 }
@@ -901,21 +934,20 @@ impl PlanObject {
     }
 }
 
-fn program_info(plan: &Plan, rank: Rank) -> Result<wsync_program_info> {
-    plan.check_rank(rank)?;
-    let program = plan.program_with_digests(rank)?;
-    let direct = program.messages.iter().filter(|m| m.is_direct).count();
-    Ok(wsync_program_info {
-        struct_size: 0,
-        bytes_sent: program.bytes_sent,
-        bytes_received: program.bytes_received,
-        bytes_local: program.bytes_local,
-        staging_bytes: program.memory_bytes(),
-        message_count: program.messages.len() as u64,
-        direct_message_count: direct as u64,
-        peer_count: count_u32(program.peers().len()),
-        buffer_count: count_u32(program.buffers.len()),
-    })
+impl From<ProgramInfo> for wsync_program_info {
+    fn from(info: ProgramInfo) -> wsync_program_info {
+        wsync_program_info {
+            struct_size: 0,
+            bytes_sent: info.bytes_sent,
+            bytes_received: info.bytes_received,
+            bytes_local: info.bytes_local,
+            staging_bytes: info.staging_bytes,
+            message_count: info.messages,
+            direct_message_count: info.messages_direct,
+            peer_count: info.peers,
+            buffer_count: info.buffers,
+        }
+    }
 }
 
 /// # Safety

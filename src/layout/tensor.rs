@@ -92,6 +92,11 @@ impl IndexBox {
         &self.0
     }
 
+    /// Where it begins on axis 0; 0 without axes.
+    pub fn lead(&self) -> u64 {
+        self.0.first().map_or(0, |s| s.lo)
+    }
+
     /// Number of elements; 0 where any range is empty.
     pub fn elements(&self) -> u64 {
         self.0.iter().map(|s| s.len()).product()

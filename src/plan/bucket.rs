@@ -17,6 +17,7 @@
 
 use super::Plan;
 use super::decision::Order;
+use super::derive::Walks;
 use crate::crew;
 use crate::error::{Error, Result, Status};
 use crate::limits::BUCKET_COUNT_MAX;
@@ -146,8 +147,9 @@ impl Plan {
 
     /// What each rank needs with one bucket, the heaviest first.
     fn loads(&self, ranks: &[Rank]) -> Result<Vec<Load>> {
+        let walks = Walks::shared();
         let load = |rank| {
-            let memory = self.memory(rank)?;
+            let memory = self.memory(&walks, rank)?;
             Ok(Load {
                 rank,
                 memory_bytes: memory.bytes(),
@@ -229,7 +231,8 @@ impl Plan {
 
     /// The rank of `ranks` that needs most, the first of equals, and how much.
     fn peak(&self, ranks: &[Rank]) -> Result<Peak> {
-        let bytes = crew::for_each(ranks, |rank| Ok(self.memory(rank)?.bytes()))?;
+        let walks = Walks::shared();
+        let bytes = crew::for_each(ranks, |rank| Ok(self.memory(&walks, rank)?.bytes()))?;
         let needs = bytes.into_iter().zip(ranks);
         let most = needs.max_by_key(|&(bytes, rank)| (bytes, std::cmp::Reverse(rank)));
         let (bytes, &rank) = most.unwrap_or((0, &Rank(0)));

@@ -229,8 +229,8 @@ impl PlanOptions {
 
 /// A rank moves at least so many of the shortest parts of shares in a bucket,
 /// so that buckets are nearly alike, and its staging has room for so many.
-const SHARES_IN_BUCKET_MIN: u64 = 64;
-const SHARES_IN_STAGING_MIN: u64 = 256;
+const SHARES_IN_BUCKET_MIN: u64 = 32;
+const SHARES_IN_STAGING_MIN: u64 = 128;
 
 /// The parts into which a share is cut, and the bucket of each.
 #[derive(Clone, Copy, Debug)]
@@ -298,9 +298,9 @@ impl Decision {
     /// Into how many buckets a share is cut of which some rank moves `bytes`:
     /// into all of them, or into fewer where their parts would be short beside
     /// what a rank moves in a bucket and stages.
-    pub(super) fn cuts_of(&self, bytes: u64, rank_bytes_mean: u64) -> Cuts {
+    pub(super) fn cuts_of(&self, bytes: u64, rank_bytes: u64) -> Cuts {
         let bucket_count = u64::from(self.bucket_count);
-        let shortest = (rank_bytes_mean / bucket_count / SHARES_IN_BUCKET_MIN)
+        let shortest = (rank_bytes / bucket_count / SHARES_IN_BUCKET_MIN)
             .min(self.staging_bytes_max / SHARES_IN_STAGING_MIN);
         Cuts {
             bucket_count,
@@ -328,14 +328,14 @@ impl Decision {
 mod tests {
     use super::*;
 
-    fn cuts(bytes: u64, bucket_count: u32, rank_bytes_mean: u64) -> Cuts {
+    fn cuts(bytes: u64, bucket_count: u32, rank_bytes: u64) -> Cuts {
         let options = PlanOptions {
             bucket_count,
             staging_bytes_max: 1 << 20,
             direct_bytes_min: 4096,
             ..PlanOptions::default()
         };
-        Decision::new(&options).cuts_of(bytes, rank_bytes_mean)
+        Decision::new(&options).cuts_of(bytes, rank_bytes)
     }
 
     #[test]
@@ -349,8 +349,8 @@ mod tests {
 
     #[test]
     fn a_small_share_is_cut_into_fewer_that_lie_evenly() {
-        // Parts of a 256th of the staging.
-        let cuts = cuts(3 * 4096, 12, 1 << 40);
+        // Parts of a 128th of the staging.
+        let cuts = cuts(3 * 8192, 12, 1 << 40);
         let buckets = |phase| [0, 1, 2].map(|i| cuts.bucket_of(i, phase));
         assert_eq!(cuts.count, 3);
         assert_eq!(buckets(0), [0, 4, 8]);
@@ -366,8 +366,8 @@ mod tests {
 
     #[test]
     fn where_a_rank_moves_little_all_shares_are_cut() {
-        // 256 bytes in each of 4 buckets: parts of 4 bytes are short beside them.
-        assert_eq!(cuts(5, 4, 1024).count, 1);
-        assert_eq!(cuts(16, 4, 1024).count, 4);
+        // 256 bytes in each of 4 buckets: parts of 8 bytes are short beside them.
+        assert_eq!(cuts(9, 4, 1024).count, 1);
+        assert_eq!(cuts(32, 4, 1024).count, 4);
     }
 }

@@ -16,6 +16,7 @@
 //!
 //! Where nobody is near, this is the plain wrap-around cut.
 
+use super::counting;
 use super::line::Share;
 use super::ranks::RankSet;
 use super::slots::Slots;
@@ -188,13 +189,11 @@ impl Matching {
 
     fn of(mut shares: Vec<UnitShare>, units: u64, holders: usize, needers: usize) -> Matching {
         shares.sort_unstable_by_key(|s| (s.needer, s.from));
-        let mut by_holder: Vec<u32> = (0..shares.len() as u32).collect();
-        by_holder.sort_unstable_by_key(|&i| (shares[i as usize].holder, i));
-        let needer = |i: usize| shares[i].needer;
-        let of_needer = starts(needers, shares.len(), needer);
-        let of_holder = starts(holders, shares.len(), |i| {
-            shares[by_holder[i] as usize].holder
-        });
+        let needer = |s: &UnitShare| s.needer as usize;
+        let of_needer = counting::starts(needers, shares.iter().map(needer));
+        let all: Vec<u32> = (0..shares.len() as u32).collect();
+        let holder = |&i: &u32| shares[i as usize].holder as usize;
+        let (by_holder, of_holder) = counting::sorted(&all, holders, holder);
         Matching {
             units,
             of_needer,
@@ -285,19 +284,6 @@ fn at_level(order: impl Iterator<Item = u32>, places: &[Places], level: usize) -
         .collect();
     at.sort_by_key(|p| p.0);
     at
-}
-
-/// Where each of `count` owners' entries begin among `len` that are sorted by
-/// owner, and the end.
-fn starts(count: usize, len: usize, owner: impl Fn(usize) -> u32) -> Vec<u32> {
-    let mut starts = vec![0u32; count + 1];
-    for i in 0..len {
-        starts[owner(i) as usize + 1] += 1;
-    }
-    for i in 0..count {
-        starts[i + 1] += starts[i];
-    }
-    starts
 }
 
 fn range_of(starts: &[u32], i: u64) -> Range<usize> {

@@ -23,6 +23,7 @@ pub mod decision;
 pub mod mapping;
 pub mod origin;
 pub mod program;
+pub mod program_info;
 pub mod report;
 mod selector;
 pub mod topology;
@@ -34,6 +35,7 @@ pub mod waterfill;
 mod boxes;
 mod bucket;
 mod cells;
+mod counting;
 mod derive;
 mod domains;
 mod fanout;
@@ -56,7 +58,7 @@ use crate::layout::view::NamedBuffer;
 use crate::layout::{Layout, LayoutSpec, Place};
 use crate::rank::Rank;
 use decision::{Decision, Order, PlanOptions, Strategy};
-use derive::{Inputs, Memory};
+use derive::{Inputs, Memory, Walks};
 use domains::Domains;
 use layers::LayerLine;
 use locality::Locality;
@@ -74,7 +76,7 @@ pub use wire::{PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, PlanDiff};
 
 /// Version of the rules by which programs are derived; part of every
 /// fingerprint, so ranks with other rules never exchange a byte.
-pub const PLANNER_VERSION: u32 = 4;
+pub const PLANNER_VERSION: u32 = 5;
 
 /// Up to this many ranks every program is derived to choose the bucket count;
 /// above, one rank of each kind and some between.
@@ -533,13 +535,13 @@ impl Plan {
 
     /// The verified program of one rank; empty if it takes no part.
     pub fn program(&self, rank: Rank) -> Result<Program> {
-        derive::derive(self.inputs(), rank)
+        derive::derive(self.inputs(), &Walks::alone(), rank)
     }
 
     /// What the program of one rank stages, which takes less time than to make
     /// it.
-    fn memory(&self, rank: Rank) -> Result<Memory> {
-        derive::memory(self.inputs(), rank)
+    fn memory<'a>(&'a self, walks: &Walks<'a>, rank: Rank) -> Result<Memory> {
+        derive::memory(self.inputs(), walks, rank)
     }
 
     /// Hands the programs of `ranks` to `take`, in their order. Some threads
@@ -549,8 +551,10 @@ impl Plan {
         ranks: &[Rank],
         mut take: impl FnMut(Program) -> Result<()>,
     ) -> Result<()> {
+        let walks = Walks::shared();
+        let derive = |rank| derive::derive(self.inputs(), &walks, rank);
         for window in ranks.chunks(PROGRAM_WINDOW_COUNT) {
-            for program in crew::for_each(window, |rank| self.program(rank))? {
+            for program in crew::for_each(window, derive)? {
                 take(program)?;
             }
         }
@@ -559,11 +563,15 @@ impl Plan {
 
     /// The program of one rank with its digest items, as a session loads it.
     pub fn program_with_digests(&self, rank: Rank) -> Result<Program> {
+        self.loadable_program(&Walks::alone(), rank)
+    }
+
+    fn loadable_program<'a>(&'a self, walks: &Walks<'a>, rank: Rank) -> Result<Program> {
         let alike = match self.copies_are_alike() {
             true => u64::from(self.destination.copy_count().max(1)),
             false => 1,
         };
-        derive::derive_with_digests(self.inputs(), rank, alike)
+        derive::derive_with_digests(self.inputs(), walks, rank, alike)
     }
 
     /// One tensor of each kind: of those that are cut and stored alike, in the

@@ -69,6 +69,26 @@ fn flat_from(
     }
 }
 
+/// True if elements `[from, to)` of `bounds` in row-major order are one box.
+pub fn is_box(bounds: &IndexBox, mut from: u64, mut to: u64) -> bool {
+    let mut row = bounds.elements();
+    if (from, to) == (0, row) {
+        return true;
+    }
+    for axis in bounds.spans() {
+        row /= axis.len();
+        if from.is_multiple_of(row) && to.is_multiple_of(row) {
+            return true;
+        }
+        let first = from / row;
+        if first != (to - 1) / row {
+            return false;
+        }
+        (from, to) = (from - first * row, to - first * row);
+    }
+    true
+}
+
 /// The first axis from which on `bounds` is one contiguous run in memory with
 /// these strides. Equals the number of axes if not even neighbours touch.
 pub fn contiguous_from(bounds: &IndexBox, strides: &[i64], element: u64) -> usize {
@@ -142,6 +162,9 @@ mod tests {
             });
             prop_assert_eq!(got, (from..to).collect::<Vec<_>>());
             prop_assert!(boxes < 2 * shape.len());
+            if from < to {
+                prop_assert_eq!(is_box(&bounds, from, to), boxes == 1);
+            }
         }
     }
 

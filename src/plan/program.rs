@@ -266,6 +266,8 @@ impl Program {
     /// Every rank this one sends to or receives from, ascending.
     pub fn peers(&self) -> Vec<Rank> {
         let mut peers: Vec<Rank> = self.messages.iter().map(|m| m.peer).collect();
+        // Messages of a step are by peer.
+        peers.dedup();
         peers.sort_unstable();
         peers.dedup();
         peers

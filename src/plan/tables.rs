@@ -49,10 +49,17 @@ pub struct PlanTensor {
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
     pub tensors: Vec<PlanTensor>,
-    pub class_count: u32,
-    /// What a rank has to move: the tensors' bytes in all copies, spread evenly
-    /// over the ranks of the larger side.
-    pub rank_bytes_mean: u64,
+    pub kind_count: u32,
+    pub rank_bytes_mean: RankBytes,
+}
+
+/// What a rank moves: the tensors' bytes in all copies, spread evenly over the
+/// ranks of a side.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RankBytes {
+    /// Of the side with fewer ranks, and of the one with more.
+    pub of_few: u64,
+    pub of_many: u64,
 }
 
 impl Tables {
@@ -115,21 +122,25 @@ impl Tables {
             found.kind = *kinds.entry((class, stages)).or_insert(next);
             tables.tensors.push(found);
         }
-        tables.class_count = classes.len() as u32;
+        tables.kind_count = kinds.len() as u32;
         tables.rank_bytes_mean = tables.rank_bytes_mean(source, destination);
         Ok(tables)
     }
 
-    fn rank_bytes_mean(&self, source: &Layout, destination: &Layout) -> u64 {
+    fn rank_bytes_mean(&self, source: &Layout, destination: &Layout) -> RankBytes {
         let bytes = |t: &PlanTensor| {
             let tensor = &destination.tensors()[t.destination.index()];
             let elements: u128 = tensor.shape.iter().map(|&n| u128::from(n)).product();
             elements * u128::from(tensor.dtype.bytes())
         };
         let copy: u128 = self.tensors.iter().map(bytes).sum();
-        let ranks = source.rank_count().max(destination.rank_count()).max(1);
-        let mean = copy * u128::from(destination.copy_count()) / u128::from(ranks);
-        u64::try_from(mean).unwrap_or(u64::MAX)
+        let all = copy * u128::from(destination.copy_count());
+        let mean = |ranks: u32| u64::try_from(all / u128::from(ranks.max(1))).unwrap_or(u64::MAX);
+        let (a, b) = (source.rank_count(), destination.rank_count());
+        RankBytes {
+            of_few: mean(a.min(b)),
+            of_many: mean(a.max(b)),
+        }
     }
 
     /// One tensor of each class and stages, by index, and how many there are.

@@ -4,10 +4,11 @@
 //! copies tiles each box it needs, nothing twice, nothing missing, and no byte of
 //! its memory is written twice, whatever the boxes say; what one end
 //! sends is what the other end expects, message by message; what is forwarded
-//! has come in an earlier step; and a rank stages what was counted on.
+//! has come in an earlier step; a rank stages what was counted on; and its program
+//! does not depend on whose walks it shares.
 
 use super::Plan;
-use super::derive::Memory;
+use super::derive::{Memory, Walks, derive};
 use super::program::{BufferSlot, Direction, Piece, Program, Region, Side};
 use crate::error::{Error, Result};
 use crate::layout::tensor::{IndexBox, TensorIndex};
@@ -23,8 +24,14 @@ impl Plan {
     pub fn verify(&self) -> Result<()> {
         let mut pairs: BTreeMap<(Rank, Rank), [Vec<PieceKey>; 2]> = BTreeMap::new();
         let mut balance = 0u128;
+        let walks = Walks::shared();
         for rank in self.ranks() {
             let p = self.program(rank)?;
+            if derive(self.inputs(), &walks, rank)? != p {
+                return Err(Error::internal(format!(
+                    "rank {rank} has another program when it shares walks with others"
+                )));
+            }
             balance = balance.wrapping_add(p.pair_balance);
             self.verify_coverage(rank, &p)?;
             verify_forwards(&p)?;
@@ -80,7 +87,7 @@ impl Plan {
     /// Buckets are counted by a shorter way to the memory of a program: it is
     /// the same.
     fn verify_staging(&self, p: &Program) -> Result<()> {
-        let counted = self.memory(p.rank)?;
+        let counted = self.memory(&Walks::alone(), p.rank)?;
         let made = Memory {
             staging_bytes: p.staging_bytes,
             relay_bytes: p.relay_bytes,

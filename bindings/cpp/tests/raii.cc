@@ -278,6 +278,9 @@ void plans_in_two_stages() {
   CHECK(plan.program_info(0).bytes_sent == 96);
   CHECK(plan.program_info(1).bytes_sent == 48);
   CHECK(plan.program_info(2).bytes_sent == 0 && plan.program_info(2).peer_count == 1);
+  const auto infos = plan.program_infos({1, 0});
+  CHECK(infos.size() == 2 && infos[0].bytes_sent == 48 && infos[1].bytes_sent == 96);
+  CHECK(plan.program_infos({}).empty());
 }
 
 void one_rank(ws::Transport transport, const ws::Plan &plan,

@@ -109,6 +109,10 @@ def test_plan() -> None:
         with pytest.raises(ws.CallerError, match="rank 9 is in neither layout") as caught:
             plan.program_info(9)
         assert caught.value.status is ws.Status.NOT_FOUND
+        assert plan.program_infos([2, 0, 2]) == [plan.program_info(r) for r in (2, 0, 2)]
+        assert plan.program_infos([]) == []
+        with pytest.raises(ws.CallerError, match="rank 9 is in neither layout"):
+            plan.program_infos([0, 9])
         assert plan.buffers(0) == [
             ws.BufferInfo("w", 96, ws.Side.SOURCE, ws.MemoryKind.HOST, 0)
         ]

@@ -99,7 +99,7 @@ fn time_flows() -> Result<Timing> {
     let (source, destination) = FLOWS.layouts()?;
     let options = PlanOptions {
         source_rule: SourceRule::Rotate,
-        bucket_count: 190,
+        bucket_count: 210,
         staging_bytes_max: 16 << 30,
         ..FLOWS.options()
     };

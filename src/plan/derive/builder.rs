@@ -108,7 +108,7 @@ impl<'a> Builder<'a> {
         own: &OwnView,
         bounds: &IndexBox,
     ) -> Region {
-        let slot = self.slot(side, key_of(part, buffer, own, bounds));
+        let slot = self.slot(side, key_of(part, buffer, own, bounds.lead()));
         let run = loops_of(bounds, &own.strides, own.dtype.bytes(), &mut self.loops);
         let first = self.program.loops.len() as u32;
         self.program.loops.extend_from_slice(&self.loops);
@@ -130,7 +130,7 @@ impl<'a> Builder<'a> {
         whole: &Whole,
     ) -> Region {
         let part = self.part_of(side);
-        let slot = self.slot(side, key_of(part, buffer, &cell.own, &cell.bounds));
+        let slot = self.slot(side, key_of(part, buffer, &cell.own, cell.bounds.lead()));
         let first = self.program.loops.len() as u32;
         self.program.loops.extend_from_slice(&whole.loops);
         Region {
@@ -328,15 +328,14 @@ fn parts_of(inputs: Inputs<'_>, rank: Rank) -> (u16, u16) {
     (part(inputs.source), part(inputs.destination))
 }
 
-/// The buffer that holds `bounds`, which span one index of a split axis.
-pub fn key_of(part: u16, buffer: u32, own: &OwnView, bounds: &IndexBox) -> BufferKey {
+/// The buffer that holds what lies at `lead` on axis 0, which may be split.
+pub fn key_of(part: u16, buffer: u32, own: &OwnView, lead: u64) -> BufferKey {
     if let Some(buffer) = own.explicit {
         return BufferKey::Explicit { buffer };
     }
-    let split = own.split.map(|local| {
-        let global = bounds.0[0].lo;
-        (local + (global - own.lo[0]) as u32, global as u32)
-    });
+    let split = own
+        .split
+        .map(|local| (local + (lead - own.lo[0]) as u32, lead as u32));
     BufferKey::Part {
         part,
         buffer: LocalBuffer { buffer, split },

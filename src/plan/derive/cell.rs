@@ -1,14 +1,15 @@
 //! A cell as one rank sees it: where it lies here, who holds and who needs it.
 
-use super::route::There;
+use super::route::{Here, There};
 use super::view::{OwnView, PeerView};
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::IndexBox;
 use crate::layout::view::Strides;
 use crate::plan::cells::{HolderSet, StagedSlice};
-use crate::plan::piece::{contiguous_from, elements_from, loops_of};
+use crate::plan::piece::{contiguous_from, elements_from, is_box, loops_of};
 use crate::plan::program::Loop;
 use smallvec::SmallVec;
+use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Alignment of cuts inside large items, in wire bytes.
@@ -39,6 +40,9 @@ pub struct Cell {
     pub is_alike_across: bool,
     /// Wire bytes of a run that is one at an end of it.
     pub run_bytes: u64,
+    /// From which axis on it is one run at our end, and elements of such a run.
+    pub run_axis: usize,
+    pub run: u64,
     /// Strides of the cell stored by itself.
     pub dense: Strides,
     /// Of the bounds, as pairs are compared by them.
@@ -49,6 +53,68 @@ pub struct Cell {
 }
 
 impl Cell {
+    /// The dtype in which a stretch of it travels. Between ranks that store it
+    /// alike that is what they store, unless the first sender had less.
+    pub fn wire_of(&self, here: Here, there: There) -> Dtype {
+        let is_alike = (here, there) == (Here::Buffer, There::Alike);
+        match is_alike && self.own.dtype.bytes() <= self.wire.bytes() {
+            true => self.own.dtype,
+            false => self.wire,
+        }
+    }
+
+    /// Elements of a run at our end, if `elements` are cut where our runs end
+    /// and each part, a box of `bytes_min` at least, travels by itself, from or
+    /// to where it lies. So it is if it is a single run, or the other end has
+    /// no longer ones.
+    pub fn run_alone(
+        &self,
+        leg: (Here, There),
+        elements: Range<u64>,
+        bytes_min: u64,
+    ) -> Option<u64> {
+        let wire = self.wire_of(leg.0, leg.1);
+        let run = match leg.0 {
+            Here::Buffer if self.own.dtype != wire => return None,
+            Here::Buffer => self.run,
+            Here::Relay(_) => u64::MAX,
+        };
+        let is_alone = |part: Range<u64>| {
+            let is_long = (part.end - part.start) * wire.bytes() >= bytes_min;
+            is_long && is_box(&self.bounds, part.start, part.end)
+        };
+        let (first, last) = (elements.start / run, (elements.end - 1) / run);
+        if first == last {
+            return is_alone(elements).then_some(run);
+        }
+        let are_ours_longest = match leg {
+            (Here::Relay(_), _) | (_, There::Relay) => false,
+            (Here::Buffer, There::Alike) => self.are_needers_alike,
+            (Here::Buffer, There::Across) => {
+                self.is_alike_across && self.run_bytes == run * wire.bytes()
+            }
+        };
+        let are_alone = are_ours_longest
+            && run * wire.bytes() >= bytes_min
+            && is_alone(elements.start..(first + 1) * run)
+            && is_alone(last * run..elements.end);
+        are_alone.then_some(run)
+    }
+
+    /// Where an element lies in our buffer, in bytes, and on axis 0.
+    pub fn locate(&self, element: u64) -> (u64, u64) {
+        let (mut run, inside) = (element / self.run, element % self.run);
+        let mut at = self.own.offset_of(&self.bounds) + inside * self.own.dtype.bytes();
+        let mut lead = 0;
+        for axis in (0..self.run_axis).rev() {
+            let size = self.bounds.0[axis].len();
+            at = at.wrapping_add_signed((run % size) as i64 * self.own.strides[axis]);
+            lead = run % size;
+            run /= size;
+        }
+        (at, self.bounds.lead() + lead)
+    }
+
     /// True if all ranks that may be at the other end store it in one way.
     pub fn is_alike(&self, there: There) -> bool {
         match there {

@@ -61,14 +61,14 @@ impl Load {
 impl Routes<'_, '_> {
     pub fn clustered(&mut self) {
         let walks = self.walks;
-        for group in &walks[NEEDS].groups {
-            if let Some(own) = group.own {
+        for (group, own) in walks[NEEDS].places() {
+            if let Some(own) = own {
                 self.take_in_cluster(group, own);
             }
         }
         for (w, walk) in walks.iter().enumerate().skip(HOLDINGS) {
-            for group in &walk.groups {
-                if let Some(own) = group.own.filter(|_| !group.needers.is_empty()) {
+            for (group, own) in walk.places() {
+                if let Some(own) = own.filter(|_| !group.needers.is_empty()) {
                     self.give_to_clusters(w, group, own);
                 }
             }

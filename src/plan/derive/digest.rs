@@ -2,18 +2,18 @@
 
 use super::builder::Builder;
 use super::cell::Needers;
-use super::walk::Walk;
+use super::visit::Visit;
 use crate::layout::tensor::TensorIndex;
 use crate::plan::program::{DigestItem, Side};
 
 impl<'a> Builder<'a> {
     /// Every element counts at its lowest holder only, so that holders which
     /// have drifted apart are seen.
-    pub fn add_source_digests(&mut self, walk: &Walk<'a>, alike_copies: u64) {
+    pub fn add_source_digests(&mut self, walk: &Visit<'a>, alike_copies: u64) {
         for item in &walk.items {
             let cell = walk.cell_of(item);
             let group = &walk.groups[item.group as usize];
-            if group.own != Some(0) {
+            if walk.own(item.group) != Some(0) {
                 continue;
             }
             let is_once = matches!(&cell.needers, Needers::Slice(s) if s.placement == 0)
@@ -36,7 +36,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    pub fn add_destination_digests(&mut self, walk: &Walk<'a>) {
+    pub fn add_destination_digests(&mut self, walk: &Visit<'a>) {
         for item in &walk.items {
             let cell = walk.cell_of(item);
             self.each_region(

@@ -16,8 +16,8 @@ impl Routes<'_, '_> {
         let walks = self.walks;
         for w in [NEEDS, HOLDINGS] {
             let walk = &walks[w];
-            for group in &walk.groups {
-                let Some(own) = group.own.filter(|_| !group.needers.is_empty()) else {
+            for (group, own) in walk.places() {
+                let Some(own) = own.filter(|_| !group.needers.is_empty()) else {
                     continue;
                 };
                 let turn = self.turn(group);

@@ -11,6 +11,7 @@
 use super::cell::run_axis;
 use super::route::{Here, Stretch, There};
 use super::view::{PeerView, holding_view, needing_view};
+use super::visit::Visit;
 use super::walk::{Item, Walk};
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::IndexBox;
@@ -34,19 +35,17 @@ pub enum Form {
 pub struct Ends<'w> {
     here: End<'w>,
     there: End<'w>,
-    /// Dtype on the wire. Between ranks that store alike that is what they
-    /// store, unless the first sender had less.
+    /// Dtype on the wire.
     pub wire: Dtype,
 }
 
 impl<'w> Ends<'w> {
-    pub fn of(walks: &'w [Walk<'_>], s: &Stretch, there: There, peer: Rank) -> Ends<'w> {
+    pub fn of(walks: &'w [Visit<'_>], s: &Stretch, there: There, peer: Rank) -> Ends<'w> {
         let walk = &walks[s.walk as usize];
         let item = &walk.items[s.item as usize];
         let cell = walk.cell_of(item);
         let dense = || End::new(&cell.dense, cell.wire);
         let own = || End::new(&cell.own.strides, cell.own.dtype);
-        let is_alike = (s.here, there) == (Here::Buffer, There::Alike);
         Ends {
             here: match s.here {
                 Here::Buffer => own(),
@@ -58,10 +57,7 @@ impl<'w> Ends<'w> {
                 There::Alike => walk.view_of_needer(item, peer),
                 There::Relay => dense(),
             },
-            wire: match is_alike && cell.own.dtype.bytes() <= cell.wire.bytes() {
-                true => cell.own.dtype,
-                false => cell.wire,
-            },
+            wire: cell.wire_of(s.here, there),
         }
     }
 

@@ -14,7 +14,7 @@ use super::builder::STAGING_ALIGN_BYTES;
 use super::ends::{Ends, Form};
 use super::route::{Here, Leg, Routes, Stream, There};
 use super::stream::PACKED_ALIGN_BYTES;
-use super::{Inputs, routes, walks};
+use super::{Inputs, Walks, routes, visits};
 use crate::error::Result;
 use crate::plan::piece::{elements_from, flat_boxes};
 use crate::rank::Rank;
@@ -35,8 +35,8 @@ impl Memory {
 }
 
 /// The memory that the program of `rank` has.
-pub fn memory(inputs: Inputs<'_>, rank: Rank) -> Result<Memory> {
-    let walks = walks(inputs, rank)?;
+pub fn memory<'a>(inputs: Inputs<'a>, walks: &Walks<'a>, rank: Rank) -> Result<Memory> {
+    let walks = visits(inputs, walks, rank)?;
     let mut routes = routes(inputs, rank, &walks);
     routes.cut();
     let mut staged = Staged::new(&routes);
@@ -99,17 +99,26 @@ impl<'r, 'w, 'a> Staged<'r, 'w, 'a> {
             self.by_step[step] += staged;
             return;
         }
-        let ends = Ends::of(routes.walks, s, leg.there, stream.key.peer);
-        let element = ends.wire.bytes();
         let direct_min = routes.inputs.decision.direct_bytes_min;
+        let wire = cell.wire_of(s.here, leg.there);
+        let element = wire.bytes();
+        let elements = s.from / element..s.to / element;
+        let leg_ends = (s.here, leg.there);
+        if cell
+            .run_alone(leg_ends, elements.clone(), direct_min)
+            .is_some()
+        {
+            return;
+        }
+        let ends = Ends::of(routes.walks, s, leg.there, stream.key.peer);
         let is_split = s.here == Here::Buffer && cell.own.split.is_some();
         let packed = &mut self.packed[s.bucket as usize];
         let mut staged = 0;
         let mut is_packed = false;
         flat_boxes(
             &cell.bounds,
-            s.from / element,
-            s.to / element,
+            elements.start,
+            elements.end,
             &mut |b| match ends.form(b, direct_min) {
                 Form::Runs { are_ours: true, .. } => {}
                 Form::Runs { first, .. } => {

@@ -25,6 +25,7 @@ mod route;
 mod stream;
 mod two_stage;
 mod view;
+mod visit;
 mod walk;
 
 use super::decision::{Cuts, Decision, Spread, Strategy};
@@ -44,7 +45,8 @@ use builder::Builder;
 pub use memory::{Memory, memory};
 use route::Routes;
 use std::sync::Arc;
-use walk::Walk;
+use visit::Visit;
+pub use visit::Walks;
 
 /// What a program is derived from.
 #[derive(Clone, Copy)]
@@ -85,7 +87,13 @@ impl Inputs<'_> {
     fn cuts_of(&self, bytes: u64, burden_percent: u64) -> Cuts {
         let moved = u128::from(bytes) * u128::from(burden_percent) / 100;
         let moved = u64::try_from(moved).unwrap_or(u64::MAX);
-        self.decision.cuts_of(moved, self.tables.rank_bytes_mean)
+        let mean = self.tables.rank_bytes_mean;
+        let busy = match self.decision.strategy {
+            Strategy::Direct | Strategy::TwoStage => mean.of_few,
+            // Receivers pass on what the few cannot send to all.
+            Strategy::Relay | Strategy::Fanout => mean.of_many,
+        };
+        self.decision.cuts_of(moved, busy)
     }
 
     /// Domains of the longest chain.
@@ -102,21 +110,30 @@ impl Inputs<'_> {
 }
 
 /// Derives and verifies the program of `rank`.
-pub fn derive(inputs: Inputs<'_>, rank: Rank) -> Result<Program> {
-    Ok(built(inputs, rank)?.1.finish())
+pub fn derive<'a>(inputs: Inputs<'a>, walks: &Walks<'a>, rank: Rank) -> Result<Program> {
+    Ok(built(inputs, walks, rank)?.1.finish())
 }
 
 /// The same with digest items. Their weights are per copy where
 /// `alike_copies` are alike.
-pub fn derive_with_digests(inputs: Inputs<'_>, rank: Rank, alike_copies: u64) -> Result<Program> {
-    let (walks, mut builder) = built(inputs, rank)?;
+pub fn derive_with_digests<'a>(
+    inputs: Inputs<'a>,
+    walks: &Walks<'a>,
+    rank: Rank,
+    alike_copies: u64,
+) -> Result<Program> {
+    let (walks, mut builder) = built(inputs, walks, rank)?;
     builder.add_source_digests(&walks[HOLDINGS], alike_copies);
     builder.add_destination_digests(&walks[NEEDS]);
     Ok(builder.finish())
 }
 
-fn built(inputs: Inputs<'_>, rank: Rank) -> Result<(Vec<Walk<'_>>, Builder<'_>)> {
-    let walks = walks(inputs, rank)?;
+fn built<'a>(
+    inputs: Inputs<'a>,
+    walks: &Walks<'a>,
+    rank: Rank,
+) -> Result<(Vec<Visit<'a>>, Builder<'a>)> {
+    let walks = visits(inputs, walks, rank)?;
     let routes = routes(inputs, rank, &walks);
     routes.verify()?;
     let mut builder = Builder::new(inputs, rank);
@@ -127,7 +144,7 @@ fn built(inputs: Inputs<'_>, rank: Rank) -> Result<(Vec<Walk<'_>>, Builder<'_>)>
 }
 
 /// The way of everything that the rank exchanges.
-fn routes<'w, 'a>(inputs: Inputs<'a>, rank: Rank, walks: &'w [Walk<'a>]) -> Routes<'w, 'a> {
+fn routes<'w, 'a>(inputs: Inputs<'a>, rank: Rank, walks: &'w [Visit<'a>]) -> Routes<'w, 'a> {
     let mut routes = Routes::new(inputs, rank, walks);
     match (inputs.decision.strategy, inputs.two_stage) {
         (Strategy::Relay | Strategy::Fanout, _) => routes.clustered(),
@@ -143,30 +160,23 @@ fn routes<'w, 'a>(inputs: Inputs<'a>, rank: Rank, walks: &'w [Walk<'a>]) -> Rout
 const NEEDS: usize = 0;
 const HOLDINGS: usize = 1;
 
-fn walks(inputs: Inputs<'_>, rank: Rank) -> Result<Vec<Walk<'_>>> {
-    let mut needs = Walk::new(inputs, rank, Direction::Receive);
-    needs.collect_needs()?;
-    let mut holdings = Walk::new(inputs, rank, Direction::Send);
-    holdings.collect_holdings()?;
-    let mut walks = vec![needs, holdings];
+fn visits<'a>(inputs: Inputs<'a>, walks: &Walks<'a>, rank: Rank) -> Result<Vec<Visit<'a>>> {
+    let needs = |rank| walks.visit(inputs, rank, Direction::Receive);
+    let holdings = |rank| walks.visit(inputs, rank, Direction::Send);
+    let mut visits = vec![needs(rank)?, holdings(rank)?];
     if let Some(mapped) = inputs.two_stage {
         for mate in mapped.forwards_to(rank) {
-            let mut needs = Walk::new(inputs, mate, Direction::Receive);
-            needs.collect_needs()?;
-            walks.push(needs);
+            visits.push(needs(mate)?);
         }
     }
     let domain = inputs.topology.domain(rank);
     let mates = domain.map_or(&[][..], |d| inputs.domains.source_ranks(d));
-    for &mate in mates
-        .iter()
-        .filter(|&&m| m != rank && mates.contains(&rank))
-    {
-        let mut holdings = Walk::new(inputs, mate, Direction::Send);
-        holdings.collect_holdings()?;
-        walks.push(holdings);
+    if mates.contains(&rank) {
+        for &mate in mates.iter().filter(|&&m| m != rank) {
+            visits.push(holdings(mate)?);
+        }
     }
-    Ok(walks)
+    Ok(visits)
 }
 
 /// A box that a rank needs and does not hold.
@@ -179,10 +189,9 @@ pub struct Need {
 
 /// What a rank needs and does not hold.
 pub fn needs(inputs: Inputs<'_>, rank: Rank) -> Result<Vec<Need>> {
-    let mut walk = Walk::new(inputs, rank, Direction::Receive);
-    walk.collect_needs()?;
+    let walk = Walks::alone().visit(inputs, rank, Direction::Receive)?;
     let items = walk.items.iter();
-    let wanted = items.filter(|i| walk.groups[i.group as usize].own.is_some());
+    let wanted = items.filter(|i| walk.own(i.group).is_some());
     let need = wanted.map(|i| {
         let cell = walk.cell_of(i);
         Need {

@@ -12,9 +12,11 @@
 //!   stage 1            bucket 0 bucket 1 bucket 2
 //! ```
 
+use super::visit::Visit;
 use super::walk::{Group, Walk};
 use super::{Inputs, NEEDS};
 use crate::error::{Error, Result};
+use crate::plan::counting;
 use crate::plan::decision::{Cuts, Order};
 use crate::plan::layers::LayerItem;
 use crate::plan::program::Direction;
@@ -144,10 +146,12 @@ impl<'h> Route<'h> {
 pub struct Routes<'w, 'a> {
     pub inputs: Inputs<'a>,
     pub rank: Rank,
-    pub walks: &'w [Walk<'a>],
+    pub walks: &'w [Visit<'a>],
     pub stretches: Vec<Stretch>,
     pub streams: Vec<Stream>,
     stream_of: FxHashMap<StreamKey, u32>,
+    /// The stream that was asked for last; often it is asked for again.
+    stream_last: u32,
     /// Items of our needs that we hold ourselves.
     pub locals: Vec<u32>,
     /// Bytes of relay memory in use, by bucket.
@@ -174,12 +178,11 @@ struct Cutting {
 }
 
 impl<'w, 'a> Routes<'w, 'a> {
-    pub fn new(inputs: Inputs<'a>, rank: Rank, walks: &'w [Walk<'a>]) -> Routes<'w, 'a> {
+    pub fn new(inputs: Inputs<'a>, rank: Rank, walks: &'w [Visit<'a>]) -> Routes<'w, 'a> {
         let mut locals: Vec<u32> = walks[NEEDS]
-            .groups
-            .iter()
-            .filter(|g| g.own.is_none())
-            .flat_map(|g| g.items.iter().copied())
+            .places()
+            .filter(|(_, own)| own.is_none())
+            .flat_map(|(group, _)| group.items.iter().copied())
             .collect();
         locals.sort_unstable();
         Routes {
@@ -189,6 +192,7 @@ impl<'w, 'a> Routes<'w, 'a> {
             stretches: Vec::new(),
             streams: Vec::new(),
             stream_of: FxHashMap::default(),
+            stream_last: 0,
             locals,
             relayed: Vec::new(),
             ranges: Vec::new(),
@@ -215,12 +219,17 @@ impl<'w, 'a> Routes<'w, 'a> {
 
     /// The stream of a hop.
     pub fn stream(&mut self, key: StreamKey) -> u32 {
+        let last = self.streams.get(self.stream_last as usize);
+        if last.is_some_and(|s| s.key == key) {
+            return self.stream_last;
+        }
         let next = self.streams.len() as u32;
         let number = *self.stream_of.entry(key).or_insert(next);
         if number == next {
             let legs = Vec::new();
             self.streams.push(Stream { key, legs });
         }
+        self.stream_last = number;
         number
     }
 
@@ -411,27 +420,16 @@ impl<'w, 'a> Routes<'w, 'a> {
 /// Where ranges do not tile items: up to `from` they do, and the next one, or
 /// the end, is at `to`; before `from` if bytes come twice.
 fn first_gap(ranges: &[ItemRange], items: u32, size: impl Fn(u32) -> u64) -> Option<ItemRange> {
-    // Where the ranges of each item begin in a list by item.
-    let mut starts = vec![0u32; items as usize + 1];
-    for r in ranges {
-        starts[r.item as usize + 1] += 1;
-    }
-    for item in 0..items as usize {
-        starts[item + 1] += starts[item];
-    }
-    let mut next = starts.clone();
-    let mut sorted = vec![(0, 0); ranges.len()];
-    for r in ranges {
-        let at = &mut next[r.item as usize];
-        sorted[*at as usize] = (r.from, r.to);
-        *at += 1;
-    }
+    let (mut sorted, starts) = counting::sorted(ranges, items as usize, |r| r.item as usize);
     for item in 0..items {
         let own = starts[item as usize] as usize..starts[item as usize + 1] as usize;
         let own = &mut sorted[own];
-        own.sort_unstable();
+        own.sort_unstable_by_key(|r| (r.from, r.to));
         let mut from = 0;
-        for &(start, to) in own.iter() {
+        for &ItemRange {
+            from: start, to, ..
+        } in own.iter()
+        {
             if start != from {
                 let to = start;
                 return Some(ItemRange { item, from, to });

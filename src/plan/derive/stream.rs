@@ -16,15 +16,18 @@ use super::builder::{Builder, key_of};
 use super::cell::Cell;
 use super::ends::{Ends, Form};
 use super::route::{Here, Leg, Routes, Stream, StreamKey, Stretch, There, scattered, share_of};
+use super::visit::Visit;
 use super::walk::{Item, Walk};
 use super::{Decision, Strategy};
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Span, TensorIndex};
+use crate::plan::counting;
 use crate::plan::decision::Order;
 use crate::plan::piece::{elements_from, flat_boxes};
 use crate::plan::program::{BufferSlot, Direction, Message, PairHash, Piece, Region, Side};
 use crate::rank::Rank;
 use smallvec::SmallVec;
+use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Alignment of items in packed messages.
@@ -43,7 +46,7 @@ pub struct LaidOut {
 
 /// One stream while its messages are made.
 struct Flow<'w, 'a> {
-    walks: &'w [Walk<'a>],
+    walks: &'w [Visit<'a>],
     key: StreamKey,
     bucket: u32,
     /// Pieces of the packed message of the bucket, and where it ends.
@@ -103,7 +106,7 @@ impl<'a> Builder<'a> {
         self.add_boxes(routes.walks);
         let mut streams = std::mem::take(&mut routes.streams);
         streams.sort_unstable_by_key(|s| s.key);
-        self.reserve(&routes, &streams);
+        self.reserve(&routes, streams.iter().map(|s| s.legs.len()).sum());
         self.laid_out = vec![LaidOut::default(); routes.stretches.len()];
         let mut flow = Flow {
             walks: routes.walks,
@@ -118,11 +121,9 @@ impl<'a> Builder<'a> {
             text: Vec::new(),
             bytes: 0,
         };
-        let mut sorted = Vec::new();
         for stream in &streams {
-            routes.sort(&stream.legs, &mut sorted);
             flow.begin(stream.key, self.program.rank);
-            self.add_stream(&routes.stretches, &sorted, &mut flow);
+            self.add_stream(&routes.stretches, &routes.sorted(&stream.legs), &mut flow);
         }
         self.put_in_steps();
     }
@@ -160,25 +161,15 @@ impl<'a> Builder<'a> {
 
     /// Puts messages, which are by peer, direction and stage, in order of step.
     fn put_in_steps(&mut self) {
-        let mut next = vec![0u32; self.inputs.step_count() as usize + 1];
-        for m in &self.messages {
-            next[m.step as usize + 1] += 1;
-        }
-        for step in 1..next.len() {
-            next[step] += next[step - 1];
-        }
-        let mut order = vec![0u32; self.messages.len()];
-        for (m, i) in self.messages.iter().zip(0u32..) {
-            let at = &mut next[m.step as usize];
-            order[*at as usize] = i;
-            *at += 1;
-        }
+        let all: Vec<u32> = (0..self.messages.len() as u32).collect();
+        let step = |&i: &u32| self.messages[i as usize].step as usize;
+        let (order, _) = counting::sorted(&all, self.inputs.step_count() as usize, step);
         let sorted = order.iter().map(|&i| self.messages[i as usize].clone());
         self.program.messages = sorted.collect();
     }
 
     /// The cells of all walks: what pieces are parts of.
-    fn add_boxes(&mut self, walks: &[Walk<'a>]) {
+    fn add_boxes(&mut self, walks: &[Visit<'a>]) {
         for walk in walks {
             let boxes = &mut self.program.boxes;
             self.first_boxes.push(boxes.len() as u32);
@@ -191,27 +182,25 @@ impl<'a> Builder<'a> {
         self.first_boxes[s.walk as usize] + item.cell
     }
 
-    /// Makes room for what streams come to, or a little more: to move what was
-    /// made when there is no room takes longer than to make it.
-    fn reserve(&mut self, routes: &Routes<'_, 'a>, streams: &[Stream]) {
+    /// Makes room for about what streams come to: to move what was made when
+    /// there is no room takes longer than to make it.
+    fn reserve(&mut self, routes: &Routes<'_, 'a>, legs: usize) {
         let direct_min = self.inputs.decision.direct_bytes_min;
         let runs = |s: &Stretch| {
             let walk = &routes.walks[s.walk as usize];
             let run = walk.cell_of(&walk.items[s.item as usize]).run_bytes;
-            // Whole runs, and what is before and behind them.
-            match run < direct_min {
-                true => 2,
-                false => s.bytes() / run + 2,
+            // Whole runs, and what is before or behind them.
+            match run < direct_min || s.bytes() <= run {
+                true => 1,
+                false => s.bytes() / run + 1,
             }
         };
-        let of = |leg: &Leg| runs(&routes.stretches[leg.stretch as usize]);
         let pieces: u64 = routes.stretches.iter().map(runs).sum();
-        let messages: u64 = streams.iter().flat_map(|s| &s.legs).map(of).sum();
-        self.program
-            .pieces
-            .reserve(pieces.min(RESERVED_COUNT_MAX) as usize);
-        self.messages
-            .reserve(messages.min(RESERVED_COUNT_MAX) as usize);
+        let pieces = (pieces + pieces / 4).min(RESERVED_COUNT_MAX) as usize;
+        let each = pieces.div_ceil(routes.stretches.len().max(1));
+        self.program.pieces.reserve(pieces);
+        let messages = (legs * each).min(RESERVED_COUNT_MAX as usize);
+        self.messages.reserve(messages);
     }
 
     /// A range of an item: long runs become messages of their own, the rest
@@ -248,6 +237,16 @@ impl<'a> Builder<'a> {
         let (walk, item) = flow.item(s);
         let cell = walk.cell_of(item);
         let direct_min = self.inputs.decision.direct_bytes_min;
+        let wire = cell.wire_of(s.here, leg.there);
+        let (mut at, to) = (s.from / wire.bytes(), s.to / wire.bytes());
+        if let Some(run) = cell.run_alone((s.here, leg.there), at..to, direct_min) {
+            while at < to {
+                let end = (at / run + 1).saturating_mul(run).min(to);
+                self.add_run(flow, s, at..end, wire);
+                at = end;
+            }
+            return;
+        }
         let is_whole = (s.from, s.to) == (0, cell.bytes);
         let is_plain = (s.here, leg.there) == (Here::Buffer, There::Across);
         if let Some(whole) = cell.whole.as_ref().filter(|_| is_whole && is_plain) {
@@ -271,9 +270,7 @@ impl<'a> Builder<'a> {
             }
         }
         let ends = Ends::of(flow.walks, s, leg.there, flow.key.peer);
-        let wire = ends.wire;
-        let mut at = s.from / wire.bytes();
-        flat_boxes(&cell.bounds, at, s.to / wire.bytes(), &mut |b| {
+        flat_boxes(&cell.bounds, at, to, &mut |b| {
             let slab = Slab { bounds: b, at };
             at += b.elements();
             match ends.form(b, direct_min) {
@@ -287,6 +284,29 @@ impl<'a> Builder<'a> {
                 },
             }
         });
+    }
+
+    /// A range of a cell that is one run at our end: a message of its own.
+    fn add_run(&mut self, flow: &mut Flow<'_, 'a>, s: &Stretch, elements: Range<u64>, wire: Dtype) {
+        let (walk, item) = flow.item(s);
+        let cell = walk.cell_of(item);
+        let run = elements.end - elements.start;
+        let region = match s.here {
+            Here::Relay(base) => self.relay_region(s, elements.start, run, wire, base),
+            Here::Buffer => {
+                let (offset, lead) = cell.locate(elements.start);
+                let side = side_of(walk.direction);
+                let key = key_of(self.part_of(side), item.buffer, &cell.own, lead);
+                Region {
+                    slot: self.slot(side, key),
+                    offset,
+                    dtype: wire,
+                    run,
+                    loops: (0, 0),
+                }
+            }
+        };
+        self.add_piece_alone(flow, s, elements.start, region);
     }
 
     /// The runs of a box, each a message of its own: contiguous at our end, in
@@ -303,32 +323,47 @@ impl<'a> Builder<'a> {
         let cell = walk.cell_of(item);
         let side = side_of(walk.direction);
         let part = self.part_of(side);
-        let within = self.box_of(s, item);
         let elements = elements_from(whole.bounds, first);
-        let bytes = elements * wire.bytes();
         whole.each_run(first, &mut |run| {
             let region = match s.here {
                 Here::Relay(base) => self.relay_region(s, run.at, elements, wire, base),
                 Here::Buffer => Region {
-                    slot: self.slot(side, key_of(part, item.buffer, &cell.own, run.bounds)),
+                    slot: self.slot(
+                        side,
+                        key_of(part, item.buffer, &cell.own, run.bounds.lead()),
+                    ),
                     offset: cell.own.offset_of(run.bounds),
                     dtype: wire,
                     run: elements,
                     loops: (0, 0),
                 },
             };
-            let start = self.program.pieces.len() as u32;
-            self.program.pieces.push(Piece {
-                tensor: TensorIndex(item.tensor),
-                within,
-                first: run.at,
-                region,
-                at: 0,
-                bytes,
-                wire,
-            });
-            self.add_message(flow, (start, start + 1), bytes);
+            self.add_piece_alone(flow, s, run.at, region);
         });
+    }
+
+    /// A message of one piece, which is one run at our end and begins with
+    /// element `first` of its cell.
+    fn add_piece_alone(
+        &mut self,
+        flow: &mut Flow<'_, 'a>,
+        s: &Stretch,
+        first: u64,
+        region: Region,
+    ) {
+        let (_, item) = flow.item(s);
+        let bytes = region.run * region.dtype.bytes();
+        let start = self.program.pieces.len() as u32;
+        self.program.pieces.push(Piece {
+            tensor: TensorIndex(item.tensor),
+            within: self.box_of(s, item),
+            first,
+            region,
+            at: 0,
+            bytes,
+            wire: region.dtype,
+        });
+        self.add_message(flow, (start, start + 1), bytes);
     }
 
     /// Ends a bucket of a stream: what was not long enough for a message of its
@@ -540,30 +575,18 @@ impl Routes<'_, '_> {
         }
         self.stretches = cut;
     }
-
     /// The legs of a stream by bucket, those of a bucket in the order of both
     /// ends.
-    fn sort(&self, legs: &[Leg], sorted: &mut Vec<Leg>) {
+    fn sorted(&self, legs: &[Leg]) -> Vec<Leg> {
         let of = |leg: &Leg| &self.stretches[leg.stretch as usize];
-        let mut next = vec![0u32; self.inputs.decision.bucket_count as usize + 1];
-        for leg in legs {
-            next[of(leg).bucket as usize + 1] += 1;
-        }
-        for b in 1..next.len() {
-            next[b] += next[b - 1];
-        }
-        sorted.clear();
-        sorted.extend_from_slice(legs);
-        for leg in legs {
-            let at = &mut next[of(leg).bucket as usize];
-            sorted[*at as usize] = *leg;
-            *at += 1;
-        }
+        let buckets = self.inputs.decision.bucket_count as usize;
+        let (mut sorted, _) = counting::sorted(legs, buckets, |leg| of(leg).bucket as usize);
         for legs in sorted.chunk_by_mut(|a, b| of(a).bucket == of(b).bucket) {
             if !legs.is_sorted_by(|a, b| self.order(of(a), of(b)).is_le()) {
                 legs.sort_unstable_by(|a, b| self.order(of(a), of(b)));
             }
         }
+        sorted
     }
 }
 

@@ -61,19 +61,19 @@ impl Serve {
 impl Routes<'_, '_> {
     pub fn two_stage(&mut self, mapped: &TwoStage) {
         let walks = self.walks;
-        for group in &walks[NEEDS].groups {
-            if group.own.is_some() {
-                self.take_in(mapped, group);
+        for (group, own) in walks[NEEDS].places() {
+            if let Some(own) = own {
+                self.take_in(mapped, group, own);
             }
         }
         let served = mapped.served_by(self.rank);
-        for group in &walks[HOLDINGS].groups {
+        for (group, own) in walks[HOLDINGS].places() {
             if !group.needers.is_empty() {
-                self.give_out(mapped, group, &served);
+                self.give_out(mapped, group, own, &served);
             }
         }
         for (w, walk) in walks.iter().enumerate().skip(HOLDINGS + 1) {
-            for group in &walk.groups {
+            for (group, _) in walk.places().filter(|(_, own)| own.is_some()) {
                 self.pass_on(mapped, w, walk.rank, group);
             }
         }
@@ -99,12 +99,12 @@ impl Routes<'_, '_> {
     }
 
     /// What this rank needs.
-    fn take_in(&mut self, mapped: &TwoStage, group: &Group) {
+    fn take_in(&mut self, mapped: &TwoStage, group: &Group, own: u64) {
         let serve = mapped
             .group_of(self.rank)
             .and_then(|g| self.serve(mapped, group, g));
         let Some(serve) = serve else {
-            return self.take_straight(group);
+            return self.take_straight(group, own);
         };
         let receive = |peer, stage, there| Hop {
             peer,
@@ -132,8 +132,7 @@ impl Routes<'_, '_> {
 
     /// Our part of the line over all needers, for a stream that no mapped
     /// sender holds.
-    fn take_straight(&mut self, group: &Group) {
-        let Some(own) = group.own else { return };
+    fn take_straight(&mut self, group: &Group, own: u64) {
         let mut shares: SmallVec<[_; 4]> = SmallVec::new();
         group.line(0).shares_of_needer(own, |s| shares.push(s));
         for s in shares {
@@ -149,7 +148,7 @@ impl Routes<'_, '_> {
     }
 
     /// What this rank holds.
-    fn give_out(&mut self, mapped: &TwoStage, group: &Group, served: &[u32]) {
+    fn give_out(&mut self, mapped: &TwoStage, group: &Group, own: Option<u64>, served: &[u32]) {
         let send = |peer, there| Hop {
             peer,
             direction: Direction::Send,
@@ -174,7 +173,7 @@ impl Routes<'_, '_> {
             };
             self.add_share(HOLDINGS, group, 0, group.bytes, Route::of(&hops));
         }
-        let Some(own) = group.own else { return };
+        let Some(own) = own else { return };
         let mut shares: SmallVec<[_; 8]> = SmallVec::new();
         group.line(0).shares_of_holder(own, |s| shares.push(s));
         for s in shares {
@@ -192,7 +191,7 @@ impl Routes<'_, '_> {
     /// What the others of our group need and we do not: `group` is one of
     /// `mate`'s.
     fn pass_on(&mut self, mapped: &TwoStage, walk: usize, mate: Rank, group: &Group) {
-        let Some(g) = mapped.group_of(mate).filter(|_| group.own.is_some()) else {
+        let Some(g) = mapped.group_of(mate) else {
             return;
         };
         let Some(serve) = self.serve(mapped, group, g) else {

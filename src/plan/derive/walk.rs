@@ -21,7 +21,7 @@ use crate::plan::boxes::{ExplicitBox, ExplicitBoxes};
 use crate::plan::cells::{HolderSet, Splitter, StagedSlice};
 use crate::plan::decision::SourceGroup;
 use crate::plan::line::Line;
-use crate::plan::piece::elements_from;
+use crate::plan::piece::{contiguous_from, elements_from};
 use crate::plan::program::Direction;
 use crate::plan::ranks::RankSet;
 use crate::plan::slots::Slots;
@@ -29,8 +29,6 @@ use crate::plan::tables::{PlacementRef, PlanTensor, placement};
 use crate::rank::Rank;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
-use std::ops::Range;
-use std::sync::Arc;
 
 /// One cell of one tensor on its line.
 pub struct Item {
@@ -51,8 +49,6 @@ pub struct Group {
     pub needers: RankSet,
     /// How the holders share the work.
     pub slots: Slots,
-    /// Which holder or needer we are; `None` when receiving: we hold it too.
-    pub own: Option<u64>,
     /// All needers, those that hold it too included.
     pub needer_count: u64,
     pub bytes: u64,
@@ -73,32 +69,35 @@ impl Group {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum TemplateKey {
-    /// Class, own placement, needing placement (senders).
-    Class(u32, u32, u32),
-    /// Tensor, own view, demand.
-    Tensor(u32, u32, u32),
+/// Class, own placement, needing placement.
+type ClassKey = (u32, u32, u32);
+
+/// Cells in a row, and where the groups they are in begin.
+#[derive(Clone, Copy)]
+struct Trace {
+    cells: (u32, u32),
+    groups: u32,
 }
 
-/// One walk over own tensors, as needer or as holder.
+/// One walk over own tensors, as needer or as holder. Ranks at alike places
+/// share it: see [`Visit`](super::visit::Visit).
 pub struct Walk<'a> {
     pub inputs: Inputs<'a>,
-    pub rank: Rank,
+    /// For whom it was made.
+    rank: Rank,
     pub direction: Direction,
     pub cells: Vec<Cell>,
-    /// Runs of cells.
-    templates: Vec<Range<u32>>,
-    template_of: FxHashMap<TemplateKey, u32>,
+    /// The cells of a class.
+    cells_of: FxHashMap<ClassKey, (u32, u32)>,
     pub groups: Vec<Group>,
     group_of: FxHashMap<GroupKey, u32>,
-    /// Groups per cell of a template at given stages.
-    staged: FxHashMap<StagedCell, Arc<[u32]>>,
+    /// By kind of tensor, own placement and needing placement: tensors of a
+    /// class in the same stages are in the same groups.
+    traces: Vec<SmallVec<[(u32, u32, Trace); 1]>>,
+    /// The groups of traces.
+    traced: Vec<u32>,
     pub items: Vec<Item>,
 }
-
-/// A template's number, and the kind of tensor it is looked at for.
-type StagedCell = (u32, u32);
 
 #[derive(PartialEq, Eq, Hash)]
 struct GroupKey {
@@ -114,19 +113,26 @@ enum NeederKey {
 }
 
 impl<'a> Walk<'a> {
-    pub fn new(inputs: Inputs<'a>, rank: Rank, direction: Direction) -> Walk<'a> {
-        Walk {
+    /// The walk over what `rank` needs, or over what it holds and somebody
+    /// needs.
+    pub fn over(inputs: Inputs<'a>, rank: Rank, direction: Direction) -> Result<Walk<'a>> {
+        let mut walk = Walk {
             inputs,
             rank,
             direction,
             cells: Vec::new(),
-            templates: Vec::new(),
-            template_of: FxHashMap::default(),
+            cells_of: FxHashMap::default(),
             groups: Vec::new(),
             group_of: FxHashMap::default(),
-            staged: FxHashMap::default(),
+            traces: vec![SmallVec::new(); inputs.tables.kind_count as usize],
+            traced: Vec::new(),
             items: Vec::new(),
+        };
+        match direction {
+            Direction::Receive => walk.collect_needs()?,
+            Direction::Send => walk.collect_holdings()?,
         }
+        Ok(walk)
     }
 
     fn splitter(&self, tensor: &'a PlanTensor) -> Splitter<'a> {
@@ -138,7 +144,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Items for every box this rank needs, in order.
-    pub fn collect_needs(&mut self) -> Result<()> {
+    fn collect_needs(&mut self) -> Result<()> {
         let inputs = self.inputs;
         match inputs.destination.place(self.rank) {
             None => Ok(()),
@@ -168,13 +174,13 @@ impl<'a> Walk<'a> {
     fn need_symbolic(&mut self, t: u32, j: u32, part: &Part, seat: &Seat) -> Result<()> {
         let tensor = &self.inputs.tables.tensors[t as usize];
         let p = &part.placements[tensor.needers[j as usize].placement as usize];
-        let key = if tensor.explicit_holders.is_empty() {
-            TemplateKey::Class(tensor.class, j, 0)
-        } else {
-            TemplateKey::Tensor(t, j, 0)
-        };
-        let template = match self.template_of.get(&key) {
-            Some(&id) => id,
+        let is_regular = tensor.explicit_holders.is_empty();
+        if let Some(trace) = self.trace(tensor, 0, j).filter(|_| is_regular) {
+            return self.add_items(t, j, trace, p.buffer);
+        }
+        let key = (tensor.class, 0, j);
+        let cells = match self.cells_of.get(&key).filter(|_| is_regular) {
+            Some(&cells) => cells,
             None => {
                 let mut cells = Vec::new();
                 for (bounds, own) in own_views(part, p, seat, self.inputs.destination.tensors())? {
@@ -183,10 +189,15 @@ impl<'a> Walk<'a> {
                         cells.push(self.cell(tensor, c, own.clone(), Needers::Slice(needers))?);
                     }
                 }
-                self.add_template(key, cells)
+                self.add_cells(cells)
             }
         };
-        self.add_items(t, j, template, p.buffer)
+        let trace = self.traced(tensor, cells)?;
+        if is_regular {
+            self.cells_of.insert(key, cells);
+            self.traces[tensor.kind as usize].push((0, j, trace));
+        }
+        self.add_items(t, j, trace, p.buffer)
     }
 
     fn need_listed(&mut self, t: u32, j: u32, e: &ExplicitBox, view: u32) -> Result<()> {
@@ -196,12 +207,13 @@ impl<'a> Walk<'a> {
         for c in self.splitter(tensor).cells(&e.bounds, None)? {
             cells.push(self.cell(tensor, c, own.clone(), Needers::Listed(j))?);
         }
-        let template = self.add_template(TemplateKey::Tensor(t, u32::MAX, j), cells);
-        self.add_items(t, tensor.needers.len() as u32 + j, template, 0)
+        let cells = self.add_cells(cells);
+        let trace = self.traced(tensor, cells)?;
+        self.add_items(t, tensor.needers.len() as u32 + j, trace, 0)
     }
 
     /// Items for every box this rank holds and somebody needs, in order.
-    pub fn collect_holdings(&mut self) -> Result<()> {
+    fn collect_holdings(&mut self) -> Result<()> {
         let inputs = self.inputs;
         let Some(place) = inputs.source.place(self.rank) else {
             return Ok(());
@@ -263,26 +275,47 @@ impl<'a> Walk<'a> {
         let tensor = &self.inputs.tables.tensors[t as usize];
         let p = &part.placements[tensor.holders[k as usize].placement as usize];
         let is_regular = tensor.explicit_holders.is_empty() && earlier.is_empty();
-        let key = if is_regular && j < tensor.needers.len() {
-            TemplateKey::Class(tensor.class, k, j as u32)
-        } else {
-            TemplateKey::Tensor(t, k, j as u32)
-        };
-        if let Some(&id) = self.template_of.get(&key) {
-            return self.add_items(t, j as u32, id, p.buffer);
+        let is_regular = is_regular && j < tensor.needers.len();
+        if let Some(trace) = self.trace(tensor, k, j as u32).filter(|_| is_regular) {
+            return self.add_items(t, j as u32, trace, p.buffer);
         }
+        let key = (tensor.class, k, j as u32);
+        let cells = match self.cells_of.get(&key).filter(|_| is_regular) {
+            Some(&cells) => cells,
+            None => {
+                let cells = self.placed_cells(tensor, (k, j), earlier, part, seat)?;
+                self.add_cells(cells)
+            }
+        };
+        let trace = self.traced(tensor, cells)?;
+        if is_regular {
+            self.cells_of.insert(key, cells);
+            self.traces[tensor.kind as usize].push((k, j as u32, trace));
+        }
+        self.add_items(t, j as u32, trace, p.buffer)
+    }
+
+    /// The cells of demand `j` in what placement `k` holds here, less what
+    /// `earlier` ones do.
+    fn placed_cells(
+        &self,
+        tensor: &'a PlanTensor,
+        (k, j): (u32, usize),
+        earlier: &[u32],
+        part: &Part,
+        seat: &Seat,
+    ) -> Result<Vec<Cell>> {
+        let placed = |k: u32| &part.placements[tensor.holders[k as usize].placement as usize];
+        let views = |k| own_views(part, placed(k), seat, self.inputs.source.tensors());
         let mut covered = Vec::new();
         for &e in earlier {
-            let q = &part.placements[tensor.holders[e as usize].placement as usize];
-            let views = own_views(part, q, seat, self.inputs.source.tensors())?;
-            covered.extend(views.into_iter().map(|v| v.0));
+            covered.extend(views(e)?.into_iter().map(|v| v.0));
         }
         let mut cells = Vec::new();
-        for (bounds, own) in own_views(part, p, seat, self.inputs.source.tensors())? {
+        for (bounds, own) in views(k)? {
             self.held_cells(tensor, j, &bounds, &own, &covered, &mut cells)?;
         }
-        let id = self.add_template(key, cells);
-        self.add_items(t, j as u32, id, p.buffer)
+        Ok(cells)
     }
 
     fn hold_listed(&mut self, t: u32, j: usize, views: &[(usize, u32)]) -> Result<()> {
@@ -295,8 +328,9 @@ impl<'a> Walk<'a> {
             self.held_cells(tensor, j, bounds, &own, &covered, &mut cells)?;
             covered.push(bounds.clone());
         }
-        let id = self.add_template(TemplateKey::Tensor(t, u32::MAX, j as u32), cells);
-        self.add_items(t, j as u32, id, 0)
+        let cells = self.add_cells(cells);
+        let trace = self.traced(tensor, cells)?;
+        self.add_items(t, j as u32, trace, 0)
     }
 
     /// The cells of demand `j` inside a box we hold, less what is `covered`.
@@ -377,6 +411,7 @@ impl<'a> Walk<'a> {
             Direction::Receive => are_holders_alike,
         };
         let is_same_for_all = are_peers_alike && own.split.is_none();
+        let axis = contiguous_from(&bounds, &own.strides, own.dtype.bytes());
         let there = peers.first().map(|p| (&p.strides, p.dtype));
         let ends = [(&own.strides, own.dtype)].into_iter().chain(there);
         let first = ends.map(|(strides, dtype)| run_axis(&bounds, wire, strides, dtype));
@@ -384,6 +419,8 @@ impl<'a> Walk<'a> {
         Ok(Cell {
             run_bytes: elements_from(&bounds, first) * wire.bytes(),
             unit: cut_unit(&bounds, &tensor.granule, wire, bytes),
+            run_axis: axis,
+            run: elements_from(&bounds, axis),
             dense: dense_strides(&bounds, wire),
             hash: hash_of(&bounds),
             whole: is_same_for_all.then(|| Whole::of(&bounds, wire, &own, &peers[0])),
@@ -440,24 +477,34 @@ impl<'a> Walk<'a> {
             .collect())
     }
 
-    fn add_template(&mut self, key: TemplateKey, mut cells: Vec<Cell>) -> u32 {
+    fn add_cells(&mut self, mut cells: Vec<Cell>) -> (u32, u32) {
         cells.sort_by(|a, b| a.bounds.cmp(&b.bounds));
-        let id = self.templates.len() as u32;
         let first = self.cells.len() as u32;
         self.cells.append(&mut cells);
-        self.templates.push(first..self.cells.len() as u32);
-        self.template_of.insert(key, id);
-        id
+        (first, self.cells.len() as u32)
+    }
+
+    /// What was found of a tensor of the same kind.
+    fn trace(&self, tensor: &PlanTensor, own: u32, demand: u32) -> Option<Trace> {
+        let mut found = self.traces[tensor.kind as usize].iter();
+        let found = found.find(|t| (t.0, t.1) == (own, demand));
+        found.map(|t| t.2)
+    }
+
+    /// Finds the groups of cells of a tensor.
+    fn traced(&mut self, tensor: &PlanTensor, cells: (u32, u32)) -> Result<Trace> {
+        let groups = self.traced.len() as u32;
+        for cell in cells.0..cells.1 {
+            let group = self.group(tensor, cell as usize)?;
+            self.traced.push(group);
+        }
+        Ok(Trace { cells, groups })
     }
 
     /// Puts one tensor's cells on their lines.
-    fn add_items(&mut self, t: u32, demand: u32, template: u32, buffer: u32) -> Result<()> {
-        let cells = self.templates[template as usize].clone();
-        if cells.is_empty() {
-            return Ok(());
-        }
-        let groups = self.groups_of(t, template)?;
-        for (cell, &g) in cells.zip(groups.iter()) {
+    fn add_items(&mut self, t: u32, demand: u32, trace: Trace, buffer: u32) -> Result<()> {
+        for (cell, at) in (trace.cells.0..trace.cells.1).zip(trace.groups as usize..) {
+            let g = self.traced[at];
             let bytes = self.cells[cell as usize].bytes;
             let group = &mut self.groups[g as usize];
             group.items.push(self.items.len() as u32);
@@ -475,23 +522,6 @@ impl<'a> Walk<'a> {
                 .ok_or_else(|| Error::limit("the bytes on one line exceed 64 bits".to_string()))?;
         }
         Ok(())
-    }
-
-    /// The groups of a template's cells at the stages of tensor `t`.
-    fn groups_of(&mut self, t: u32, template: u32) -> Result<Arc<[u32]>> {
-        let tensor = &self.inputs.tables.tensors[t as usize];
-        let key = (template, tensor.kind);
-        if let Some(g) = self.staged.get(&key) {
-            return Ok(g.clone());
-        }
-        let cells = self.templates[template as usize].clone();
-        let mut groups = Vec::with_capacity(cells.len());
-        for cell in cells {
-            groups.push(self.group(tensor, cell as usize)?);
-        }
-        let groups: Arc<[u32]> = groups.into();
-        self.staged.insert(key, groups.clone());
-        Ok(groups)
     }
 
     fn group(&mut self, tensor: &PlanTensor, cell: usize) -> Result<u32> {
@@ -541,10 +571,6 @@ impl<'a> Walk<'a> {
         };
         let needer_count = needers.len();
         let needers = needers.less(destination, &holders, source);
-        let own = match self.direction {
-            Direction::Receive => needers.index_of(destination, self.rank),
-            Direction::Send => holders.index_of(source, self.rank),
-        };
         let first = key.holders.first();
         let stage = |s: &StagedSlice| placement(source, tensor.holders[s.placement as usize]).1;
         let origin = SourceGroup {
@@ -557,7 +583,6 @@ impl<'a> Walk<'a> {
             slots: self.inputs.senders.slots(&holders),
             holders,
             needers,
-            own,
             needer_count,
             bytes: 0,
             items: Vec::new(),

@@ -1133,6 +1133,14 @@ public:
     return info;
   }
 
+  /** What each of `ranks` does, in their order, on several threads. */
+  std::vector<ProgramInfo> program_infos(const std::vector<std::uint32_t> &ranks,
+                                         ErrorRecord &err) const noexcept {
+    std::vector<ProgramInfo> infos(ranks.size());
+    detail::call(err, wsync_plan_program_infos, c_ptr(), ranks.data(), ranks.size(), infos.data());
+    return infos;
+  }
+
   /** Every buffer that `rank` binds for this plan, the source side first. */
   std::vector<BufferInfo> buffers(std::uint32_t rank, ErrorRecord &err) const noexcept {
     std::vector<BufferInfo> out;
@@ -1246,6 +1254,10 @@ public:
   }
   ProgramInfo program_info(std::uint32_t rank) const {
     return detail::checked([&](ErrorRecord &e) { return program_info(rank, e); });
+  }
+
+  std::vector<ProgramInfo> program_infos(const std::vector<std::uint32_t> &ranks) const {
+    return detail::checked([&](ErrorRecord &e) { return program_infos(ranks, e); });
   }
   std::vector<BufferInfo> buffers(std::uint32_t rank) const {
     return detail::checked([&](ErrorRecord &e) { return buffers(rank, e); });

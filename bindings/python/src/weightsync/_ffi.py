@@ -718,6 +718,11 @@ FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
         c_int32,
         [wsync_plan_p, c_uint32, POINTER(wsync_program_info), error_p],
     ),
+    (
+        "wsync_plan_program_infos",
+        c_int32,
+        [wsync_plan_p, POINTER(c_uint32), c_size_t, POINTER(wsync_program_info), error_p],
+    ),
     ("wsync_plan_buffer_count", c_size_t, [wsync_plan_p, c_uint32]),
     (
         "wsync_plan_buffer_at",
