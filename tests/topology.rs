@@ -108,6 +108,42 @@ fn colocated_ranks_share_a_gpu_and_slow_ones_slow_their_port() {
     assert_eq!(again.spec(), t.spec());
 }
 
+/// Told for all at once, and what each site says one by one.
+#[test]
+fn ranks_with_alike_nics_of_their_own_are_told_as_such() {
+    let told = |host: &str, placed: &str, speeds: &str| {
+        let json = format!(
+            r#"{{"weightsync_topology": 1, "hosts": [{{"count": 2{host}}}],
+            "placement": [{placed}], "speeds": [{speeds}]}}"#
+        );
+        let t = Topology::from_json(json.as_bytes()).unwrap();
+        let told = t.own_nic_bytes_per_s(0..8);
+        let sites: Vec<Site> = (0..8).map(|r| site(&t, r)).collect();
+        let mut ports: Vec<_> = sites.iter().map(|s| s.port).collect();
+        ports.dedup();
+        let nic = sites[0].nic_bytes_per_s;
+        let are_own = ports.len() == 8 && sites.iter().all(|s| s.nic_bytes_per_s == nic);
+        assert!(told.is_none() || (are_own && told == Some(nic)));
+        told
+    };
+    let plain = r#"{"ranks": {"first": 0, "count": 8}, "gpu": 4}"#;
+    assert_eq!(told("", plain, ""), Some(50_000_000_000));
+    let first = r#"{"ranks": {"first": 0, "count": 8}, "gpu": 0}"#;
+    let two_each = r#", "gpus": 4, "nics": 8"#;
+    assert_eq!(told(two_each, first, ""), Some(100_000_000_000));
+    assert_eq!(told(r#", "nics": 4"#, plain, ""), None);
+    assert_eq!(
+        told("", plain, r#"{"ranks": [5], "nic_percent": 50}"#),
+        None
+    );
+    assert_eq!(told("", plain, r#"{"ranks": [5], "drained": true}"#), None);
+    let shared = r#"{"ranks": {"first": 0, "count": 8}, "gpu": 4, "ranks_per_gpu": 2}"#;
+    assert_eq!(told("", shared, ""), None);
+    let apart = r#"{"ranks": {"first": 0, "count": 3}, "gpu": 0},
+                   {"ranks": {"first": 3, "count": 5}, "gpu": 8}"#;
+    assert_eq!(told("", apart, ""), None);
+}
+
 /// The file that the guide to planning shows.
 #[test]
 fn two_pods_hold_two_domains_of_64_gpus() {

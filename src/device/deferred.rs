@@ -28,6 +28,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// Tasks that wait without the queue having to grow.
+const QUEUE_CAPACITY: usize = 256;
+
 /// The byte that unwritten memory is full of.
 pub const POISON: u8 = 0xcb;
 
@@ -46,10 +49,19 @@ struct Shared {
     is_closing: AtomicBool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
     items: VecDeque<Item>,
     enqueued: u64,
+}
+
+impl Default for Queue {
+    fn default() -> Queue {
+        Queue {
+            items: VecDeque::with_capacity(QUEUE_CAPACITY),
+            enqueued: 0,
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -17,6 +17,7 @@ use crate::crew;
 use crate::error::Result;
 use crate::layout::Place;
 use crate::layout::dtype::Dtype;
+use crate::layout::mesh::RankList;
 use crate::layout::placement::Rule;
 use crate::rank::Rank;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -153,8 +154,8 @@ fn needed_once(inputs: Inputs<'_>, ranks: &[Rank]) -> Result<u128> {
     let mut total = 0;
     for needs in crew::for_each(ranks, |rank| needs(inputs, rank))? {
         for need in needs {
-            if distinct.insert((need.tensor, need.bounds_hash)) {
-                total += u128::from(need.bytes);
+            if distinct.insert((need.kind, need.bounds_hash)) {
+                total += need.bytes;
             }
         }
     }
@@ -199,6 +200,17 @@ fn add_speeds(inputs: Inputs<'_>, groups: &mut BTreeMap<SourceGroup, Load>) {
     for (p, part) in source.parts().iter().enumerate() {
         let stage_axis = |r: &Rule| Some((r.mesh, r.stage_axis?));
         let axis = part.rules.iter().find_map(stage_axis);
+        let of_part = groups.iter_mut().filter(|(g, _)| usize::from(g.part) == p);
+        if let Some(nic) = own_nic(inputs, &part.ranks) {
+            let stages = axis.map_or(1, |(mesh, axis)| {
+                part.meshes[usize::from(mesh)].axes[usize::from(axis)].size
+            });
+            for (group, load) in of_part {
+                let share = group.stage.map_or(1, |_| stages);
+                load.bytes_per_s = u128::from(nic) * u128::from(part.ranks.count() / share);
+            }
+            continue;
+        }
         let mut by_stage: BTreeMap<Option<u32>, Vec<Rank>> = BTreeMap::new();
         for position in 0..part.ranks.count() {
             let stage = axis.map(|(mesh, axis)| {
@@ -207,7 +219,7 @@ fn add_speeds(inputs: Inputs<'_>, groups: &mut BTreeMap<SourceGroup, Load>) {
             let ranks = by_stage.entry(stage).or_default();
             ranks.push(part.ranks.rank(position));
         }
-        for (group, load) in groups.iter_mut().filter(|(g, _)| usize::from(g.part) == p) {
+        for (group, load) in of_part {
             let is_in = |stage: &Option<u32>| {
                 axis.is_none() || group.stage.is_none() || *stage == group.stage
             };
@@ -218,6 +230,14 @@ fn add_speeds(inputs: Inputs<'_>, groups: &mut BTreeMap<SourceGroup, Load>) {
             );
         }
     }
+}
+
+/// What the NIC of each of some ranks does, if each has one for itself.
+fn own_nic(inputs: Inputs<'_>, ranks: &RankList) -> Option<u64> {
+    let RankList::Range { first, count } = *ranks else {
+        return None;
+    };
+    inputs.topology.own_nic_bytes_per_s(first..first + count)
 }
 
 /// Bytes per second of the NICs of some ranks together, each port once.

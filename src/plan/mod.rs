@@ -68,7 +68,7 @@ use senders::Senders;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
-use tables::{PlacementRef, Tables, placement};
+use tables::{Kind, PlacementRef, Tables, placement};
 use topology::{Topology, TopologySpec};
 use two_stage::TwoStage;
 use wildmatch::WildMatch;
@@ -577,16 +577,15 @@ impl Plan {
     /// One tensor of each kind: of those that are cut and stored alike, in the
     /// same stages. Tensors described view by view stand for themselves.
     pub(crate) fn kinds(&self) -> Vec<TensorKind> {
-        let kinds = self.tables.kinds(&self.source, &self.destination);
-        let kind = |(first, count): (usize, u64)| {
-            let tensor = &self.tables.tensors[first];
+        let kind = |kind: &Kind| {
+            let tensor = &self.tables.tensors[kind.first as usize];
             TensorKind {
                 source: tensor.source,
                 destination: tensor.destination,
-                count,
+                count: kind.count,
             }
         };
-        kinds.into_iter().map(kind).collect()
+        self.tables.kinds.iter().map(kind).collect()
     }
 
     /// 128 bits over inputs, decision and planner version.

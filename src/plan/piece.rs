@@ -12,7 +12,7 @@
 //!        └─────────────┘
 //! ```
 
-use crate::layout::tensor::{IndexBox, Span};
+use crate::layout::tensor::{Dims, IndexBox, Span};
 use crate::plan::program::Loop;
 use smallvec::SmallVec;
 
@@ -69,22 +69,26 @@ fn flat_from(
     }
 }
 
-/// True if elements `[from, to)` of `bounds` in row-major order are one box.
-pub fn is_box(bounds: &IndexBox, mut from: u64, mut to: u64) -> bool {
-    let mut row = bounds.elements();
-    if (from, to) == (0, row) {
-        return true;
-    }
-    for axis in bounds.spans() {
-        row /= axis.len();
-        if from.is_multiple_of(row) && to.is_multiple_of(row) {
+/// Elements in one index of each axis of a box.
+pub fn rows_of(bounds: &IndexBox) -> Dims {
+    (1..=bounds.0.len())
+        .map(|axis| elements_from(bounds, axis))
+        .collect()
+}
+
+/// True if elements `[from, to)`, some, of a box in row-major order are a box,
+/// by what [`rows_of`] says of it.
+pub fn is_box(rows: &[u64], mut from: u64, mut to: u64) -> bool {
+    for &row in rows {
+        let (first, before) = (from / row, from % row);
+        let (last, behind) = (to / row, to % row);
+        if before == 0 && behind == 0 {
             return true;
         }
-        let first = from / row;
-        if first != (to - 1) / row {
+        if first != last && (first + 1 != last || behind != 0) {
             return false;
         }
-        (from, to) = (from - first * row, to - first * row);
+        (from, to) = (before, to - first * row);
     }
     true
 }
@@ -163,7 +167,7 @@ mod tests {
             prop_assert_eq!(got, (from..to).collect::<Vec<_>>());
             prop_assert!(boxes < 2 * shape.len());
             if from < to {
-                prop_assert_eq!(is_box(&bounds, from, to), boxes == 1);
+                prop_assert_eq!(is_box(&rows_of(&bounds), from, to), boxes == 1);
             }
         }
     }

@@ -47,8 +47,9 @@ impl Senders {
             return Ok(Senders::default());
         }
         let mut found = Pools::default();
-        for (tensor, count) in inputs.tables.kinds(inputs.source, inputs.destination) {
-            found.add(inputs, &inputs.tables.tensors[tensor], count)?;
+        for kind in &inputs.tables.kinds {
+            let tensor = &inputs.tables.tensors[kind.first as usize];
+            found.add(inputs, tensor, kind.count)?;
         }
         let uneven = share_out(inputs.source, &speeds, &found.sets)?;
         Ok(Senders { uneven })

@@ -32,7 +32,7 @@ pub struct PlanTensor {
     pub source: TensorIndex,
     pub destination: TensorIndex,
     pub class: u32,
-    /// Equal for tensors of one class in the same stages.
+    /// Which of [`Tables::kinds`] it is of.
     pub kind: u32,
     /// Dtype in which the source stores it.
     pub source_dtype: Dtype,
@@ -49,8 +49,17 @@ pub struct PlanTensor {
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
     pub tensors: Vec<PlanTensor>,
-    pub kind_count: u32,
+    pub kinds: Vec<Kind>,
     pub rank_bytes_mean: RankBytes,
+}
+
+/// Tensors of one class in the same stages: whatever is found of the first one
+/// holds for all. A tensor described view by view is a kind of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// Index of the first.
+    pub first: u32,
+    pub count: u64,
 }
 
 /// What a rank moves: the tensors' bytes in all copies, spread evenly over the
@@ -117,12 +126,21 @@ impl Tables {
                 explicit_holders,
                 explicit_needers,
             };
-            let next = kinds.len() as u32;
-            let stages = found.stages(source, destination);
-            found.kind = *kinds.entry((class, stages)).or_insert(next);
+            let next = tables.kinds.len() as u32;
+            found.kind = match found.is_listed() {
+                true => next,
+                false => {
+                    let stages = found.stages(source, destination);
+                    *kinds.entry((class, stages)).or_insert(next)
+                }
+            };
+            if found.kind == next {
+                let first = tables.tensors.len() as u32;
+                tables.kinds.push(Kind { first, count: 0 });
+            }
+            tables.kinds[found.kind as usize].count += 1;
             tables.tensors.push(found);
         }
-        tables.kind_count = kinds.len() as u32;
         tables.rank_bytes_mean = tables.rank_bytes_mean(source, destination);
         Ok(tables)
     }
@@ -142,25 +160,14 @@ impl Tables {
             of_many: mean(a.max(b)),
         }
     }
-
-    /// One tensor of each class and stages, by index, and how many there are.
-    /// Explicit tensors stand for themselves.
-    pub fn kinds(&self, source: &Layout, destination: &Layout) -> Vec<(usize, u64)> {
-        let mut kinds: BTreeMap<(u32, Stages), (usize, u64)> = BTreeMap::new();
-        for (i, t) in self.tensors.iter().enumerate() {
-            let is_regular = t.explicit_holders.is_empty() && t.explicit_needers.is_empty();
-            let class = match is_regular {
-                true => t.class,
-                false => u32::MAX - i as u32,
-            };
-            let key = (class, t.stages(source, destination));
-            kinds.entry(key).or_insert((i, 0)).1 += 1;
-        }
-        kinds.into_values().collect()
-    }
 }
 
 impl PlanTensor {
+    /// True if some rank described view by view holds or needs it.
+    fn is_listed(&self) -> bool {
+        !self.explicit_holders.is_empty() || !self.explicit_needers.is_empty()
+    }
+
     /// The stages of its placements, on both sides.
     fn stages(&self, source: &Layout, destination: &Layout) -> Stages {
         let of = |layout, r| placement(layout, r).1.stage.unwrap_or(u32::MAX);

@@ -123,8 +123,9 @@ impl Supply {
             needers: FxHashMap::default(),
         };
         let mut supply = Supply::default();
-        for (i, count) in plan.tables.kinds(&plan.source, &plan.destination) {
-            supply.add(&mut finder, &plan.tables.tensors[i], count)?;
+        for kind in &plan.tables.kinds {
+            let tensor = &plan.tables.tensors[kind.first as usize];
+            supply.add(&mut finder, tensor, kind.count)?;
         }
         Ok(supply)
     }

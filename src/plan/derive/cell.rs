@@ -3,7 +3,7 @@
 use super::route::{Here, There};
 use super::view::{OwnView, PeerView};
 use crate::layout::dtype::Dtype;
-use crate::layout::tensor::IndexBox;
+use crate::layout::tensor::{Dims, IndexBox};
 use crate::layout::view::Strides;
 use crate::plan::cells::{HolderSet, StagedSlice};
 use crate::plan::piece::{contiguous_from, elements_from, is_box, loops_of};
@@ -43,6 +43,8 @@ pub struct Cell {
     /// From which axis on it is one run at our end, and elements of such a run.
     pub run_axis: usize,
     pub run: u64,
+    /// Elements in one index of each axis.
+    pub rows: Dims,
     /// Strides of the cell stored by itself.
     pub dense: Strides,
     /// Of the bounds, as pairs are compared by them.
@@ -81,7 +83,7 @@ impl Cell {
         };
         let is_alone = |part: Range<u64>| {
             let is_long = (part.end - part.start) * wire.bytes() >= bytes_min;
-            is_long && is_box(&self.bounds, part.start, part.end)
+            is_long && is_box(&self.rows, part.start, part.end)
         };
         let (first, last) = (elements.start / run, (elements.end - 1) / run);
         if first == last {

@@ -47,6 +47,7 @@ use route::Routes;
 use std::sync::Arc;
 use visit::Visit;
 pub use visit::Walks;
+use walk::Walk;
 
 /// What a program is derived from.
 #[derive(Clone, Copy)]
@@ -179,25 +180,27 @@ fn visits<'a>(inputs: Inputs<'a>, walks: &Walks<'a>, rank: Rank) -> Result<Vec<V
     Ok(visits)
 }
 
-/// A box that a rank needs and does not hold.
+/// A box that a rank needs and does not hold, of one tensor of each kind.
 pub struct Need {
-    pub tensor: u32,
+    pub kind: u32,
     pub bounds_hash: u128,
-    /// On the wire.
-    pub bytes: u64,
+    /// On the wire, in all tensors of the kind.
+    pub bytes: u128,
 }
 
 /// What a rank needs and does not hold.
 pub fn needs(inputs: Inputs<'_>, rank: Rank) -> Result<Vec<Need>> {
-    let walk = Walks::alone().visit(inputs, rank, Direction::Receive)?;
+    let walk = Visit::new(Arc::new(Walk::over_kinds(inputs, rank)?), rank);
     let items = walk.items.iter();
     let wanted = items.filter(|i| walk.own(i.group).is_some());
     let need = wanted.map(|i| {
         let cell = walk.cell_of(i);
+        let kind = inputs.tables.tensors[i.tensor as usize].kind;
+        let count = inputs.tables.kinds[kind as usize].count;
         Need {
-            tensor: i.tensor,
+            kind,
             bounds_hash: cell.hash,
-            bytes: cell.bytes,
+            bytes: u128::from(cell.bytes) * u128::from(count),
         }
     });
     Ok(need.collect())

@@ -21,7 +21,7 @@ use crate::plan::boxes::{ExplicitBox, ExplicitBoxes};
 use crate::plan::cells::{HolderSet, Splitter, StagedSlice};
 use crate::plan::decision::SourceGroup;
 use crate::plan::line::Line;
-use crate::plan::piece::{contiguous_from, elements_from};
+use crate::plan::piece::{contiguous_from, elements_from, rows_of};
 use crate::plan::program::Direction;
 use crate::plan::ranks::RankSet;
 use crate::plan::slots::Slots;
@@ -116,7 +116,23 @@ impl<'a> Walk<'a> {
     /// The walk over what `rank` needs, or over what it holds and somebody
     /// needs.
     pub fn over(inputs: Inputs<'a>, rank: Rank, direction: Direction) -> Result<Walk<'a>> {
-        let mut walk = Walk {
+        let mut walk = Walk::new(inputs, rank, direction);
+        match direction {
+            Direction::Receive => walk.collect_needs(0..inputs.tables.tensors.len() as u32)?,
+            Direction::Send => walk.collect_holdings()?,
+        }
+        Ok(walk)
+    }
+
+    /// What `rank` needs of one tensor of each kind.
+    pub fn over_kinds(inputs: Inputs<'a>, rank: Rank) -> Result<Walk<'a>> {
+        let mut walk = Walk::new(inputs, rank, Direction::Receive);
+        walk.collect_needs(inputs.tables.kinds.iter().map(|k| k.first))?;
+        Ok(walk)
+    }
+
+    fn new(inputs: Inputs<'a>, rank: Rank, direction: Direction) -> Walk<'a> {
+        Walk {
             inputs,
             rank,
             direction,
@@ -124,15 +140,10 @@ impl<'a> Walk<'a> {
             cells_of: FxHashMap::default(),
             groups: Vec::new(),
             group_of: FxHashMap::default(),
-            traces: vec![SmallVec::new(); inputs.tables.kind_count as usize],
+            traces: vec![SmallVec::new(); inputs.tables.kinds.len()],
             traced: Vec::new(),
             items: Vec::new(),
-        };
-        match direction {
-            Direction::Receive => walk.collect_needs()?,
-            Direction::Send => walk.collect_holdings()?,
         }
-        Ok(walk)
     }
 
     fn splitter(&self, tensor: &'a PlanTensor) -> Splitter<'a> {
@@ -143,27 +154,29 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Items for every box this rank needs, in order.
-    fn collect_needs(&mut self) -> Result<()> {
+    /// Items for every box this rank needs of some tensors, in order.
+    fn collect_needs(&mut self, tensors: impl Iterator<Item = u32>) -> Result<()> {
         let inputs = self.inputs;
         match inputs.destination.place(self.rank) {
             None => Ok(()),
             Some(Place::Part(part, seat)) => {
-                for (t, tensor) in inputs.tables.tensors.iter().enumerate() {
+                for t in tensors {
+                    let tensor = &inputs.tables.tensors[t as usize];
                     for (j, r) in tensor.needers.iter().enumerate() {
                         let p = &part.placements[r.placement as usize];
                         if r.part == seat.part && part.is_on_stage(p, &seat) {
-                            self.need_symbolic(t as u32, j as u32, part, &seat)?;
+                            self.need_symbolic(t, j as u32, part, &seat)?;
                         }
                     }
                 }
                 Ok(())
             }
             Some(Place::Explicit(r)) => {
-                for (t, tensor) in inputs.tables.tensors.iter().enumerate() {
+                for t in tensors {
+                    let tensor = &inputs.tables.tensors[t as usize];
                     let boxes = &tensor.explicit_needers;
                     for (j, view) in views_in(boxes, r, tensor.destination) {
-                        self.need_listed(t as u32, j as u32, &boxes[j], view)?;
+                        self.need_listed(t, j as u32, &boxes[j], view)?;
                     }
                 }
                 Ok(())
@@ -421,6 +434,7 @@ impl<'a> Walk<'a> {
             unit: cut_unit(&bounds, &tensor.granule, wire, bytes),
             run_axis: axis,
             run: elements_from(&bounds, axis),
+            rows: rows_of(&bounds),
             dense: dense_strides(&bounds, wire),
             hash: hash_of(&bounds),
             whole: is_same_for_all.then(|| Whole::of(&bounds, wire, &own, &peers[0])),

@@ -370,6 +370,21 @@ impl Topology {
         (begins && is_one_group).then(|| gpus * u64::from(one.run.ranks_per_gpu))
     }
 
+    /// What the NIC does that each of these ranks has for itself, in bytes per
+    /// second, if all have one and all are alike and willing.
+    pub fn own_nic_bytes_per_s(&self, ranks: Range<u32>) -> Option<u64> {
+        let stretches = self.stretches(ranks).ok()?;
+        let [one] = stretches.as_slice() else {
+            return None;
+        };
+        let group = |gpu: u32| self.groups.partition_point(|b| b.gpu <= gpu) - 1;
+        let (first, last) = (group(one.gpu(0)), group(one.gpu(one.count - 1)));
+        let host = &self.spec.hosts[first];
+        let are_alike = first == last && !self.may_be_uneven();
+        let is_own = one.run.ranks_per_gpu == 1 && host.ports() == host.gpus;
+        (are_alike && is_own).then(|| host.port_bytes_per_s())
+    }
+
     /// The NVLink domains of a layout's ranks, as ranges.
     pub fn domain_ranges(&self, layout: &Layout) -> Vec<RangeInclusive<u32>> {
         let ends = self.ends(layout).into_iter();

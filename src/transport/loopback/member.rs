@@ -5,6 +5,7 @@ use super::NOBODY;
 use crate::device::Binding;
 use crate::device::fence::{AbortCell, Watch};
 use crate::error::{Error, Result, Status};
+use crate::plan::program::{Direction, Program};
 use crate::rank::Rank;
 use crate::transport::queue::{QUEUE_CAPACITY, StepQueue, lock};
 use std::collections::{HashMap, VecDeque};
@@ -151,6 +152,21 @@ impl Member {
             let value = step.value;
             flight.pop_front();
             self.queue.timeline.advance(value);
+        }
+    }
+
+    /// Makes room for everything that may wait for us while a program runs: how
+    /// much does depends on who is faster.
+    pub(super) fn expect(&self, program: &Program) {
+        let mut counts: HashMap<Rank, usize> = HashMap::new();
+        let messages = program.messages.iter();
+        for m in messages.filter(|m| m.direction == Direction::Receive) {
+            *counts.entry(m.peer).or_default() += 1;
+        }
+        let mut inbox = lock(&self.inbox);
+        for (peer, count) in counts {
+            let waiting = inbox.posted.entry(peer).or_default();
+            waiting.reserve(count.saturating_sub(waiting.len()));
         }
     }
 

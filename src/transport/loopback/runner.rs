@@ -62,6 +62,7 @@ impl Runner {
     fn serve(&self) {
         let mut lanes = Vec::new();
         let mut moving = VecDeque::new();
+        let mut expected = std::ptr::null();
         let mut begun = 0;
         while !self.must_end() {
             let Some(step) = self.me.queue.pop_ready() else {
@@ -79,6 +80,14 @@ impl Runner {
                 return;
             }
             fill_lanes(&mut lanes, &step);
+            let program = Arc::as_ptr(&step.binding.program);
+            if !std::ptr::eq(expected, program) {
+                self.me.expect(&step.binding.program);
+                expected = program;
+            }
+            if step.binding.mover().is_some() {
+                moving.reserve(receive_count(&step));
+            }
             let mut receiving = Receiving {
                 step,
                 lanes,
@@ -393,6 +402,16 @@ fn fill_lanes(lanes: &mut Vec<Lane>, step: &Queued) {
             }),
         }
     }
+}
+
+/// Messages that a step receives.
+fn receive_count(step: &Queued) -> usize {
+    let program = &step.binding.program;
+    let messages = program.messages_of(&program.steps[step.step as usize]);
+    let received = messages.iter();
+    received
+        .filter(|m| m.direction == Direction::Receive)
+        .count()
 }
 
 fn absent(peer: Rank, step: u32) -> Error {
