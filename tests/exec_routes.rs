@@ -8,10 +8,11 @@ use route_support::{Attention, Sizes, deliver, engine, on_gpu, range, trainer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weightsync::layout::Layout;
+use weightsync::layout::mesh::RankList;
 use weightsync::plan::Plan;
 use weightsync::plan::decision::{Order, PlanOptions, SourceRule, Spread, Strategy};
 use weightsync::plan::program::{Direction, Program, Side};
-use weightsync::plan::topology::{HostGroup, TopologySpec};
+use weightsync::plan::topology::{HostGroup, SpeedFactor, TopologySpec};
 use weightsync::sim::{SimulateOptions, simulate};
 use weightsync::{Rank, tune};
 
@@ -364,6 +365,35 @@ fn what_one_trainer_holds_leaves_through_all_nics_of_its_host() {
             2,
         );
     }
+}
+
+/// Of eight receivers, three ranks send to two or three each, and one whose NIC
+/// is half as fast to one.
+#[test]
+fn through_a_slow_nic_less_leaves() {
+    let mut given = options(Strategy::Relay, 4);
+    given.source_relay = true;
+    let topology = given.topology.as_mut().unwrap();
+    topology.speeds.push(SpeedFactor {
+        ranks: RankList::List(vec![Rank(2)]),
+        nic_percent: 50,
+        nvlink_percent: 100,
+        is_drained: false,
+    });
+    let plan = one_holder(&given);
+    let mut bytes = [0u64; 4];
+    for ((from, to), n) in [0, 1].into_iter().flat_map(|stage| sent(&plan, stage)) {
+        if from.0 < 4 && to.0 >= 4 {
+            bytes[from.0 as usize] += n;
+        }
+    }
+    let all = 2 * (64 * 1024 + 4 * 16) * 2;
+    assert_eq!(bytes.iter().sum::<u64>(), all);
+    assert!(bytes[2].abs_diff(all / 8) < 1024, "{bytes:?}");
+    for rank in [0, 1, 3] {
+        assert!(bytes[rank] > all / 5, "{bytes:?}");
+    }
+    deliver(&Arc::new(plan), HOST_CARRIERS[0], 2);
 }
 
 #[test]

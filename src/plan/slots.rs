@@ -154,8 +154,8 @@ impl Slots {
         if let Slots::Equal(_) = self {
             return (at % count + turn) % count;
         }
-        // Slots in their order, and a little further on each time round.
-        let place = at % count * TURNS + at / count % TURNS;
+        // Slots in their order, and at another place each time round.
+        let place = at % count * TURNS + shuffled(at / count % TURNS);
         self.holder_at(self.middle(place), turn)
     }
 
@@ -177,7 +177,9 @@ impl Slots {
             place
         };
         let mine = first(range.start)..first(range.end);
-        let mut turns: SmallVec<[u64; 4]> = mine.map(|p| p / TURNS + p % TURNS * count).collect();
+        let mut turns: SmallVec<[u64; 4]> = mine
+            .map(|p| p / TURNS + shuffled(p % TURNS) * count)
+            .collect();
         turns.sort_unstable();
         (turns, places)
     }
@@ -188,6 +190,12 @@ impl Slots {
         let unit = halves * u128::from(self.units()) / (2 * u128::from(self.count() * TURNS));
         unit as u64
     }
+}
+
+/// Numbers below `TURNS` so that any few in a row lie far apart: from the middle
+/// on in steps of 7. Done twice it is undone.
+fn shuffled(turn: u64) -> u64 {
+    (7 * turn + TURNS / 2) % TURNS
 }
 
 #[cfg(test)]

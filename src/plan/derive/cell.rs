@@ -40,6 +40,8 @@ pub struct Cell {
     pub is_alike_across: bool,
     /// Wire bytes of a run that is one at an end of it.
     pub run_bytes: u64,
+    /// Where it begins in our buffer, in bytes.
+    pub offset: u64,
     /// From which axis on it is one run at our end, and elements of such a run.
     pub run_axis: usize,
     pub run: u64,
@@ -106,7 +108,7 @@ impl Cell {
     /// Where an element lies in our buffer, in bytes, and on axis 0.
     pub fn locate(&self, element: u64) -> (u64, u64) {
         let (mut run, inside) = (element / self.run, element % self.run);
-        let mut at = self.own.offset_of(&self.bounds) + inside * self.own.dtype.bytes();
+        let mut at = self.offset + inside * self.own.dtype.bytes();
         let mut lead = 0;
         for axis in (0..self.run_axis).rev() {
             let size = self.bounds.0[axis].len();

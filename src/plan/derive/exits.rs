@@ -8,12 +8,14 @@
 //!
 //! What goes to rank `r` leaves through the `r`-th exit, counted around: all
 //! NICs of the domain send, whichever rank holds the bytes, and in domains of
-//! equal size each byte stays on its rail. Where several ranks of the domain
+//! equal size each byte stays on its rail. Of NICs that are not equally fast,
+//! each has its turn as often as it is fast. Where several ranks of the domain
 //! hold the bytes, they share the others out among themselves.
 
 use super::route::{Hop, Routes, There};
 use super::walk::Group;
 use crate::plan::program::Direction;
+use crate::plan::slots::Slots;
 use crate::rank::Rank;
 use smallvec::{SmallVec, smallvec};
 
@@ -21,12 +23,14 @@ use smallvec::{SmallVec, smallvec};
 pub struct Exits {
     holder: Rank,
     ranks: SmallVec<[Rank; 8]>,
+    /// How often each has its turn.
+    slots: Slots,
 }
 
 impl Exits {
     /// Through whom a byte for `rank` leaves.
     pub fn towards(&self, rank: Rank) -> Rank {
-        self.ranks[rank.0 as usize % self.ranks.len()]
+        self.ranks[self.slots.holder_in_turn(u64::from(rank.0), 0) as usize]
     }
 
     /// The stage in which `rank` gets it: one later if it is relayed.
@@ -96,6 +100,18 @@ impl Routes<'_, '_> {
             ranks.push(holder);
         }
         ranks.sort_unstable();
-        Exits { holder, ranks }
+        let speed = |r: &Rank| {
+            let site = inputs.topology.site(*r);
+            site.map_or(0, |s| s.nic_bytes_per_s)
+        };
+        let slots = match inputs.topology.may_be_uneven() {
+            true => Slots::by_speed(ranks.iter().map(speed)),
+            false => Slots::Equal(ranks.len() as u64),
+        };
+        Exits {
+            holder,
+            ranks,
+            slots,
+        }
     }
 }

@@ -432,6 +432,7 @@ impl<'a> Walk<'a> {
         Ok(Cell {
             run_bytes: elements_from(&bounds, first) * wire.bytes(),
             unit: cut_unit(&bounds, &tensor.granule, wire, bytes),
+            offset: own.offset_of(&bounds),
             run_axis: axis,
             run: elements_from(&bounds, axis),
             rows: rows_of(&bounds),
