@@ -140,7 +140,7 @@ impl<'a> Engine<'a> {
             started_ns: vec![0; flows],
             active: Vec::new(),
             timers: BinaryHeap::new(),
-            fair: Fair::new(instance.links.len()),
+            fair: Fair::new(instance),
             result: Simulated {
                 flow_count: flows as u64,
                 link_bytes: instance.loads(),
@@ -373,20 +373,25 @@ impl<'a> Engine<'a> {
             if now <= self.since_ns[i] {
                 continue;
             }
-            let time = u128::from(now - self.since_ns[i]);
-            let moved = u128::from(self.rates[i]) * time / 1_000_000_000;
-            self.left[i] -= (moved as u64).min(self.left[i] - 1);
+            let moved = ratio(self.rates[i], now - self.since_ns[i], 1_000_000_000);
+            self.left[i] -= moved.min(self.left[i] - 1);
             self.since_ns[i] = now;
         }
         self.fair
-            .rates(self.instance, &self.capacity, &self.active, &mut self.rates);
+            .rates(&self.capacity, &self.active, &mut self.rates);
         for &f in &self.active {
             let i = f as usize;
             // Flows that joined within the quantum wait for its end.
             self.since_ns[i] = now;
-            let time = u128::from(self.left[i]) * 1_000_000_000;
-            let time = time.div_ceil(u128::from(self.rates[i].max(1)));
-            self.ends_ns[i] = now.saturating_add(time as u64);
+            let rate = self.rates[i].max(1);
+            let time = match self.left[i].checked_mul(1_000_000_000) {
+                Some(product) => product.div_ceil(rate),
+                None => {
+                    let product = u128::from(self.left[i]) * 1_000_000_000;
+                    product.div_ceil(u128::from(rate)) as u64
+                }
+            };
+            self.ends_ns[i] = now.saturating_add(time);
         }
     }
 
@@ -479,6 +484,14 @@ pub fn device_work(node: &super::Node) -> Vec<Task> {
         add(SpanKind::Local, &node.local, s);
     }
     tasks
+}
+
+/// `a * b / c`, rounded down.
+fn ratio(a: u64, b: u64, c: u64) -> u64 {
+    match a.checked_mul(b) {
+        Some(product) => product / c,
+        None => (u128::from(a) * u128::from(b) / u128::from(c)) as u64,
+    }
 }
 
 fn node_state(node: &super::Node) -> NodeState {

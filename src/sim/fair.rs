@@ -2,48 +2,60 @@
 //!
 //! The link with the least to give to each of its flows fixes them; what they
 //! leave elsewhere is shared by the rest; and so on.
+//!
+//! This is where the time of a large simulation goes, and it goes into memory:
+//! links of paths lie end to end, and flows on the wire are numbered anew.
 
 use super::instance::Instance;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::ops::Range;
 
-/// Buffers that are used again and again.
+/// What rates are computed from, and buffers that are used again and again.
 #[derive(Default)]
 pub struct Fair {
+    /// By flow, its path; by path, where its links begin; links and weights.
+    path: Vec<u32>,
+    first: Vec<u32>,
+    hops: Vec<(u32, u32)>,
     left: Vec<u64>,
     /// Flows not yet fixed, by weight.
     open: Vec<u64>,
     /// Where the flows of a link begin in `users`, and how far they are filled.
     start: Vec<u32>,
     fill: Vec<u32>,
+    /// Indices of flows on the wire, as all below.
     users: Vec<u32>,
+    /// Ranges of `hops`.
+    route: Vec<(u32, u32)>,
+    /// 0 if not yet fixed.
+    rate: Vec<u64>,
     touched: Vec<u32>,
     heap: BinaryHeap<Reverse<(u64, u32)>>,
 }
 
 impl Fair {
-    pub fn new(links: usize) -> Fair {
-        Fair {
+    pub fn new(instance: &Instance) -> Fair {
+        let links = instance.links.len();
+        let mut fair = Fair {
+            path: instance.flows.iter().map(|f| f.path).collect(),
             left: vec![0; links],
             open: vec![0; links],
             start: vec![0; links],
             fill: vec![0; links],
             ..Fair::default()
+        };
+        fair.first.push(0);
+        for path in &instance.paths {
+            fair.hops.extend(path.iter().copied());
+            fair.first.push(fair.hops.len() as u32);
         }
+        fair
     }
 
     /// Writes the rate of every flow of `active`, in bytes per second.
-    pub fn rates(
-        &mut self,
-        instance: &Instance,
-        capacity: &[u64],
-        active: &[u32],
-        rates: &mut [u64],
-    ) {
-        self.collect(instance, capacity, active);
-        for &f in active {
-            rates[f as usize] = 0;
-        }
+    pub fn rates(&mut self, capacity: &[u64], active: &[u32], rates: &mut [u64]) {
+        self.collect(capacity, active);
         while let Some(Reverse((share, link))) = self.heap.pop() {
             let l = link as usize;
             if self.open[l] == 0 {
@@ -57,17 +69,20 @@ impl Fair {
             }
             let rate = now.max(1);
             for i in self.start[l]..self.fill[l] {
-                let f = self.users[i as usize];
-                if rates[f as usize] != 0 {
+                let flow = self.users[i as usize] as usize;
+                if self.rate[flow] != 0 {
                     continue;
                 }
-                rates[f as usize] = rate;
-                for &(k, weight) in &instance.paths[instance.flows[f as usize].path as usize] {
+                self.rate[flow] = rate;
+                for &(k, weight) in &self.hops[range(self.route[flow])] {
                     let k = k as usize;
                     self.open[k] -= u64::from(weight);
                     self.left[k] = self.left[k].saturating_sub(rate * u64::from(weight));
                 }
             }
+        }
+        for (&f, &rate) in active.iter().zip(&self.rate) {
+            rates[f as usize] = rate;
         }
         for &l in &self.touched {
             self.fill[l as usize] = 0;
@@ -77,9 +92,15 @@ impl Fair {
     }
 
     /// Flows by link, and the links by what they can give.
-    fn collect(&mut self, instance: &Instance, capacity: &[u64], active: &[u32]) {
+    fn collect(&mut self, capacity: &[u64], active: &[u32]) {
+        self.rate.clear();
+        self.rate.resize(active.len(), 0);
+        self.route.clear();
         for &f in active {
-            for &(l, weight) in &instance.paths[instance.flows[f as usize].path as usize] {
+            let path = self.path[f as usize] as usize;
+            let route = (self.first[path], self.first[path + 1]);
+            self.route.push(route);
+            for &(l, weight) in &self.hops[range(route)] {
                 let at = l as usize;
                 if self.fill[at] == 0 {
                     self.touched.push(l);
@@ -97,10 +118,10 @@ impl Fair {
             self.fill[l] = self.start[l];
         }
         self.users.resize(at as usize, 0);
-        for &f in active {
-            for &(l, _) in &instance.paths[instance.flows[f as usize].path as usize] {
+        for (i, &route) in (0..).zip(&self.route) {
+            for &(l, _) in &self.hops[range(route)] {
                 let l = l as usize;
-                self.users[self.fill[l] as usize] = f;
+                self.users[self.fill[l] as usize] = i;
                 self.fill[l] += 1;
             }
         }
@@ -112,4 +133,8 @@ impl Fair {
         }));
         self.heap = heap.into();
     }
+}
+
+fn range(r: (u32, u32)) -> Range<usize> {
+    r.0 as usize..r.1 as usize
 }

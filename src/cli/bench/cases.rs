@@ -115,7 +115,7 @@ pub const LARGE: [Case; 8] = [
 ];
 
 /// This one has half a million flows when the holders take turns, in 210 buckets.
-pub const FLOWS: Case = case(DEEPSEEK, "pp=16,ep=16,dp=16", "tp=16,ep=on,replicas=8", 0);
+pub const FLOWS: Case = case(DEEPSEEK, "pp=16,ep=16,dp=16", "tp=16,ep=on,replicas=9", 0);
 
 /// All programs of this one are made.
 pub const WHOLE: Case = case(DEEPSEEK, "pp=16,ep=64,dp=64", "tp=16,ep=on,replicas=64", 0);
