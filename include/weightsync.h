@@ -3183,17 +3183,20 @@ wsync_status wsync_plan_program_info(const struct wsync_plan *plan,
 /**
  * Writes what each of `rank_count` ranks does, in the order of `ranks`: what
  * wsync_plan_program_info writes of each, in less time. Up to 16 threads share
- * the work and end before the call returns. `out_infos` holds `rank_count`
- * structs, one after the other, each with its struct_size set, all alike.
- * After an error all are as before.
+ * the work and end before the call returns. A rank may come twice. `out_infos`
+ * holds as many structs, `info_stride` bytes (sizeof(wsync_program_info)) from
+ * one to the next; their struct_size is written too. Without ranks both may be
+ * NULL.
  *
- * Errors: NOT_FOUND if one of the ranks is in neither layout of this plan.
+ * Errors: NOT_FOUND if one of the ranks is in neither layout of this plan;
+ * LIMIT_EXCEEDED.
  * Thread safety: any thread, concurrently. Since: 0.1
  */
 wsync_status wsync_plan_program_infos(const struct wsync_plan *plan,
                                       const uint32_t *ranks,
                                       size_t rank_count,
                                       struct wsync_program_info *out_infos,
+                                      size_t info_stride,
                                       struct wsync_error *err);
 
 /**

@@ -157,10 +157,24 @@ pub(super) unsafe fn strided<T: Plain>(
     stride: usize,
     count_max: usize,
 ) -> Result<Vec<T>> {
+    check_count(T::NAME, count, count_max)?;
+    check_elements(ptr, count, stride)?;
+    let bytes = ptr.cast::<u8>();
+    (0..count)
+        .map(|i| {
+            // SAFETY: element `i < count` lies inside the array that the caller
+            // promises; `count * stride` is far below the address range.
+            unsafe { grown(bytes.add(i * stride), stride) }
+        })
+        .collect()
+}
+
+/// Refuses an array at NULL or misaligned, or with an impossible stride; asks
+/// nothing if it has no elements.
+pub(super) fn check_elements<T: Plain>(ptr: *const T, count: usize, stride: usize) -> Result<()> {
     let name = T::NAME;
-    check_count(name, count, count_max)?;
     if count == 0 {
-        return Ok(Vec::new());
+        return Ok(());
     }
     if ptr.is_null() {
         return Err(Error::invalid(format!(
@@ -182,14 +196,7 @@ pub(super) unsafe fn strided<T: Plain>(
             "the {name} elements at {ptr:p} are not aligned"
         )));
     }
-    let bytes = ptr.cast::<u8>();
-    (0..count)
-        .map(|i| {
-            // SAFETY: element `i < count` lies inside the array that the caller
-            // promises; `count * stride` is far below the address range.
-            unsafe { grown(bytes.add(i * stride), stride) }
-        })
-        .collect()
+    Ok(())
 }
 
 /// A plain array.

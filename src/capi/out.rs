@@ -1,6 +1,6 @@
 //! What goes back to C: written last, and only on success.
 
-use super::args::{Sized0, plain_struct, struct_size};
+use super::args::{Plain, Sized0, check_elements, plain_struct, struct_size};
 use super::handle::{self, Handle};
 use super::types::{WSYNC_RANK_NONE, wsync_error};
 use crate::error::{Error, Result, Status};
@@ -59,33 +59,6 @@ impl<T: Sized0> StructOut<T> {
         Ok(StructOut { ptr, size })
     }
 
-    /// Places for `count` structs, one after the other and all of one size.
-    /// Nothing is asked of the pointer if there are none.
-    ///
-    /// # Safety
-    ///
-    /// As for [`StructOut::new`], for each of the structs.
-    pub unsafe fn each(ptr: *mut T, count: usize) -> Result<Vec<StructOut<T>>> {
-        if count == 0 {
-            return Ok(Vec::new());
-        }
-        // SAFETY: passed on.
-        let size = unsafe { struct_size(ptr)? };
-        let one = |i: usize| {
-            // SAFETY: the caller promises `count` structs of this size.
-            let out = unsafe { StructOut::new(ptr.byte_add(i * size))? };
-            match out.size == size {
-                true => Ok(out),
-                false => Err(Error::invalid(format!(
-                    "struct_size of {} {i} is {}; that of the first is {size}",
-                    T::NAME,
-                    out.size
-                ))),
-            }
-        };
-        (0..count).map(one).collect()
-    }
-
     /// Writes everything after `struct_size` that the caller has room for; a
     /// longer tail becomes zero.
     pub fn write(self, value: &T) {
@@ -99,6 +72,40 @@ impl<T: Sized0> StructOut<T> {
             to.add(head)
                 .copy_from_nonoverlapping(from.add(head), known - head);
             to.add(known).write_bytes(0, self.size - known);
+        }
+    }
+}
+
+/// An array for structs that may be longer or shorter than ours.
+pub(super) struct StructsOut<T> {
+    ptr: *mut T,
+    count: usize,
+    stride: usize,
+}
+
+impl<T: Sized0 + Plain> StructsOut<T> {
+    /// Refuses NULL, misaligned places and impossible strides, unless there are
+    /// no elements.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` is NULL or points to `count` elements of `stride` writable bytes
+    /// each that nobody else uses during the call.
+    pub unsafe fn new(ptr: *mut T, count: usize, stride: usize) -> Result<StructsOut<T>> {
+        check_elements(ptr, count, stride)?;
+        Ok(StructsOut { ptr, count, stride })
+    }
+
+    /// Writes all elements, each with the stride as its struct_size.
+    pub fn write(self, values: impl Iterator<Item = T>) {
+        for (i, value) in values.take(self.count).enumerate() {
+            // SAFETY: `new` was promised `count` elements of `stride` bytes,
+            // and a stride has room for the size that comes first.
+            let ptr = unsafe { self.ptr.byte_add(i * self.stride) };
+            // SAFETY: as above.
+            unsafe { ptr.cast::<usize>().write(self.stride) };
+            let size = self.stride;
+            StructOut { ptr, size }.write(&value);
         }
     }
 }

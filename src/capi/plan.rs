@@ -5,7 +5,7 @@ use super::buffers::{BufferCache, SideBuffers, buffer_info, no_buffer};
 use super::handle::{self, Handle, shared};
 use super::layout::wsync_layout;
 use super::mapping::rank_lists;
-use super::out::{Buffer, Out, StructOut, TextBuffer};
+use super::out::{Buffer, Out, StructOut, StructsOut, TextBuffer};
 use super::topology::wsync_topology;
 use super::types::{
     WSYNC_STEP_NONE, wsync_buffer_info, wsync_error, wsync_fingerprint, wsync_rank_list,
@@ -614,11 +614,13 @@ pub unsafe extern "C" fn wsync_plan_program_info(
 
 /// Writes what each of `rank_count` ranks does, in the order of `ranks`: what
 /// wsync_plan_program_info writes of each, in less time. Up to 16 threads share
-/// the work and end before the call returns. `out_infos` holds `rank_count`
-/// structs, one after the other, each with its struct_size set, all alike.
-/// After an error all are as before.
+/// the work and end before the call returns. A rank may come twice. `out_infos`
+/// holds as many structs, `info_stride` bytes (sizeof(wsync_program_info)) from
+/// one to the next; their struct_size is written too. Without ranks both may be
+/// NULL.
 ///
-/// Errors: NOT_FOUND if one of the ranks is in neither layout of this plan.
+/// Errors: NOT_FOUND if one of the ranks is in neither layout of this plan;
+/// LIMIT_EXCEEDED.
 /// Thread safety: any thread, concurrently. Since: 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wsync_plan_program_infos(
@@ -626,20 +628,19 @@ pub unsafe extern "C" fn wsync_plan_program_infos(
     ranks: *const u32,
     rank_count: usize,
     out_infos: *mut wsync_program_info,
+    info_stride: usize,
     err: *mut wsync_error,
 ) -> wsync_status {
     guard(err, || {
         // SAFETY: the header asks for `rank_count` ranks.
         let ranks = unsafe { args::slice(ranks, rank_count, "ranks", RANK_COUNT_MAX as usize)? };
-        // SAFETY: the header asks for as many structs whose struct_size is set.
-        let outs = unsafe { StructOut::each(out_infos, rank_count)? };
+        // SAFETY: the header asks for as many structs, a stride apart.
+        let out = unsafe { StructsOut::new(out_infos, rank_count, info_stride)? };
         // SAFETY: the header asks for a live plan.
         let plan = unsafe { shared(plan)? };
         let ranks: Vec<Rank> = ranks.iter().map(|&r| Rank(r)).collect();
         let infos = plan.plan.program_infos(&ranks)?;
-        for (out, info) in outs.into_iter().zip(infos) {
-            out.write(&info.into());
-        }
+        out.write(infos.into_iter().map(wsync_program_info::from));
         Ok(())
     })
 }

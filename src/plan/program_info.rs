@@ -58,9 +58,9 @@ impl Plan {
     ///
     /// `NOT_FOUND` if one of them is in neither layout.
     pub fn program_infos(&self, ranks: &[Rank]) -> Result<Vec<ProgramInfo>> {
+        ranks.iter().try_for_each(|&rank| self.check_rank(rank))?;
         let walks = Walks::shared();
         crew::for_each(ranks, |rank| {
-            self.check_rank(rank)?;
             Ok(ProgramInfo::of(&self.loadable_program(&walks, rank)?))
         })
     }

@@ -24,12 +24,12 @@ pub struct Fair {
     /// Where the flows of a link begin in `users`, and how far they are filled.
     start: Vec<u32>,
     fill: Vec<u32>,
-    /// Indices of flows on the wire, as all below.
+    /// Flows on the wire, by their places among these.
     users: Vec<u32>,
-    /// Ranges of `hops`.
+    /// By place: a range of `hops`, and the rate, 0 if not yet fixed.
     route: Vec<(u32, u32)>,
-    /// 0 if not yet fixed.
     rate: Vec<u64>,
+    /// Links in use.
     touched: Vec<u32>,
     heap: BinaryHeap<Reverse<(u64, u32)>>,
 }

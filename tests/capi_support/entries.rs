@@ -355,8 +355,9 @@ fn plans(e: &mut Entries, w: &World<'_>) {
     let info = OutStruct(size_of::<wsync_program_info>());
     let args = vec![Handle(Plan), Rank, info, Err];
     add(e, "wsync_plan_program_info", Alone, ok(args));
-    let info = OutStruct(size_of::<wsync_program_info>());
-    let args = vec![Handle(Plan), Items(vec![0; 4], 4), info, Err];
+    let size = size_of::<wsync_program_info>();
+    let ranks = Items(vec![0; 4], 4);
+    let args = vec![Handle(Plan), ranks, Out(size), Number(size), Err];
     add(e, "wsync_plan_program_infos", Alone, ok(args));
     let args = vec![Handle(Plan), Rank, Index(1), out_buffer_info(), Err];
     add(e, "wsync_plan_buffer_at", Alone, ok(args));

@@ -36,7 +36,7 @@ pub struct Ends<'w> {
     here: End<'w>,
     there: End<'w>,
     /// Dtype on the wire.
-    pub wire: Dtype,
+    wire: Dtype,
 }
 
 impl<'w> Ends<'w> {

@@ -100,12 +100,14 @@ impl Routes<'_, '_> {
             ranks.push(holder);
         }
         ranks.sort_unstable();
+        let site = |r: &Rank| inputs.topology.site(*r);
         let speed = |r: &Rank| {
-            let site = inputs.topology.site(*r);
-            site.map_or(0, |s| s.nic_bytes_per_s)
+            let own = site(r)?;
+            let sharing = ranks.iter().filter_map(site).filter(|s| s.port == own.port);
+            Some(own.nic_bytes_per_s / sharing.count().max(1) as u64)
         };
         let slots = match inputs.topology.may_be_uneven() {
-            true => Slots::by_speed(ranks.iter().map(speed)),
+            true => Slots::by_speed(ranks.iter().map(|r| speed(r).unwrap_or(0))),
             false => Slots::Equal(ranks.len() as u64),
         };
         Exits {

@@ -91,7 +91,7 @@ impl Inputs<'_> {
         let mean = self.tables.rank_bytes_mean;
         let busy = match self.decision.strategy {
             Strategy::Direct | Strategy::TwoStage => mean.of_few,
-            // Receivers pass on what the few cannot send to all.
+            // Receivers pass on to each other what the few cannot send to all.
             Strategy::Relay | Strategy::Fanout => mean.of_many,
         };
         self.decision.cuts_of(moved, busy)

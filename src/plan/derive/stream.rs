@@ -23,7 +23,7 @@ use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Span, TensorIndex};
 use crate::plan::counting;
 use crate::plan::decision::Order;
-use crate::plan::piece::{elements_from, flat_boxes};
+use crate::plan::piece::flat_boxes;
 use crate::plan::program::{BufferSlot, Direction, Message, PairHash, Piece, Region, Side};
 use crate::rank::Rank;
 use smallvec::SmallVec;
@@ -276,7 +276,10 @@ impl<'a> Builder<'a> {
             match ends.form(b, direct_min) {
                 Form::Packed { .. } => self.add_pieces(flow, s, slab, wire, false),
                 Form::Runs { first, are_ours } => match are_ours {
-                    true => self.add_runs(flow, s, slab, first, wire),
+                    true => slab.each_run(first, &mut |run| {
+                        let end = run.at + run.bounds.elements();
+                        self.add_run(flow, s, run.at..end, wire);
+                    }),
                     // Strided or converted here.
                     false => slab.each_run(first, &mut |run| {
                         self.add_pieces(flow, s, run, wire, true);
@@ -307,39 +310,6 @@ impl<'a> Builder<'a> {
             }
         };
         self.add_piece_alone(flow, s, elements.start, region);
-    }
-
-    /// The runs of a box, each a message of its own: contiguous at our end, in
-    /// the dtype on the wire.
-    fn add_runs(
-        &mut self,
-        flow: &mut Flow<'_, 'a>,
-        s: &Stretch,
-        whole: Slab<'_>,
-        first: usize,
-        wire: Dtype,
-    ) {
-        let (walk, item) = flow.item(s);
-        let cell = walk.cell_of(item);
-        let side = side_of(walk.direction);
-        let part = self.part_of(side);
-        let elements = elements_from(whole.bounds, first);
-        whole.each_run(first, &mut |run| {
-            let region = match s.here {
-                Here::Relay(base) => self.relay_region(s, run.at, elements, wire, base),
-                Here::Buffer => Region {
-                    slot: self.slot(
-                        side,
-                        key_of(part, item.buffer, &cell.own, run.bounds.lead()),
-                    ),
-                    offset: cell.own.offset_of(run.bounds),
-                    dtype: wire,
-                    run: elements,
-                    loops: (0, 0),
-                },
-            };
-            self.add_piece_alone(flow, s, run.at, region);
-        });
     }
 
     /// A message of one piece, which is one run at our end and begins with
@@ -575,6 +545,7 @@ impl Routes<'_, '_> {
         }
         self.stretches = cut;
     }
+
     /// The legs of a stream by bucket, those of a bucket in the order of both
     /// ends.
     fn sorted(&self, legs: &[Leg]) -> Vec<Leg> {

@@ -74,7 +74,7 @@ struct Seats {
     coords: SmallVec<[Coords; 2]>,
 }
 
-/// Where walks come from.
+/// Where walks come from. Those that are kept are of one plan.
 pub struct Walks<'a> {
     /// Those kept for ranks that share them, if any are.
     kept: Option<Mutex<FxHashMap<Seats, Arc<Walk<'a>>>>>,

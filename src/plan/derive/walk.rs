@@ -69,8 +69,8 @@ impl Group {
     }
 }
 
-/// Class, own placement, needing placement.
-type ClassKey = (u32, u32, u32);
+/// Class, own placement (0 for receivers), needing placement.
+type PlacedClass = (u32, u32, u32);
 
 /// Cells in a row, and where the groups they are in begin.
 #[derive(Clone, Copy)]
@@ -88,14 +88,14 @@ pub struct Walk<'a> {
     pub direction: Direction,
     pub cells: Vec<Cell>,
     /// The cells of a class.
-    cells_of: FxHashMap<ClassKey, (u32, u32)>,
+    cells_of: FxHashMap<PlacedClass, (u32, u32)>,
     pub groups: Vec<Group>,
     group_of: FxHashMap<GroupKey, u32>,
     /// By kind of tensor, own placement and needing placement: tensors of a
     /// class in the same stages are in the same groups.
     traces: Vec<SmallVec<[(u32, u32, Trace); 1]>>,
-    /// The groups of traces.
-    traced: Vec<u32>,
+    /// The groups of traces, one per cell.
+    trace_groups: Vec<u32>,
     pub items: Vec<Item>,
 }
 
@@ -141,7 +141,7 @@ impl<'a> Walk<'a> {
             groups: Vec::new(),
             group_of: FxHashMap::default(),
             traces: vec![SmallVec::new(); inputs.tables.kinds.len()],
-            traced: Vec::new(),
+            trace_groups: Vec::new(),
             items: Vec::new(),
         }
     }
@@ -205,7 +205,7 @@ impl<'a> Walk<'a> {
                 self.add_cells(cells)
             }
         };
-        let trace = self.traced(tensor, cells)?;
+        let trace = self.trace_cells(tensor, cells)?;
         if is_regular {
             self.cells_of.insert(key, cells);
             self.traces[tensor.kind as usize].push((0, j, trace));
@@ -221,7 +221,7 @@ impl<'a> Walk<'a> {
             cells.push(self.cell(tensor, c, own.clone(), Needers::Listed(j))?);
         }
         let cells = self.add_cells(cells);
-        let trace = self.traced(tensor, cells)?;
+        let trace = self.trace_cells(tensor, cells)?;
         self.add_items(t, tensor.needers.len() as u32 + j, trace, 0)
     }
 
@@ -300,7 +300,7 @@ impl<'a> Walk<'a> {
                 self.add_cells(cells)
             }
         };
-        let trace = self.traced(tensor, cells)?;
+        let trace = self.trace_cells(tensor, cells)?;
         if is_regular {
             self.cells_of.insert(key, cells);
             self.traces[tensor.kind as usize].push((k, j as u32, trace));
@@ -342,7 +342,7 @@ impl<'a> Walk<'a> {
             covered.push(bounds.clone());
         }
         let cells = self.add_cells(cells);
-        let trace = self.traced(tensor, cells)?;
+        let trace = self.trace_cells(tensor, cells)?;
         self.add_items(t, j as u32, trace, 0)
     }
 
@@ -507,11 +507,11 @@ impl<'a> Walk<'a> {
     }
 
     /// Finds the groups of cells of a tensor.
-    fn traced(&mut self, tensor: &PlanTensor, cells: (u32, u32)) -> Result<Trace> {
-        let groups = self.traced.len() as u32;
+    fn trace_cells(&mut self, tensor: &PlanTensor, cells: (u32, u32)) -> Result<Trace> {
+        let groups = self.trace_groups.len() as u32;
         for cell in cells.0..cells.1 {
             let group = self.group(tensor, cell as usize)?;
-            self.traced.push(group);
+            self.trace_groups.push(group);
         }
         Ok(Trace { cells, groups })
     }
@@ -519,7 +519,7 @@ impl<'a> Walk<'a> {
     /// Puts one tensor's cells on their lines.
     fn add_items(&mut self, t: u32, demand: u32, trace: Trace, buffer: u32) -> Result<()> {
         for (cell, at) in (trace.cells.0..trace.cells.1).zip(trace.groups as usize..) {
-            let g = self.traced[at];
+            let g = self.trace_groups[at];
             let bytes = self.cells[cell as usize].bytes;
             let group = &mut self.groups[g as usize];
             group.items.push(self.items.len() as u32);

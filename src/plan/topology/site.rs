@@ -377,12 +377,11 @@ impl Topology {
         let [one] = stretches.as_slice() else {
             return None;
         };
-        let group = |gpu: u32| self.groups.partition_point(|b| b.gpu <= gpu) - 1;
-        let (first, last) = (group(one.gpu(0)), group(one.gpu(one.count - 1)));
-        let host = &self.spec.hosts[first];
-        let are_alike = first == last && !self.may_be_uneven();
+        let [host] = self.spec.hosts.as_slice() else {
+            return None;
+        };
         let is_own = one.run.ranks_per_gpu == 1 && host.ports() == host.gpus;
-        (are_alike && is_own).then(|| host.port_bytes_per_s())
+        (is_own && !self.may_be_uneven()).then(|| host.port_bytes_per_s())
     }
 
     /// The NVLink domains of a layout's ranks, as ranges.

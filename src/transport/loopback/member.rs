@@ -156,15 +156,15 @@ impl Member {
     }
 
     /// Makes room for everything that may wait for us while a program runs: how
-    /// much does depends on who is faster.
-    pub(super) fn expect(&self, program: &Program) {
-        let mut counts: HashMap<Rank, usize> = HashMap::new();
+    /// much does depends on who is faster. `counts` is used again and again.
+    pub(super) fn expect(&self, program: &Program, counts: &mut HashMap<Rank, usize>) {
+        counts.clear();
         let messages = program.messages.iter();
         for m in messages.filter(|m| m.direction == Direction::Receive) {
             *counts.entry(m.peer).or_default() += 1;
         }
         let mut inbox = lock(&self.inbox);
-        for (peer, count) in counts {
+        for (&peer, &count) in counts.iter() {
             let waiting = inbox.posted.entry(peer).or_default();
             waiting.reserve(count.saturating_sub(waiting.len()));
         }

@@ -11,7 +11,7 @@ use crate::plan::program::{Direction, Message};
 use crate::rank::Rank;
 use crate::transport::FaultKind;
 use crate::transport::queue::{Queued, lock};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 use std::sync::Arc;
@@ -63,6 +63,7 @@ impl Runner {
         let mut lanes = Vec::new();
         let mut moving = VecDeque::new();
         let mut expected = std::ptr::null();
+        let mut counts = HashMap::new();
         let mut begun = 0;
         while !self.must_end() {
             let Some(step) = self.me.queue.pop_ready() else {
@@ -82,7 +83,7 @@ impl Runner {
             fill_lanes(&mut lanes, &step);
             let program = Arc::as_ptr(&step.binding.program);
             if !std::ptr::eq(expected, program) {
-                self.me.expect(&step.binding.program);
+                self.me.expect(&step.binding.program, &mut counts);
                 expected = program;
             }
             if step.binding.mover().is_some() {
@@ -408,10 +409,8 @@ fn fill_lanes(lanes: &mut Vec<Lane>, step: &Queued) {
 fn receive_count(step: &Queued) -> usize {
     let program = &step.binding.program;
     let messages = program.messages_of(&program.steps[step.step as usize]);
-    let received = messages.iter();
-    received
-        .filter(|m| m.direction == Direction::Receive)
-        .count()
+    let receives = |m: &&Message| m.direction == Direction::Receive;
+    messages.iter().filter(receives).count()
 }
 
 fn absent(peer: Rank, step: u32) -> Error {

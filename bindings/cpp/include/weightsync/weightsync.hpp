@@ -1137,7 +1137,8 @@ public:
   std::vector<ProgramInfo> program_infos(const std::vector<std::uint32_t> &ranks,
                                          ErrorRecord &err) const noexcept {
     std::vector<ProgramInfo> infos(ranks.size());
-    detail::call(err, wsync_plan_program_infos, c_ptr(), ranks.data(), ranks.size(), infos.data());
+    detail::call(err, wsync_plan_program_infos, c_ptr(), ranks.data(), ranks.size(), infos.data(),
+                 sizeof(ProgramInfo));
     return infos;
   }
 
@@ -1255,7 +1256,6 @@ public:
   ProgramInfo program_info(std::uint32_t rank) const {
     return detail::checked([&](ErrorRecord &e) { return program_info(rank, e); });
   }
-
   std::vector<ProgramInfo> program_infos(const std::vector<std::uint32_t> &ranks) const {
     return detail::checked([&](ErrorRecord &e) { return program_infos(ranks, e); });
   }

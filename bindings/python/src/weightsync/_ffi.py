@@ -721,7 +721,14 @@ FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
     (
         "wsync_plan_program_infos",
         c_int32,
-        [wsync_plan_p, POINTER(c_uint32), c_size_t, POINTER(wsync_program_info), error_p],
+        [
+            wsync_plan_p,
+            POINTER(c_uint32),
+            c_size_t,
+            POINTER(wsync_program_info),
+            c_size_t,
+            error_p,
+        ],
     ),
     ("wsync_plan_buffer_count", c_size_t, [wsync_plan_p, c_uint32]),
     (

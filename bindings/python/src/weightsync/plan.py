@@ -37,6 +37,7 @@ class ProgramInfo(NamedTuple):
 
 # The same as it lies in an array of wsync_program_info, less its size.
 _PROGRAM_INFO = struct.Struct("@8x6Q2I")
+assert _PROGRAM_INFO.size == ctypes.sizeof(_ffi.wsync_program_info)
 
 
 class TwoStageOptions(NamedTuple):
@@ -350,17 +351,10 @@ class Plan(Handle):
         """
         asked = list(ranks)
         listed = (ctypes.c_uint32 * len(asked))(*asked)
-        empty = bytes(_ffi.wsync_program_info(ctypes.sizeof(_ffi.wsync_program_info)))
-        infos = ctypes.create_string_buffer(empty * len(asked), len(empty) * len(asked))
-        pointer_to = ctypes.POINTER(_ffi.wsync_program_info)
+        infos = (_ffi.wsync_program_info * len(asked))()
+        stride = _PROGRAM_INFO.size
         with self._use() as pointer:
-            call(
-                lib.wsync_plan_program_infos,
-                pointer,
-                listed,
-                len(asked),
-                ctypes.cast(infos, pointer_to),
-            )
+            call(lib.wsync_plan_program_infos, pointer, listed, len(asked), infos, stride)
         return [ProgramInfo(*fields) for fields in _PROGRAM_INFO.iter_unpack(infos)]
 
     def buffers(self, rank: int) -> list[BufferInfo]:
