@@ -166,6 +166,13 @@ static wsync_plan *make_plan(void) {
 
   OK(err, wsync_plan_verify(plan, &err));
   OK(err, wsync_plan_program_info(plan, 0, &info, &err));
+  const uint32_t twice[] = {0, 0};
+  wsync_program_info infos[2];
+  OK(err, wsync_plan_program_infos(plan, twice, 2, infos, sizeof *infos, &err));
+  CHECK(memcmp(&infos[0], &info, sizeof info) == 0);
+  CHECK(memcmp(&infos[1], &info, sizeof info) == 0);
+  OK(err, wsync_plan_program_infos(plan, NULL, 0, NULL, 0, &err));
+  CHECK(wsync_plan_program_infos(plan, twice, 2, infos, 12, &err) == WSYNC_ERR_INVALID_ARGUMENT);
   CHECK(info.bytes_sent == 3 * 4 * sizeof(float));
   CHECK(info.bytes_received == info.bytes_sent);
   CHECK(info.bytes_local == info.bytes_sent);
