@@ -58,6 +58,7 @@ use crate::layout::view::NamedBuffer;
 use crate::layout::{Layout, LayoutSpec, Place};
 use crate::rank::Rank;
 use decision::{Decision, Order, PlanOptions, Strategy};
+pub(crate) use derive::share_of;
 use derive::{Inputs, Memory, Walks};
 use domains::Domains;
 use layers::LayerLine;

@@ -3,6 +3,7 @@
 use super::SimulateOptions;
 use super::fair::Fair;
 use super::instance::Instance;
+use crate::plan::share_of;
 use crate::rank::Rank;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -373,7 +374,7 @@ impl<'a> Engine<'a> {
             if now <= self.since_ns[i] {
                 continue;
             }
-            let moved = ratio(self.rates[i], now - self.since_ns[i], 1_000_000_000);
+            let moved = share_of(self.rates[i], now - self.since_ns[i], 1_000_000_000);
             self.left[i] -= moved.min(self.left[i] - 1);
             self.since_ns[i] = now;
         }
@@ -484,14 +485,6 @@ pub fn device_work(node: &super::Node) -> Vec<Task> {
         add(SpanKind::Local, &node.local, s);
     }
     tasks
-}
-
-/// `a * b / c`, rounded down.
-fn ratio(a: u64, b: u64, c: u64) -> u64 {
-    match a.checked_mul(b) {
-        Some(product) => product / c,
-        None => (u128::from(a) * u128::from(b) / u128::from(c)) as u64,
-    }
 }
 
 fn node_state(node: &super::Node) -> NodeState {

@@ -44,6 +44,7 @@ use crate::rank::Rank;
 use builder::Builder;
 pub use memory::{Memory, memory};
 use route::Routes;
+pub use route::share_of;
 use std::sync::Arc;
 use visit::Visit;
 pub use visit::Walks;

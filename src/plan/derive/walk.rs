@@ -287,8 +287,8 @@ impl<'a> Walk<'a> {
     ) -> Result<()> {
         let tensor = &self.inputs.tables.tensors[t as usize];
         let p = &part.placements[tensor.holders[k as usize].placement as usize];
-        let is_regular = tensor.explicit_holders.is_empty() && earlier.is_empty();
-        let is_regular = is_regular && j < tensor.needers.len();
+        let is_regular =
+            tensor.explicit_holders.is_empty() && earlier.is_empty() && j < tensor.needers.len();
         if let Some(trace) = self.trace(tensor, k, j as u32).filter(|_| is_regular) {
             return self.add_items(t, j as u32, trace, p.buffer);
         }
