@@ -16,10 +16,12 @@
 //! and of which a byte less does not.
 
 use super::Plan;
-use super::decision::Order;
+use super::decision::{Decision, Order, Strategy};
 use super::derive::Walks;
+use super::domains::Domains;
 use crate::crew;
 use crate::error::{Error, Result, Status};
+use crate::layout::Layout;
 use crate::limits::BUCKET_COUNT_MAX;
 use crate::rank::Rank;
 
@@ -59,6 +61,26 @@ pub(super) struct Peak {
 enum Tried {
     Fits(Peak),
     Exceeds(Peak),
+}
+
+/// What a rank moves between domains, in the mean. What its share of a bucket
+/// is measured by: a bucket ends when the slowest rank has moved its own, and
+/// inside a domain all is fast.
+pub(super) fn rank_bytes(
+    decision: &Decision,
+    copy_bytes: u64,
+    domains: &Domains,
+    (source, destination): (&Layout, &Layout),
+) -> u64 {
+    let copies = u64::from(destination.copy_count());
+    let (a, b) = (source.rank_count(), destination.rank_count());
+    let (moved, ranks) = match decision.strategy {
+        Strategy::Direct | Strategy::TwoStage => (copies, a.min(b)),
+        // Receivers pass on to each other what the few cannot send to all.
+        Strategy::Relay | Strategy::Fanout => (domains.entries(copies), a.max(b)),
+    };
+    let all = u128::from(copy_bytes) * u128::from(moved);
+    u64::try_from(all / u128::from(ranks.max(1))).unwrap_or(u64::MAX)
 }
 
 impl Plan {

@@ -210,6 +210,12 @@ impl Domains {
         self.destination_count
     }
 
+    /// How often what `copies` copies need enters their domains, at least: those
+    /// in one domain share what does.
+    pub fn entries(&self, copies: u64) -> u64 {
+        copies.min(self.destination_count.max(1))
+    }
+
     /// The source ranks of a domain, where these relay for each other.
     pub fn source_ranks(&self, domain: u32) -> &[Rank] {
         self.source_ranks.get(&domain).map_or(&[], Vec::as_slice)

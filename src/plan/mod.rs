@@ -77,7 +77,7 @@ pub use wire::{PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, PlanDiff};
 
 /// Version of the rules by which programs are derived; part of every
 /// fingerprint, so ranks with other rules never exchange a byte.
-pub const PLANNER_VERSION: u32 = 5;
+pub const PLANNER_VERSION: u32 = 6;
 
 /// Up to this many ranks every program is derived to choose the bucket count;
 /// above, one rank of each kind and some between.
@@ -100,6 +100,7 @@ pub struct Plan {
     tables: Tables,
     two_stage: Option<Arc<TwoStage>>,
     domains: Domains,
+    rank_bytes: u64,
     senders: Senders,
     locality: Locality,
     layers: LayerLine,
@@ -370,6 +371,12 @@ impl Plan {
                 Domains::new(&source, &destination, &ground.placed, relays)
             }
         };
+        let rank_bytes = bucket::rank_bytes(
+            &decision,
+            tables.copy_bytes,
+            &domains,
+            (&source, &destination),
+        );
         let layers = match decision.order {
             Order::Fraction => LayerLine::default(),
             Order::Layer => LayerLine::new(&tables, &destination),
@@ -384,6 +391,7 @@ impl Plan {
             tables,
             two_stage,
             domains,
+            rank_bytes,
             senders: Senders::default(),
             locality: Locality::default(),
             layers,
@@ -527,6 +535,7 @@ impl Plan {
             decision: &self.decision,
             two_stage: self.two_stage.as_deref(),
             domains: &self.domains,
+            rank_bytes: self.rank_bytes,
             senders: &self.senders,
             locality: &self.locality,
             layers: &self.layers,

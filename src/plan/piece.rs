@@ -12,7 +12,7 @@
 //!        └─────────────┘
 //! ```
 
-use crate::layout::tensor::{Dims, IndexBox, Span};
+use crate::layout::tensor::{IndexBox, Span};
 use crate::plan::program::Loop;
 use smallvec::SmallVec;
 
@@ -67,30 +67,6 @@ fn flat_from(
         scratch.0[dim] = Span::new(span.lo + last, span.lo + last + 1);
         flat_from(bounds, dim + 1, 0, tail, scratch, f);
     }
-}
-
-/// Elements in one index of each axis of a box.
-pub fn rows_of(bounds: &IndexBox) -> Dims {
-    (1..=bounds.0.len())
-        .map(|axis| elements_from(bounds, axis))
-        .collect()
-}
-
-/// True if elements `[from, to)`, some, of a box in row-major order are a box,
-/// by what [`rows_of`] says of it.
-pub fn is_box(rows: &[u64], mut from: u64, mut to: u64) -> bool {
-    for &row in rows {
-        let (first, before) = (from / row, from % row);
-        let (last, behind) = (to / row, to % row);
-        if before == 0 && behind == 0 {
-            return true;
-        }
-        if first != last && (first + 1 != last || behind != 0) {
-            return false;
-        }
-        (from, to) = (before, to - first * row);
-    }
-    true
 }
 
 /// The first axis from which on `bounds` is one contiguous run in memory with
@@ -166,9 +142,6 @@ mod tests {
             });
             prop_assert_eq!(got, (from..to).collect::<Vec<_>>());
             prop_assert!(boxes < 2 * shape.len());
-            if from < to {
-                prop_assert_eq!(is_box(&rows_of(&bounds), from, to), boxes == 1);
-            }
         }
     }
 

@@ -18,6 +18,7 @@ use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Tensor, TensorIndex};
 use crate::plan::piece::flat_boxes;
 use crate::rank::Rank;
+use smallvec::SmallVec;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -84,7 +85,7 @@ pub struct Piece {
     pub tensor: TensorIndex,
     /// The box that it is a part of, in [`Program::boxes`]; with how many
     /// elements of it before the first one of the piece, in row-major order.
-    /// [`Program::bounds_of`] says which box that makes it.
+    /// [`Program::boxes_of`] says which boxes that makes it.
     pub within: u32,
     pub first: u64,
     pub region: Region,
@@ -221,15 +222,16 @@ impl Program {
         &self.pieces[range(message.pieces)]
     }
 
-    /// The elements of its tensor that a piece carries.
-    pub fn bounds_of(&self, piece: &Piece) -> IndexBox {
+    /// The elements of its tensor that a piece carries: boxes, in the piece's
+    /// order.
+    pub fn boxes_of(&self, piece: &Piece) -> SmallVec<[IndexBox; 1]> {
         let within = &self.boxes[piece.within as usize];
         let count = piece.bytes / piece.wire.bytes();
-        let mut bounds = within.clone();
+        let mut boxes = SmallVec::new();
         flat_boxes(within, piece.first, piece.first + count, &mut |b| {
-            bounds.clone_from(b);
+            boxes.push(b.clone());
         });
-        bounds
+        boxes
     }
 
     pub fn loops_of(&self, region: &Region) -> &[Loop] {

@@ -47,7 +47,7 @@ pub struct PlanReport {
     pub busiest_receiver: u32,
 }
 
-/// One operation of one rank.
+/// One operation of one rank: a box, or a part of one, in a message or copied.
 #[derive(Clone, Debug, Serialize)]
 pub struct Op {
     pub step: u32,
@@ -123,20 +123,23 @@ impl Plan {
             })
             .collect();
         for m in &p.messages {
-            ops.extend(p.pieces_of(m).iter().map(|x| Op {
-                step: m.step,
-                stage: m.stage,
-                bucket: m.bucket,
-                peer: m.peer.0,
-                direction: match m.direction {
-                    Direction::Send => "send",
-                    Direction::Receive => "receive",
-                },
-                tensor: name(x.tensor),
-                bounds: show(&p.bounds_of(x)),
-                bytes: x.bytes,
-                is_staged: !m.is_direct,
-            }));
+            let direction = match m.direction {
+                Direction::Send => "send",
+                Direction::Receive => "receive",
+            };
+            for x in p.pieces_of(m) {
+                ops.extend(p.boxes_of(x).iter().map(|bounds| Op {
+                    step: m.step,
+                    stage: m.stage,
+                    bucket: m.bucket,
+                    peer: m.peer.0,
+                    direction,
+                    tensor: name(x.tensor),
+                    bounds: show(bounds),
+                    bytes: bounds.elements() * x.wire.bytes(),
+                    is_staged: !m.is_direct,
+                }));
+            }
         }
         Ok(ops)
     }

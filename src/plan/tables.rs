@@ -50,7 +50,8 @@ pub struct PlanTensor {
 pub struct Tables {
     pub tensors: Vec<PlanTensor>,
     pub kinds: Vec<Kind>,
-    pub rank_bytes_mean: RankBytes,
+    /// The tensors in one destination copy.
+    pub copy_bytes: u64,
 }
 
 /// Tensors of one class in the same stages: whatever is found of the first one
@@ -60,15 +61,6 @@ pub struct Kind {
     /// Index of the first.
     pub first: u32,
     pub count: u64,
-}
-
-/// What a rank moves: the tensors' bytes in all copies, spread evenly over the
-/// ranks of a side.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RankBytes {
-    /// Of the side with fewer ranks, and of the one with more.
-    pub of_few: u64,
-    pub of_many: u64,
 }
 
 impl Tables {
@@ -141,24 +133,19 @@ impl Tables {
             tables.kinds[found.kind as usize].count += 1;
             tables.tensors.push(found);
         }
-        tables.rank_bytes_mean = tables.rank_bytes_mean(source, destination);
+        tables.copy_bytes = tables.copy_bytes(destination);
         Ok(tables)
     }
 
-    fn rank_bytes_mean(&self, source: &Layout, destination: &Layout) -> RankBytes {
+    /// Saturates.
+    fn copy_bytes(&self, destination: &Layout) -> u64 {
         let bytes = |t: &PlanTensor| {
             let tensor = &destination.tensors()[t.destination.index()];
             let elements: u128 = tensor.shape.iter().map(|&n| u128::from(n)).product();
             elements * u128::from(tensor.dtype.bytes())
         };
-        let copy: u128 = self.tensors.iter().map(bytes).sum();
-        let all = copy * u128::from(destination.copy_count());
-        let mean = |ranks: u32| u64::try_from(all / u128::from(ranks.max(1))).unwrap_or(u64::MAX);
-        let (a, b) = (source.rank_count(), destination.rank_count());
-        RankBytes {
-            of_few: mean(a.min(b)),
-            of_many: mean(a.max(b)),
-        }
+        let all: u128 = self.tensors.iter().map(bytes).sum();
+        u64::try_from(all).unwrap_or(u64::MAX)
     }
 }
 

@@ -9,20 +9,38 @@
 
 use super::Plan;
 use super::derive::{Memory, Walks, derive};
-use super::program::{BufferSlot, Direction, Piece, Program, Region, Side};
+use super::program::{BufferSlot, Direction, Message, Piece, Program, Region, Side};
 use crate::error::{Error, Result};
 use crate::layout::tensor::{IndexBox, TensorIndex};
 use crate::rank::Rank;
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What both ends must agree on about one piece.
-type PieceKey = (u32, u64, TensorIndex, IndexBox, u64);
+/// What a piece carries.
+type Boxes = SmallVec<[IndexBox; 1]>;
+
+/// What both ends must agree on about a message.
+#[derive(Debug, PartialEq, Eq)]
+struct Content {
+    step: u32,
+    bytes: u64,
+    parts: Vec<Part>,
+}
+
+/// Elements `[first, end)` of a box of a tensor.
+#[derive(Debug, PartialEq, Eq)]
+struct Part {
+    tensor: TensorIndex,
+    within: IndexBox,
+    first: u64,
+    end: u64,
+}
 
 impl Plan {
     /// Checks all ranks. Linear in the whole plan: for tests, tools and small
     /// numbers of ranks.
     pub fn verify(&self) -> Result<()> {
-        let mut pairs: BTreeMap<(Rank, Rank), [Vec<PieceKey>; 2]> = BTreeMap::new();
+        let mut pairs: BTreeMap<(Rank, Rank), [Vec<Content>; 2]> = BTreeMap::new();
         let mut balance = 0u128;
         let walks = Walks::shared();
         for rank in self.ranks() {
@@ -42,31 +60,12 @@ impl Plan {
                     Direction::Send => ((rank, m.peer), 0),
                     Direction::Receive => ((m.peer, rank), 1),
                 };
-                let list = &mut pairs.entry(pair).or_default()[end];
-                // Split storage makes several pieces of one box: compare them
-                // by what they carry, merged per message.
-                list.push((
-                    m.step,
-                    m.bytes,
-                    TensorIndex(u32::MAX),
-                    IndexBox(Default::default()),
-                    0,
-                ));
-                list.extend(
-                    p.pieces_of(m)
-                        .iter()
-                        .map(|x| (m.step, x.at, x.tensor, p.bounds_of(x), x.bytes)),
-                );
+                pairs.entry(pair).or_default()[end].push(content(&p, m));
             }
         }
         for ((from, to), [sent, received]) in &pairs {
-            let (a, b) = (messages(sent), messages(received));
-            if a != b {
-                return Err(Error::internal(format!(
-                    "rank {from} sends {} messages to {to}, which expects {} others",
-                    a.len(),
-                    b.len()
-                )));
+            if sent != received {
+                return Err(disagreement((*from, *to), sent, received));
             }
         }
         if balance != 0 {
@@ -110,9 +109,8 @@ impl Plan {
             .filter(|m| m.direction == Direction::Receive)
         {
             for x in p.pieces_of(m) {
-                got.entry((x.region.slot.0, x.tensor))
-                    .or_default()
-                    .push(p.bounds_of(x));
+                let key = (x.region.slot.0, x.tensor);
+                got.entry(key).or_default().extend(p.boxes_of(x));
             }
         }
         for l in &p.locals {
@@ -210,7 +208,7 @@ fn each_run(p: &Program, region: &Region, mut f: impl FnMut(u64, u64)) {
 /// Every byte of a forward was received with its bucket, a stage and a step
 /// before.
 fn verify_forwards(p: &Program) -> Result<()> {
-    let mut received: BTreeMap<(u32, u32), Vec<(&Piece, IndexBox)>> = BTreeMap::new();
+    let mut received: BTreeMap<(u32, u32), Vec<(&Piece, Boxes)>> = BTreeMap::new();
     for m in &p.messages {
         if m.step != m.bucket + m.stage {
             return Err(Error::internal(format!(
@@ -220,7 +218,7 @@ fn verify_forwards(p: &Program) -> Result<()> {
         }
         if m.direction == Direction::Receive {
             let pieces = received.entry((m.bucket, m.stage)).or_default();
-            pieces.extend(p.pieces_of(m).iter().map(|x| (x, p.bounds_of(x))));
+            pieces.extend(p.pieces_of(m).iter().map(|x| (x, p.boxes_of(x))));
         }
     }
     for m in &p.messages {
@@ -230,16 +228,17 @@ fn verify_forwards(p: &Program) -> Result<()> {
         let fed = received.get(&(m.bucket, m.stage - 1));
         let fed = fed.map_or(&[][..], Vec::as_slice);
         for piece in p.pieces_of(m) {
-            let bounds = p.bounds_of(piece);
-            let common = |(r, b): &(&Piece, IndexBox)| common_bytes((r, b), (piece, &bounds));
+            let boxes = p.boxes_of(piece);
+            let common = |(r, b): &(&Piece, Boxes)| common_bytes((r, b), (piece, &boxes));
             let bytes = fed.iter().map(common).sum::<u64>();
-            let want = piece.region.run.max(bounds.elements()) * piece.region.dtype.bytes();
+            let want = piece.bytes / piece.wire.bytes() * piece.region.dtype.bytes();
             if bytes != want {
                 return Err(Error::internal(format!(
-                    "rank {} forwards {want} bytes of tensor {} {} in step {}, of which it has {bytes}",
+                    "rank {} forwards {want} bytes of tensor {}, from {} on, in step {}, of which it has \
+                     {bytes}",
                     p.rank,
                     p.tensors[piece.tensor.index()].name,
-                    bounds,
+                    boxes[0],
                     m.step
                 )));
             }
@@ -250,15 +249,19 @@ fn verify_forwards(p: &Program) -> Result<()> {
 
 /// Bytes of a forwarded piece that a received one has brought.
 fn common_bytes(
-    (received, received_box): (&Piece, &IndexBox),
-    (sent, sent_box): (&Piece, &IndexBox),
+    (received, received_boxes): (&Piece, &Boxes),
+    (sent, sent_boxes): (&Piece, &Boxes),
 ) -> u64 {
     let (from, to) = (&received.region, &sent.region);
     if received.tensor != sent.tensor || from.slot != to.slot {
         return 0;
     }
     if from.slot != BufferSlot::RELAY {
-        return received_box.intersect(sent_box).elements() * to.dtype.bytes();
+        let pairs = received_boxes
+            .iter()
+            .flat_map(|a| sent_boxes.iter().map(move |b| (a, b)));
+        let common: u64 = pairs.map(|(a, b)| a.intersect(b).elements()).sum();
+        return common * to.dtype.bytes();
     }
     let end = |r: &Region| r.offset + r.run * r.dtype.bytes();
     end(from)
@@ -266,16 +269,55 @@ fn common_bytes(
         .saturating_sub(from.offset.max(to.offset))
 }
 
-/// Messages as `(step, bytes, elements per tensor)`, whatever their pieces.
-fn messages(list: &[PieceKey]) -> Vec<(u32, u64, BTreeMap<TensorIndex, u64>)> {
-    let mut out: Vec<(u32, u64, BTreeMap<TensorIndex, u64>)> = Vec::new();
-    for (step, at, tensor, _, bytes) in list {
-        match out.last_mut() {
-            Some(m) if tensor.0 != u32::MAX => *m.2.entry(*tensor).or_default() += bytes,
-            _ => out.push((*step, *at, BTreeMap::new())),
+/// What a message carries, whatever its pieces: one end may have several for
+/// what is one at the other.
+fn content(p: &Program, m: &Message) -> Content {
+    let mut parts: Vec<Part> = Vec::new();
+    for x in p.pieces_of(m) {
+        let within = &p.boxes[x.within as usize];
+        let end = x.first + x.bytes / x.wire.bytes();
+        match parts.last_mut() {
+            Some(last)
+                if (last.tensor, last.end) == (x.tensor, x.first) && last.within == *within =>
+            {
+                last.end = end;
+            }
+            _ => parts.push(Part {
+                tensor: x.tensor,
+                within: within.clone(),
+                first: x.first,
+                end,
+            }),
         }
     }
-    out
+    Content {
+        step: m.step,
+        bytes: m.bytes,
+        parts,
+    }
+}
+
+/// The first message on which two ranks do not agree.
+fn disagreement((from, to): (Rank, Rank), sent: &[Content], received: &[Content]) -> Error {
+    let same = sent.iter().zip(received).take_while(|(a, b)| a == b);
+    let first = same.count();
+    let of = |side: &[Content]| match side.get(first) {
+        Some(m) => format!(
+            "{} bytes of {} boxes in step {}",
+            m.bytes,
+            m.parts.len(),
+            m.step
+        ),
+        None => "nothing".to_string(),
+    };
+    Error::internal(format!(
+        "rank {from} sends {} messages to {to}, which expects {}; message {first} has {} on one \
+         side and {} on the other",
+        sent.len(),
+        received.len(),
+        of(sent),
+        of(received)
+    ))
 }
 
 /// True if two boxes overlap, found by a sweep along the axis on which they

@@ -1,7 +1,7 @@
 //! Assembles a program: buffers, regions, local copies, steps, staging.
 
 use super::Inputs;
-use super::cell::{Cell, Whole};
+use super::cell::Cell;
 use super::stream::{LaidOut, split_boxes};
 use super::view::{OwnView, holding_view};
 use super::walk::Walk;
@@ -36,6 +36,8 @@ pub struct Builder<'a> {
     pub first_boxes: Vec<u32>,
     /// By stretch.
     pub laid_out: Vec<LaidOut>,
+    /// Pieces of the message that is made.
+    pub scratch: Vec<Piece>,
     /// The rank's parts of source and destination.
     parts: (u16, u16),
 }
@@ -72,6 +74,7 @@ impl<'a> Builder<'a> {
             messages: Vec::new(),
             first_boxes: Vec::new(),
             laid_out: Vec::new(),
+            scratch: Vec::new(),
             parts: parts_of(inputs, rank),
         }
     }
@@ -121,25 +124,20 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// The region of a whole cell.
-    pub fn region_of_whole(
-        &mut self,
-        side: Side,
-        buffer: u32,
-        cell: &Cell,
-        whole: &Whole,
-    ) -> Region {
-        let part = self.part_of(side);
-        let slot = self.slot(side, key_of(part, buffer, &cell.own, cell.bounds.lead()));
+    /// The region of a whole cell; nothing if it lies in several buffers.
+    pub fn region_of_whole(&mut self, side: Side, buffer: u32, cell: &Cell) -> Option<Region> {
+        let loops = cell.loops.as_ref()?;
+        let key = key_of(self.part_of(side), buffer, &cell.own, cell.bounds.lead());
+        let slot = self.slot(side, key);
         let first = self.program.loops.len() as u32;
-        self.program.loops.extend_from_slice(&whole.loops);
-        Region {
+        self.program.loops.extend_from_slice(loops);
+        Some(Region {
             slot,
-            offset: whole.offset,
+            offset: cell.offset,
             dtype: cell.own.dtype,
-            run: whole.run,
+            run: cell.run,
             loops: (first, self.program.loops.len() as u32),
-        }
+        })
     }
 
     /// Calls `f` with the boxes of a cell, each in one buffer, and where they
@@ -151,11 +149,10 @@ impl<'a> Builder<'a> {
         cell: &Cell,
         mut f: impl FnMut(&mut Program, IndexBox, Region),
     ) {
-        if let Some(whole) = &cell.whole {
-            let region = self.region_of_whole(side, buffer, cell, whole);
+        if let Some(region) = self.region_of_whole(side, buffer, cell) {
             return f(&mut self.program, cell.bounds.clone(), region);
         }
-        for bounds in split_boxes(&cell.bounds, cell.own.split.is_some()) {
+        for bounds in split_boxes(&cell.bounds, true) {
             let region = self.region(side, self.part_of(side), buffer, &cell.own, &bounds);
             f(&mut self.program, bounds, region);
         }

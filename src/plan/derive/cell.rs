@@ -3,13 +3,11 @@
 use super::route::{Here, There};
 use super::view::{OwnView, PeerView};
 use crate::layout::dtype::Dtype;
-use crate::layout::tensor::{Dims, IndexBox};
-use crate::layout::view::Strides;
+use crate::layout::tensor::IndexBox;
 use crate::plan::cells::{HolderSet, StagedSlice};
-use crate::plan::piece::{contiguous_from, elements_from, is_box, loops_of};
+use crate::plan::piece::{contiguous_from, elements_from};
 use crate::plan::program::Loop;
 use smallvec::SmallVec;
-use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Alignment of cuts inside large items, in wire bytes.
@@ -33,27 +31,22 @@ pub struct Cell {
     /// How the first rank at the other end stores it, per holder slice (when
     /// receiving) or of the one needer (when sending).
     pub peers: SmallVec<[PeerView; 1]>,
-    /// All holders store it as the first one does; all needers do.
-    pub are_holders_alike: bool,
+    /// All needers store it as the first one does; all of the other side do.
     pub are_needers_alike: bool,
-    /// Those of the two that are at the other side do.
     pub is_alike_across: bool,
-    /// Wire bytes of a run that is one at an end of it.
-    pub run_bytes: u64,
     /// Where it begins in our buffer, in bytes.
     pub offset: u64,
     /// From which axis on it is one run at our end, and elements of such a run.
     pub run_axis: usize,
     pub run: u64,
-    /// Elements in one index of each axis.
-    pub rows: Dims,
-    /// Strides of the cell stored by itself.
-    pub dense: Strides,
+    /// Elements of a run at the first rank of the other end; 0 where a
+    /// conversion stands between.
+    pub run_across: u64,
+    /// The loops around the runs of all of it; nothing where it lies in several
+    /// buffers.
+    pub loops: Option<SmallVec<[Loop; 8]>>,
     /// Of the bounds, as pairs are compared by them.
     pub hash: u128,
-    /// The cell as one piece between buffers, where it is the same for all
-    /// tensors of its kind and all peers.
-    pub whole: Option<Whole>,
 }
 
 impl Cell {
@@ -65,44 +58,6 @@ impl Cell {
             true => self.own.dtype,
             false => self.wire,
         }
-    }
-
-    /// Elements of a run at our end, if `elements` are cut where our runs end
-    /// and each part, a box of `bytes_min` at least, travels by itself, from or
-    /// to where it lies. So it is if it is a single run, or the other end has
-    /// no longer ones.
-    pub fn run_alone(
-        &self,
-        leg: (Here, There),
-        elements: Range<u64>,
-        bytes_min: u64,
-    ) -> Option<u64> {
-        let wire = self.wire_of(leg.0, leg.1);
-        let run = match leg.0 {
-            Here::Buffer if self.own.dtype != wire => return None,
-            Here::Buffer => self.run,
-            Here::Relay(_) => u64::MAX,
-        };
-        let is_alone = |part: Range<u64>| {
-            let is_long = (part.end - part.start) * wire.bytes() >= bytes_min;
-            is_long && is_box(&self.rows, part.start, part.end)
-        };
-        let (first, last) = (elements.start / run, (elements.end - 1) / run);
-        if first == last {
-            return is_alone(elements).then_some(run);
-        }
-        let are_ours_longest = match leg {
-            (Here::Relay(_), _) | (_, There::Relay) => false,
-            (Here::Buffer, There::Alike) => self.are_needers_alike,
-            (Here::Buffer, There::Across) => {
-                self.is_alike_across && self.run_bytes == run * wire.bytes()
-            }
-        };
-        let are_alone = are_ours_longest
-            && run * wire.bytes() >= bytes_min
-            && is_alone(elements.start..(first + 1) * run)
-            && is_alone(last * run..elements.end);
-        are_alone.then_some(run)
     }
 
     /// Where an element lies in our buffer, in bytes, and on axis 0.
@@ -129,58 +84,13 @@ impl Cell {
     }
 }
 
-/// A whole cell as one piece, laid out once for all tensors of its kind.
-#[derive(Clone, Debug)]
-pub struct Whole {
-    /// Bytes of a run that is one at both ends; `None` where a conversion
-    /// stands between.
-    pub run_bytes: Option<u64>,
-    /// Bytes from the start of our buffer.
-    pub offset: u64,
-    /// Elements of a run at our end, and the loops around it.
-    pub run: u64,
-    pub loops: SmallVec<[Loop; 8]>,
-}
-
-impl Whole {
-    /// Lays out a box that both ends store in one way.
-    pub fn of(bounds: &IndexBox, wire: Dtype, own: &OwnView, peer: &PeerView) -> Whole {
-        let mut loops = SmallVec::new();
-        let run = loops_of(bounds, &own.strides, own.dtype.bytes(), &mut loops);
-        let first = run_axis(bounds, wire, &own.strides, own.dtype).min(run_axis(
-            bounds,
-            wire,
-            &peer.strides,
-            peer.dtype,
-        ));
-        Whole {
-            run_bytes: (first <= bounds.0.len())
-                .then(|| elements_from(bounds, first) * wire.bytes()),
-            offset: own.offset_of(bounds),
-            run,
-            loops,
-        }
-    }
-}
-
-/// The axis from which on a box is one run in memory and on the wire; past the
-/// last axis where a conversion stands between.
-pub fn run_axis(bounds: &IndexBox, wire: Dtype, strides: &[i64], dtype: Dtype) -> usize {
+/// Elements of the runs that are one in memory and on the wire; 0 where a
+/// conversion stands between.
+pub fn run_elements(bounds: &IndexBox, wire: Dtype, strides: &[i64], dtype: Dtype) -> u64 {
     match dtype == wire {
-        true => contiguous_from(bounds, strides, dtype.bytes()),
-        false => bounds.0.len() + 1,
+        true => elements_from(bounds, contiguous_from(bounds, strides, dtype.bytes())),
+        false => 0,
     }
-}
-
-/// Byte strides of a box stored by itself.
-pub fn dense_strides(bounds: &IndexBox, dtype: Dtype) -> Strides {
-    let mut strides: Strides = bounds.spans().iter().map(|_| 0).collect();
-    let mut step = dtype.bytes() as i64;
-    for (d, s) in bounds.spans().iter().enumerate().rev() {
-        strides[d] = step;
-        step *= s.len() as i64;
-    }
-    strides
 }
 
 /// 128 bits of the bounds of a box.

@@ -8,129 +8,157 @@
 //!
 //! Both ends see the same two, so both find the same messages.
 
-use super::cell::run_axis;
+use super::cell::{Cell, run_elements};
 use super::route::{Here, Stretch, There};
-use super::view::{PeerView, holding_view, needing_view};
+use super::view::{holding_view, needing_view};
 use super::visit::Visit;
 use super::walk::{Item, Walk};
 use crate::layout::dtype::Dtype;
-use crate::layout::tensor::IndexBox;
-use crate::layout::view::Strides;
-use crate::plan::piece::elements_from;
 use crate::plan::program::Direction;
 use crate::rank::Rank;
-use std::borrow::Cow;
+use std::ops::Range;
 
-/// How a box of a stretch travels.
-#[derive(Clone, Copy, Debug)]
+/// How a part of a stretch travels. At our end it may be a single run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// As runs that begin at axis `first`, each a message of its own. They are
-    /// contiguous at the other end, or at ours.
-    Runs { first: usize, are_ours: bool },
-    /// With others; at our end it may be a single run.
-    Packed { is_run: bool },
+    /// As a message of its own.
+    Alone { is_run: bool },
+    /// With others.
+    Packed,
 }
 
-/// The two ends of a leg.
-pub struct Ends<'w> {
-    here: End<'w>,
-    there: End<'w>,
+/// Elements of the contiguous runs of a cell at the two ends of a leg, those of
+/// one end whole runs of the other; 0 where conversion leaves none.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    here: u64,
+    there: u64,
     /// Dtype on the wire.
-    wire: Dtype,
+    pub wire: Dtype,
 }
 
-impl<'w> Ends<'w> {
-    pub fn of(walks: &'w [Visit<'_>], s: &Stretch, there: There, peer: Rank) -> Ends<'w> {
+impl Ends {
+    pub fn of(walks: &[Visit<'_>], s: &Stretch, there: There, peer: Rank) -> Ends {
         let walk = &walks[s.walk as usize];
         let item = &walk.items[s.item as usize];
         let cell = walk.cell_of(item);
-        let dense = || End::new(&cell.dense, cell.wire);
-        let own = || End::new(&cell.own.strides, cell.own.dtype);
+        let wire = cell.wire_of(s.here, there);
+        let own = match cell.own.dtype == wire {
+            true => cell.run,
+            false => 0,
+        };
         Ends {
             here: match s.here {
-                Here::Buffer => own(),
-                Here::Relay(_) => dense(),
+                Here::Buffer => own,
+                Here::Relay(_) => u64::MAX,
             },
             there: match there {
-                There::Across => walk.peer_view(item, peer),
-                There::Alike if cell.are_needers_alike => own(),
-                There::Alike => walk.view_of_needer(item, peer),
-                There::Relay => dense(),
+                There::Across if cell.is_alike_across => cell.run_across,
+                There::Across => walk.run_across(item, cell, peer),
+                There::Alike if cell.are_needers_alike => own,
+                There::Alike => walk.run_of_needer(item, cell, wire, peer),
+                There::Relay => u64::MAX,
             },
-            wire: cell.wire_of(s.here, there),
+            wire,
         }
     }
 
-    /// How a box travels, if runs of `direct_bytes_min` travel by themselves.
-    pub fn form(&self, bounds: &IndexBox, direct_bytes_min: u64) -> Form {
-        let ours = self.here.run_axis(bounds, self.wire);
-        let first = ours.min(self.there.run_axis(bounds, self.wire));
-        let bytes = |first| elements_from(bounds, first) * self.wire.bytes();
-        match first <= bounds.0.len() && bytes(first) >= direct_bytes_min {
-            true => Form::Runs {
-                first,
-                are_ours: ours == first,
-            },
-            false => Form::Packed { is_run: ours == 0 },
-        }
-    }
-}
-
-/// How one end stores a stretch.
-struct End<'w> {
-    strides: Cow<'w, [i64]>,
-    dtype: Dtype,
-}
-
-impl<'w> End<'w> {
-    fn new(strides: &'w [i64], dtype: Dtype) -> End<'w> {
-        End {
-            strides: Cow::Borrowed(strides),
-            dtype,
-        }
-    }
-
-    fn of(view: &'w PeerView) -> End<'w> {
-        End::new(&view.strides, view.dtype)
-    }
-
-    fn owned(strides: Strides, dtype: Dtype) -> End<'w> {
-        End {
-            strides: Cow::Owned(strides.into_vec()),
-            dtype,
+    /// Cuts elements of the cell where the longer runs of the two ends end.
+    /// Parts of `bytes_min` at least travel by themselves.
+    pub fn each_part(
+        &self,
+        elements: Range<u64>,
+        bytes_min: u64,
+        mut f: impl FnMut(Range<u64>, Form),
+    ) {
+        let elements_min = bytes_min.div_ceil(self.wire.bytes());
+        let runs = [self.here.min(self.there), self.here.max(self.there)];
+        let Some(run) = runs.into_iter().find(|&r| r >= elements_min) else {
+            return f(elements, Form::Packed);
+        };
+        let mut from = elements.start;
+        while from < elements.end {
+            let end = (from / run + 1).saturating_mul(run);
+            let part = from..end.min(elements.end);
+            from = part.end;
+            let form = match part.end - part.start >= elements_min {
+                true => Form::Alone {
+                    is_run: self.is_run(&part),
+                },
+                false => Form::Packed,
+            };
+            f(part, form);
         }
     }
 
-    fn run_axis(&self, bounds: &IndexBox, wire: Dtype) -> usize {
-        run_axis(bounds, wire, &self.strides, self.dtype)
+    /// True if some elements of the cell, one at least, are one run at our end.
+    pub fn is_run(&self, elements: &Range<u64>) -> bool {
+        let run = self.here;
+        run > 0 && elements.start / run == (elements.end - 1) / run
     }
 }
 
 impl<'a> Walk<'a> {
-    /// How the peer of a piece stores it.
-    fn peer_view<'w>(&'w self, item: &Item, peer: Rank) -> End<'w> {
-        let cell = self.cell_of(item);
-        match self.direction {
-            Direction::Send if cell.are_needers_alike => return End::of(&cell.peers[0]),
-            Direction::Send => return self.view_of_needer(item, peer),
-            Direction::Receive if cell.are_holders_alike => return End::of(&cell.peers[0]),
-            Direction::Receive => {}
+    /// Elements of a run at a peer across.
+    fn run_across(&self, item: &Item, cell: &Cell, peer: Rank) -> u64 {
+        if self.direction == Direction::Send {
+            return self.run_of_needer(item, cell, cell.wire, peer);
         }
         // Several kinds of holders: the peer's own first view tells.
         let tensor = &self.inputs.tables.tensors[item.tensor as usize];
         match holding_view(self.inputs.source, peer, tensor, &cell.bounds) {
-            Ok((own, _, _)) => End::owned(own.strides, own.dtype),
-            Err(_) => End::of(&cell.peers[0]),
+            Ok((own, _, _)) => run_elements(&cell.bounds, cell.wire, &own.strides, own.dtype),
+            Err(_) => cell.run_across,
         }
     }
 
-    /// How `needer` stores a piece that it needs as part of the item's demand.
-    fn view_of_needer<'w>(&'w self, item: &Item, needer: Rank) -> End<'w> {
+    /// Elements of a run at a rank that needs the cell as part of the item's
+    /// demand.
+    fn run_of_needer(&self, item: &Item, cell: &Cell, wire: Dtype, needer: Rank) -> u64 {
         let tensor = &self.inputs.tables.tensors[item.tensor as usize];
         let placed = tensor.needers.get(item.demand as usize);
-        match placed.and_then(|r| needing_view(self.inputs.destination, *r, needer)) {
-            Some(view) => End::owned(view.strides, view.dtype),
-            None => End::of(&self.cell_of(item).peers[0]),
-        }
+        let view = placed.and_then(|r| needing_view(self.inputs.destination, *r, needer));
+        let view = view.as_ref().unwrap_or(&cell.peers[0]);
+        run_elements(&cell.bounds, wire, &view.strides, view.dtype)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parts of at least 8 bytes, as `(from, to, form)`.
+    fn parts(here: u64, there: u64, elements: Range<u64>) -> Vec<(u64, u64, Form)> {
+        let wire = Dtype::BF16;
+        let mut all = Vec::new();
+        Ends { here, there, wire }.each_part(elements, 8, |part, form| {
+            all.push((part.start, part.end, form));
+        });
+        all
+    }
+
+    const RUN: Form = Form::Alone { is_run: true };
+    const SPREAD: Form = Form::Alone { is_run: false };
+
+    #[test]
+    fn the_longer_runs_of_the_two_ends_travel_by_themselves() {
+        assert_eq!(
+            parts(8, 2, 4..20),
+            [(4, 8, RUN), (8, 16, RUN), (16, 20, RUN)]
+        );
+        assert_eq!(parts(2, 16, 4..20), [(4, 16, SPREAD), (16, 20, SPREAD)]);
+        assert_eq!(parts(4, 16, 4..8), [(4, 8, RUN)]);
+        assert_eq!(parts(u64::MAX, 0, 4..20), [(4, 20, RUN)]);
+    }
+
+    #[test]
+    fn what_is_short_is_packed() {
+        assert_eq!(
+            parts(8, 2, 6..17),
+            [(6, 8, Form::Packed), (8, 16, RUN), (16, 17, Form::Packed)]
+        );
+        // Short runs stay together.
+        assert_eq!(parts(2, 2, 4..20), [(4, 20, Form::Packed)]);
+        assert_eq!(parts(0, 0, 4..20), [(4, 20, Form::Packed)]);
     }
 }

@@ -12,13 +12,14 @@
 
 use super::builder::STAGING_ALIGN_BYTES;
 use super::ends::{Ends, Form};
-use super::route::{Here, Leg, Routes, Stream, There};
+use super::route::{Leg, Routes, Stream, Stretch, There};
 use super::stream::PACKED_ALIGN_BYTES;
 use super::{Inputs, Walks, routes, visits};
 use crate::error::Result;
-use crate::plan::piece::{elements_from, flat_boxes};
+use crate::plan::piece::flat_boxes;
 use crate::rank::Rank;
 use std::cmp::Ordering;
+use std::ops::Range;
 
 /// Memory of a rank's program beside bound buffers, and what it moves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,51 +101,46 @@ impl<'r, 'w, 'a> Staged<'r, 'w, 'a> {
             return;
         }
         let direct_min = routes.inputs.decision.direct_bytes_min;
-        let wire = cell.wire_of(s.here, leg.there);
-        let element = wire.bytes();
-        let elements = s.from / element..s.to / element;
-        let leg_ends = (s.here, leg.there);
-        if cell
-            .run_alone(leg_ends, elements.clone(), direct_min)
-            .is_some()
-        {
-            return;
-        }
         let ends = Ends::of(routes.walks, s, leg.there, stream.key.peer);
-        let is_split = s.here == Here::Buffer && cell.own.split.is_some();
-        let packed = &mut self.packed[s.bucket as usize];
+        let element = ends.wire.bytes();
         let mut staged = 0;
         let mut is_packed = false;
-        flat_boxes(
-            &cell.bounds,
-            elements.start,
-            elements.end,
-            &mut |b| match ends.form(b, direct_min) {
-                Form::Runs { are_ours: true, .. } => {}
-                Form::Runs { first, .. } => {
-                    let run = elements_from(b, first);
-                    let bytes = (run * element).next_multiple_of(STAGING_ALIGN_BYTES);
-                    staged += b.elements() / run * bytes;
-                }
-                Form::Packed { is_run } => {
-                    is_packed = true;
-                    let is_one = is_run && !(is_split && b.0[0].len() > 1);
-                    let is_last = packed.boxes == 0 || {
-                        let last = &routes.stretches[packed.last as usize];
-                        routes.order(last, s) != Ordering::Greater
-                    };
-                    packed.add(
-                        b.elements() * element,
-                        is_one,
-                        is_last.then_some(leg.stretch),
-                    );
-                }
-            },
-        );
+        let elements = s.from / element..s.to / element;
+        ends.each_part(elements, direct_min, |part, form| match form {
+            Form::Alone { is_run: true } => {}
+            Form::Alone { is_run: false } => {
+                let bytes = (part.end - part.start) * element;
+                staged += bytes.next_multiple_of(STAGING_ALIGN_BYTES);
+            }
+            Form::Packed => {
+                is_packed = true;
+                self.add_packed(leg, s, &ends, part);
+            }
+        });
         self.by_step[step] += staged;
         if !is_packed {
             self.known[leg.stretch as usize] = Some((leg.there, staged));
         }
+    }
+
+    /// Adds the boxes of a part to the packed message of their bucket.
+    fn add_packed(&mut self, leg: &Leg, s: &Stretch, ends: &Ends, part: Range<u64>) {
+        let routes = self.routes;
+        let walk = &routes.walks[s.walk as usize];
+        let cell = walk.cell_of(&walk.items[s.item as usize]);
+        let packed = &mut self.packed[s.bucket as usize];
+        let mut at = part.start;
+        flat_boxes(&cell.bounds, part.start, part.end, &mut |b| {
+            let elements = at..at + b.elements();
+            at = elements.end;
+            let is_last = packed.boxes == 0 || {
+                let last = &routes.stretches[packed.last as usize];
+                routes.order(last, s) != Ordering::Greater
+            };
+            let bytes = (elements.end - elements.start) * ends.wire.bytes();
+            let is_run = ends.is_run(&elements);
+            packed.add(bytes, is_run, is_last.then_some(leg.stretch));
+        });
     }
 }
 

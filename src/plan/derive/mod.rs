@@ -62,6 +62,8 @@ pub struct Inputs<'a> {
     /// Who sends to whom, where the strategy is `two_stage`.
     pub two_stage: Option<&'a TwoStage>,
     pub domains: &'a Domains,
+    /// What a rank moves between domains, in the mean.
+    pub rank_bytes: u64,
     pub senders: &'a Senders,
     pub locality: &'a Locality,
     /// Where the order is by layer.
@@ -89,13 +91,7 @@ impl Inputs<'_> {
     fn cuts_of(&self, bytes: u64, burden_percent: u64) -> Cuts {
         let moved = u128::from(bytes) * u128::from(burden_percent) / 100;
         let moved = u64::try_from(moved).unwrap_or(u64::MAX);
-        let mean = self.tables.rank_bytes_mean;
-        let busy = match self.decision.strategy {
-            Strategy::Direct | Strategy::TwoStage => mean.of_few,
-            // Receivers pass on to each other what the few cannot send to all.
-            Strategy::Relay | Strategy::Fanout => mean.of_many,
-        };
-        self.decision.cuts_of(moved, busy)
+        self.decision.cuts_of(moved, self.rank_bytes)
     }
 
     /// Domains of the longest chain.

@@ -88,14 +88,6 @@ impl<'w, 'a> Flow<'w, 'a> {
         text[24..].copy_from_slice(&cell.hash.to_le_bytes());
         self.text.extend_from_slice(&text);
     }
-
-    /// Where the next box begins in its message.
-    fn next_at(&self, is_long: bool) -> u64 {
-        match is_long {
-            true => 0,
-            false => self.packed_bytes.next_multiple_of(PACKED_ALIGN_BYTES),
-        }
-    }
 }
 
 impl<'a> Builder<'a> {
@@ -188,7 +180,8 @@ impl<'a> Builder<'a> {
         let direct_min = self.inputs.decision.direct_bytes_min;
         let runs = |s: &Stretch| {
             let walk = &routes.walks[s.walk as usize];
-            let run = walk.cell_of(&walk.items[s.item as usize]).run_bytes;
+            let cell = walk.cell_of(&walk.items[s.item as usize]);
+            let run = cell.run.max(cell.run_across) * cell.wire.bytes();
             // Whole runs, and what is before or behind them.
             match run < direct_min || s.bytes() <= run {
                 true => 1,
@@ -234,58 +227,14 @@ impl<'a> Builder<'a> {
     }
 
     fn lay_out(&mut self, flow: &mut Flow<'_, 'a>, leg: &Leg, s: &Stretch) {
-        let (walk, item) = flow.item(s);
-        let cell = walk.cell_of(item);
-        let direct_min = self.inputs.decision.direct_bytes_min;
-        let wire = cell.wire_of(s.here, leg.there);
-        let (mut at, to) = (s.from / wire.bytes(), s.to / wire.bytes());
-        if let Some(run) = cell.run_alone((s.here, leg.there), at..to, direct_min) {
-            while at < to {
-                let end = (at / run + 1).saturating_mul(run).min(to);
-                self.add_run(flow, s, at..end, wire);
-                at = end;
-            }
-            return;
-        }
-        let is_whole = (s.from, s.to) == (0, cell.bytes);
-        let is_plain = (s.here, leg.there) == (Here::Buffer, There::Across);
-        if let Some(whole) = cell.whole.as_ref().filter(|_| is_whole && is_plain) {
-            let is_long = whole.run_bytes.is_some_and(|n| n >= direct_min);
-            if !is_long || whole.run_bytes == Some(cell.bytes) {
-                let side = side_of(walk.direction);
-                let region = self.region_of_whole(side, item.buffer, cell, whole);
-                let start = self.program.pieces.len() as u32;
-                let at = flow.next_at(is_long);
-                let piece = Piece {
-                    tensor: TensorIndex(item.tensor),
-                    within: self.box_of(s, item),
-                    first: 0,
-                    region,
-                    at,
-                    bytes: cell.bytes,
-                    wire: cell.wire,
-                };
-                self.push(flow, piece, is_long);
-                return self.end_box(flow, (start, at + cell.bytes), is_long);
-            }
-        }
         let ends = Ends::of(flow.walks, s, leg.there, flow.key.peer);
-        flat_boxes(&cell.bounds, at, to, &mut |b| {
-            let slab = Slab { bounds: b, at };
-            at += b.elements();
-            match ends.form(b, direct_min) {
-                Form::Packed { .. } => self.add_pieces(flow, s, slab, wire, false),
-                Form::Runs { first, are_ours } => match are_ours {
-                    true => slab.each_run(first, &mut |run| {
-                        let end = run.at + run.bounds.elements();
-                        self.add_run(flow, s, run.at..end, wire);
-                    }),
-                    // Strided or converted here.
-                    false => slab.each_run(first, &mut |run| {
-                        self.add_pieces(flow, s, run, wire, true);
-                    }),
-                },
-            }
+        let wire = ends.wire;
+        let elements = s.from / wire.bytes()..s.to / wire.bytes();
+        let direct_min = self.inputs.decision.direct_bytes_min;
+        ends.each_part(elements, direct_min, |part, form| match form {
+            Form::Alone { is_run: true } => self.add_run(flow, s, part, wire),
+            Form::Alone { is_run: false } => self.add_spread(flow, s, part, wire),
+            Form::Packed => self.add_packed(flow, s, part, wire),
         });
     }
 
@@ -349,66 +298,79 @@ impl<'a> Builder<'a> {
         self.add_message(flow, (start, end), bytes);
     }
 
-    /// The pieces of a box, one unless our side stores it in several buffers.
-    fn add_pieces(
-        &mut self,
-        flow: &mut Flow<'_, 'a>,
-        s: &Stretch,
-        whole: Slab<'_>,
-        wire: Dtype,
-        is_long: bool,
-    ) {
+    /// A range of a cell that is a run at the other end only: a message of its
+    /// own, of the boxes that it is.
+    fn add_spread(&mut self, flow: &mut Flow<'_, 'a>, s: &Stretch, part: Range<u64>, wire: Dtype) {
         let (walk, item) = flow.item(s);
-        let cell = walk.cell_of(item);
+        let mut pieces = std::mem::take(&mut self.scratch);
+        let (mut first, mut at) = (part.start, 0);
+        flat_boxes(&walk.cell_of(item).bounds, part.start, part.end, &mut |b| {
+            at = self.add_box((walk, item), s, (b, first), wire, at, &mut pieces);
+            first += b.elements();
+        });
         let start = self.program.pieces.len() as u32;
-        let mut at = flow.next_at(is_long);
+        self.program.pieces.append(&mut pieces);
+        self.scratch = pieces;
+        let end = self.program.pieces.len() as u32;
+        self.add_message(flow, (start, end), at);
+    }
+
+    /// A range of a cell in the packed message of its bucket, box by box.
+    fn add_packed(&mut self, flow: &mut Flow<'_, 'a>, s: &Stretch, part: Range<u64>, wire: Dtype) {
+        let (walk, item) = flow.item(s);
+        let (mut first, mut end) = (part.start, flow.packed_bytes);
+        let packed = &mut flow.packed;
+        flat_boxes(&walk.cell_of(item).bounds, part.start, part.end, &mut |b| {
+            let at = end.next_multiple_of(PACKED_ALIGN_BYTES);
+            end = self.add_box((walk, item), s, (b, first), wire, at, packed);
+            first += b.elements();
+        });
+        flow.packed_bytes = end;
+    }
+
+    /// The pieces of a box of a cell, which begins with element `first` of it
+    /// and with byte `at` of its message: one, unless our side stores it in
+    /// several buffers. Returns where it ends in the message.
+    fn add_box(
+        &mut self,
+        (walk, item): (&Walk<'a>, &Item),
+        s: &Stretch,
+        (bounds, mut first): (&IndexBox, u64),
+        wire: Dtype,
+        mut at: u64,
+        out: &mut Vec<Piece>,
+    ) -> u64 {
+        let cell = walk.cell_of(item);
         let is_split = s.here == Here::Buffer && cell.own.split.is_some();
-        let within = self.box_of(s, item);
-        let mut first = whole.at;
-        for bounds in split_boxes(whole.bounds, is_split) {
+        for bounds in split_boxes(bounds, is_split) {
             let elements = bounds.elements();
             let region = match s.here {
                 Here::Relay(base) => self.relay_region(s, first, elements, wire, base),
                 Here::Buffer => {
                     let side = side_of(walk.direction);
-                    self.region(side, self.part_of(side), item.buffer, &cell.own, &bounds)
+                    let whole = match bounds == cell.bounds {
+                        true => self.region_of_whole(side, item.buffer, cell),
+                        false => None,
+                    };
+                    let part = self.part_of(side);
+                    whole
+                        .unwrap_or_else(|| self.region(side, part, item.buffer, &cell.own, &bounds))
                 }
             };
             let bytes = elements * wire.bytes();
-            let piece = Piece {
+            out.push(Piece {
                 tensor: TensorIndex(item.tensor),
-                within,
+                within: self.box_of(s, item),
                 first,
                 region,
                 at,
                 bytes,
                 wire,
-            };
-            self.push(flow, piece, is_long);
+            });
             at += bytes;
             first += elements;
         }
-        self.end_box(flow, (start, at), is_long);
-    }
-
-    /// A piece of a message of its own, or of the packed one.
-    fn push(&mut self, flow: &mut Flow<'_, 'a>, piece: Piece, is_long: bool) {
-        match is_long {
-            true => self.program.pieces.push(piece),
-            false => flow.packed.push(piece),
-        }
-    }
-
-    /// A box ends at `end` of its message, which began with piece `start` if it
-    /// is one of its own.
-    fn end_box(&mut self, flow: &mut Flow<'_, 'a>, (start, end): (u32, u64), is_long: bool) {
-        match is_long {
-            true => {
-                let pieces = (start, self.program.pieces.len() as u32);
-                self.add_message(flow, pieces, end);
-            }
-            false => flow.packed_bytes = end,
-        }
+        at
     }
 
     /// Where a run of a stretch lies in relay memory: stretches lie there in
@@ -566,44 +528,6 @@ fn side_of(direction: Direction) -> Side {
     match direction {
         Direction::Send => Side::Source,
         Direction::Receive => Side::Destination,
-    }
-}
-
-/// A box of a cell, and how many elements of the cell are before it: all of it
-/// lies in one row in the cell's order.
-#[derive(Clone, Copy)]
-struct Slab<'b> {
-    bounds: &'b IndexBox,
-    at: u64,
-}
-
-impl Slab<'_> {
-    /// Calls `f` with the contiguous runs of the box: one index on every axis
-    /// before `first`, all of the rest.
-    fn each_run(&self, first: usize, f: &mut impl FnMut(Slab<'_>)) {
-        let bounds = self.bounds;
-        let mut run = bounds.clone();
-        for d in 0..first {
-            run.0[d].hi = run.0[d].lo + 1;
-        }
-        let elements = run.elements();
-        let mut at = self.at;
-        loop {
-            f(Slab { bounds: &run, at });
-            at += elements;
-            let mut d = first;
-            loop {
-                if d == 0 {
-                    return;
-                }
-                d -= 1;
-                if run.0[d].hi < bounds.0[d].hi {
-                    run.0[d] = Span::new(run.0[d].lo + 1, run.0[d].hi + 1);
-                    break;
-                }
-                run.0[d] = Span::new(bounds.0[d].lo, bounds.0[d].lo + 1);
-            }
-        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! group sees the same items at the same positions.
 
 use super::Inputs;
-use super::cell::{Cell, Needers, Whole, cut_unit, dense_strides, hash_of, run_axis};
+use super::cell::{Cell, Needers, cut_unit, hash_of, run_elements};
 use super::view::{
     OwnView, PeerView, explicit_own, is_stored_alike, own_views, slice_view, view_of,
 };
@@ -21,7 +21,7 @@ use crate::plan::boxes::{ExplicitBox, ExplicitBoxes};
 use crate::plan::cells::{HolderSet, Splitter, StagedSlice};
 use crate::plan::decision::SourceGroup;
 use crate::plan::line::Line;
-use crate::plan::piece::{contiguous_from, elements_from, rows_of};
+use crate::plan::piece::{contiguous_from, elements_from, loops_of};
 use crate::plan::program::Direction;
 use crate::plan::ranks::RankSet;
 use crate::plan::slots::Slots;
@@ -417,28 +417,25 @@ impl<'a> Walk<'a> {
             }
             _ => false,
         };
-        // What varies from peer to peer, or from index to index, is looked at
-        // piece by piece.
-        let are_peers_alike = match self.direction {
+        let is_alike_across = match self.direction {
             Direction::Send => are_needers_alike,
             Direction::Receive => are_holders_alike,
         };
-        let is_same_for_all = are_peers_alike && own.split.is_none();
         let axis = contiguous_from(&bounds, &own.strides, own.dtype.bytes());
-        let there = peers.first().map(|p| (&p.strides, p.dtype));
-        let ends = [(&own.strides, own.dtype)].into_iter().chain(there);
-        let first = ends.map(|(strides, dtype)| run_axis(&bounds, wire, strides, dtype));
-        let first = first.min().unwrap_or(0).min(bounds.0.len());
+        let there = peers.first();
+        let loops = || {
+            let mut loops = SmallVec::new();
+            loops_of(&bounds, &own.strides, own.dtype.bytes(), &mut loops);
+            loops
+        };
         Ok(Cell {
-            run_bytes: elements_from(&bounds, first) * wire.bytes(),
             unit: cut_unit(&bounds, &tensor.granule, wire, bytes),
             offset: own.offset_of(&bounds),
             run_axis: axis,
             run: elements_from(&bounds, axis),
-            rows: rows_of(&bounds),
-            dense: dense_strides(&bounds, wire),
+            run_across: there.map_or(0, |p| run_elements(&bounds, wire, &p.strides, p.dtype)),
+            loops: own.split.is_none().then(loops),
             hash: hash_of(&bounds),
-            whole: is_same_for_all.then(|| Whole::of(&bounds, wire, &own, &peers[0])),
             bounds,
             bytes,
             wire,
@@ -446,9 +443,8 @@ impl<'a> Walk<'a> {
             holders,
             needers,
             peers,
-            are_holders_alike,
             are_needers_alike,
-            is_alike_across: are_peers_alike,
+            is_alike_across,
         })
     }
 
