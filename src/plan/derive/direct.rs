@@ -1,6 +1,6 @@
 //! Strategy `direct`: from a holder straight to the needer.
 
-use super::route::{Here, ItemRange, Leg, Routes, StreamKey, Stretch, There};
+use super::route::{Here, Hop, ItemRange, Routes, Stretch, There};
 use super::walk::{Group, Walk};
 use super::{HOLDINGS, NEEDS};
 use crate::plan::decision::SourceRule;
@@ -32,7 +32,8 @@ impl Routes<'_, '_> {
 
     /// A range that goes to or comes from `peer`, in no bucket yet.
     fn add_whole(&mut self, walk: usize, peer: Rank, r: ItemRange) {
-        let stretch = self.stretches.len() as u32;
+        let direction = self.walks[walk].direction;
+        let way = self.way_again(Hop::plain(peer, direction, 0, There::Across));
         self.stretches.push(Stretch {
             walk: walk as u32,
             item: r.item,
@@ -40,16 +41,8 @@ impl Routes<'_, '_> {
             from: r.from,
             to: r.to,
             here: Here::Buffer,
+            way,
         });
-        let stream = self.stream(StreamKey {
-            peer,
-            direction: self.walks[walk].direction,
-            stage: 0,
-        });
-        let there = There::Across;
-        self.streams[stream as usize]
-            .legs
-            .push(Leg { stretch, there });
     }
 }
 

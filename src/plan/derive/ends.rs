@@ -76,18 +76,20 @@ impl Ends {
         let Some(run) = runs.into_iter().find(|&r| r >= elements_min) else {
             return f(elements, Form::Packed);
         };
+        // Our runs are these, or longer ones; or else shorter than any part.
+        let is_run = self.here >= run;
         let mut from = elements.start;
         while from < elements.end {
-            let end = (from / run + 1).saturating_mul(run);
-            let part = from..end.min(elements.end);
-            from = part.end;
-            let form = match part.end - part.start >= elements_min {
-                true => Form::Alone {
-                    is_run: self.is_run(&part),
-                },
+            let end = match elements.end <= run {
+                true => elements.end,
+                false => (from / run + 1).saturating_mul(run).min(elements.end),
+            };
+            let form = match end - from >= elements_min {
+                true => Form::Alone { is_run },
                 false => Form::Packed,
             };
-            f(part, form);
+            f(from..end, form);
+            from = end;
         }
     }
 

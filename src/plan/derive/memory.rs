@@ -12,13 +12,13 @@
 
 use super::builder::STAGING_ALIGN_BYTES;
 use super::ends::{Ends, Form};
-use super::route::{Leg, Routes, Stream, Stretch, There};
+use super::legs::Leg;
+use super::route::{Routes, StreamKey, Stretch, There};
 use super::stream::PACKED_ALIGN_BYTES;
 use super::{Inputs, Walks, routes, visits};
 use crate::error::Result;
 use crate::plan::piece::flat_boxes;
 use crate::rank::Rank;
-use std::cmp::Ordering;
 use std::ops::Range;
 
 /// Memory of a rank's program beside bound buffers, and what it moves.
@@ -41,7 +41,9 @@ pub fn memory<'a>(inputs: Inputs<'a>, walks: &Walks<'a>, rank: Rank) -> Result<M
     let mut routes = routes(inputs, rank, &walks);
     routes.cut();
     let mut staged = Staged::new(&routes);
-    let moved_bytes = routes.streams.iter().map(|s| staged.add(s)).sum();
+    let legs = routes.legs();
+    let streams = routes.streams.iter().enumerate();
+    let moved_bytes = streams.map(|(i, key)| staged.add(key, legs.of(i))).sum();
     let half = staged.by_step.iter().copied().max().unwrap_or(0);
     let halves = |count: u32| u64::from(count.min(2));
     Ok(Memory {
@@ -74,25 +76,25 @@ impl<'r, 'w, 'a> Staged<'r, 'w, 'a> {
     }
 
     /// Adds a stream; returns its bytes.
-    fn add(&mut self, stream: &Stream) -> u64 {
+    fn add(&mut self, key: &StreamKey, legs: &[Leg]) -> u64 {
         let mut bytes = 0;
-        for leg in &stream.legs {
+        for leg in legs {
             bytes += self.routes.stretches[leg.stretch as usize].bytes();
-            self.add_leg(stream, leg);
+            self.add_leg(key, leg);
         }
-        let stage = stream.key.stage as usize;
+        let stage = key.stage as usize;
         for (bucket, packed) in self.packed.iter_mut().enumerate() {
             self.by_step[bucket + stage] += std::mem::take(packed).staged_bytes();
         }
         bytes
     }
 
-    fn add_leg(&mut self, stream: &Stream, leg: &Leg) {
+    fn add_leg(&mut self, key: &StreamKey, leg: &Leg) {
         let routes = self.routes;
         let s = &routes.stretches[leg.stretch as usize];
         let walk = &routes.walks[s.walk as usize];
         let cell = walk.cell_of(&walk.items[s.item as usize]);
-        let step = (s.bucket + stream.key.stage) as usize;
+        let step = (s.bucket + key.stage) as usize;
         if let Some((there, staged)) = self.known[leg.stretch as usize]
             && there == leg.there
             && cell.is_alike(there)
@@ -101,7 +103,7 @@ impl<'r, 'w, 'a> Staged<'r, 'w, 'a> {
             return;
         }
         let direct_min = routes.inputs.decision.direct_bytes_min;
-        let ends = Ends::of(routes.walks, s, leg.there, stream.key.peer);
+        let ends = Ends::of(routes.walks, s, leg.there, key.peer);
         let element = ends.wire.bytes();
         let mut staged = 0;
         let mut is_packed = false;
@@ -114,7 +116,7 @@ impl<'r, 'w, 'a> Staged<'r, 'w, 'a> {
             }
             Form::Packed => {
                 is_packed = true;
-                self.add_packed(leg, s, &ends, part);
+                self.add_packed(s, &ends, part);
             }
         });
         self.by_step[step] += staged;
@@ -124,22 +126,16 @@ impl<'r, 'w, 'a> Staged<'r, 'w, 'a> {
     }
 
     /// Adds the boxes of a part to the packed message of their bucket.
-    fn add_packed(&mut self, leg: &Leg, s: &Stretch, ends: &Ends, part: Range<u64>) {
-        let routes = self.routes;
-        let walk = &routes.walks[s.walk as usize];
+    fn add_packed(&mut self, s: &Stretch, ends: &Ends, part: Range<u64>) {
+        let walk = &self.routes.walks[s.walk as usize];
         let cell = walk.cell_of(&walk.items[s.item as usize]);
         let packed = &mut self.packed[s.bucket as usize];
         let mut at = part.start;
         flat_boxes(&cell.bounds, part.start, part.end, &mut |b| {
             let elements = at..at + b.elements();
             at = elements.end;
-            let is_last = packed.boxes == 0 || {
-                let last = &routes.stretches[packed.last as usize];
-                routes.order(last, s) != Ordering::Greater
-            };
             let bytes = (elements.end - elements.start) * ends.wire.bytes();
-            let is_run = ends.is_run(&elements);
-            packed.add(bytes, is_run, is_last.then_some(leg.stretch));
+            packed.add(bytes, ends.is_run(&elements));
         });
     }
 }
@@ -151,20 +147,17 @@ struct Packed {
     /// True if all boxes are one run at our end.
     are_runs: bool,
     aligned_bytes: u64,
-    /// Stretch and bytes of the last box.
-    last: u32,
+    /// Bytes of the last box.
     last_bytes: u64,
 }
 
 impl Packed {
-    /// Adds a box, which is of stretch `last` if it comes after all others.
-    fn add(&mut self, bytes: u64, is_run: bool, last: Option<u32>) {
+    /// Adds a box, which comes after all others.
+    fn add(&mut self, bytes: u64, is_run: bool) {
         self.are_runs = is_run;
         self.boxes += 1;
         self.aligned_bytes += bytes.next_multiple_of(PACKED_ALIGN_BYTES);
-        if let Some(last) = last {
-            (self.last, self.last_bytes) = (last, bytes);
-        }
+        self.last_bytes = bytes;
     }
 
     /// Nothing if it is a single run, which travels where it is.

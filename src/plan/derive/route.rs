@@ -22,8 +22,6 @@ use crate::plan::layers::LayerItem;
 use crate::plan::program::Direction;
 use crate::rank::Rank;
 use rustc_hash::FxHashMap;
-use smallvec::SmallVec;
-use std::cmp::Ordering;
 
 /// Alignment of what lies in relay memory.
 const RELAY_ALIGN_BYTES: u64 = 16;
@@ -60,6 +58,8 @@ pub struct Stretch {
     pub from: u64,
     pub to: u64,
     pub here: Here,
+    /// Where it comes from and goes to.
+    pub way: u32,
 }
 
 impl Stretch {
@@ -68,27 +68,12 @@ impl Stretch {
     }
 }
 
-/// A stretch on its way between this rank and a peer.
-#[derive(Clone, Copy, Debug)]
-pub struct Leg {
-    /// Index of the stretch.
-    pub stretch: u32,
-    pub there: There,
-}
-
 /// Who exchanges what in which stage, seen from this rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamKey {
     pub peer: Rank,
     pub direction: Direction,
     pub stage: u32,
-}
-
-/// What this rank and a peer exchange in one stage.
-#[derive(Debug)]
-pub struct Stream {
-    pub key: StreamKey,
-    pub legs: Vec<Leg>,
 }
 
 /// A range of an item, in wire bytes.
@@ -148,10 +133,13 @@ pub struct Routes<'w, 'a> {
     pub rank: Rank,
     pub walks: &'w [Visit<'a>],
     pub stretches: Vec<Stretch>,
-    pub streams: Vec<Stream>,
+    pub streams: Vec<StreamKey>,
     stream_of: FxHashMap<StreamKey, u32>,
     /// The stream that was asked for last; often it is asked for again.
     stream_last: u32,
+    ways: Vec<Way>,
+    /// Of all ways: streams, and where they have what they carry.
+    hops: Vec<(u32, There)>,
     /// Items of our needs that we hold ourselves.
     pub locals: Vec<u32>,
     /// Bytes of relay memory in use, by bucket.
@@ -159,10 +147,13 @@ pub struct Routes<'w, 'a> {
     ranges: Vec<ItemRange>,
 }
 
-/// The way of a share: its hops by the streams they are in.
-#[derive(Default)]
+/// The way of a share.
+#[derive(Clone, Copy)]
 struct Way {
-    hops: SmallVec<[(u32, There); 16]>,
+    /// Range in [`Routes::hops`].
+    hops: (u32, u32),
+    /// How many of them receive.
+    receives: u32,
     /// Our end is relay memory.
     is_relayed: bool,
 }
@@ -193,6 +184,8 @@ impl<'w, 'a> Routes<'w, 'a> {
             streams: Vec::new(),
             stream_of: FxHashMap::default(),
             stream_last: 0,
+            ways: Vec::new(),
+            hops: Vec::new(),
             locals,
             relayed: Vec::new(),
             ranges: Vec::new(),
@@ -218,19 +211,66 @@ impl<'w, 'a> Routes<'w, 'a> {
     }
 
     /// The stream of a hop.
-    pub fn stream(&mut self, key: StreamKey) -> u32 {
-        let last = self.streams.get(self.stream_last as usize);
-        if last.is_some_and(|s| s.key == key) {
+    fn stream(&mut self, key: StreamKey) -> u32 {
+        if self.streams.get(self.stream_last as usize) == Some(&key) {
             return self.stream_last;
         }
         let next = self.streams.len() as u32;
         let number = *self.stream_of.entry(key).or_insert(next);
         if number == next {
-            let legs = Vec::new();
-            self.streams.push(Stream { key, legs });
+            self.streams.push(key);
         }
         self.stream_last = number;
         number
+    }
+
+    /// The way that these hops are.
+    pub fn way(&mut self, hops: &[Hop]) -> u32 {
+        let first = self.hops.len() as u32;
+        for hop in hops {
+            let stream = self.stream(StreamKey {
+                peer: hop.peer,
+                direction: hop.direction,
+                stage: hop.stage,
+            });
+            self.hops.push((stream, hop.there));
+        }
+        let is_relayed = hops.iter().any(|h| h.is_relayed);
+        debug_assert!(hops.iter().all(|h| h.is_relayed == is_relayed));
+        let receives = hops.iter().filter(|h| h.direction == Direction::Receive);
+        self.ways.push(Way {
+            hops: (first, self.hops.len() as u32),
+            receives: receives.count() as u32,
+            is_relayed,
+        });
+        self.ways.len() as u32 - 1
+    }
+
+    /// The way of one hop, which often is that of the stretch before.
+    pub fn way_again(&mut self, hop: Hop) -> u32 {
+        let key = StreamKey {
+            peer: hop.peer,
+            direction: hop.direction,
+            stage: hop.stage,
+        };
+        let last = self.stretches.last().map(|s| (s.way, self.hops_of(s)));
+        if let Some((way, [(stream, there)])) = last
+            && self.streams[*stream as usize] == key
+            && *there == hop.there
+        {
+            return way;
+        }
+        self.way(&[hop])
+    }
+
+    fn way_of(&self, s: &Stretch) -> Way {
+        self.ways[s.way as usize]
+    }
+
+    /// The streams that carry a stretch.
+    pub fn hops_of(&self, s: &Stretch) -> &[(u32, There)] {
+        let (first, end) = self.way_of(s).hops;
+        &self.hops[first as usize..end as usize]
     }
 
     /// Sends bytes `[from, to)` of a group's stream along a route, bucket by
@@ -259,28 +299,13 @@ impl<'w, 'a> Routes<'w, 'a> {
         };
         let way = self.way(route.hops);
         for r in ranges {
-            self.add_range(walk, r, &share, &way);
+            self.add_range(walk, r, &share, way);
             share.before += r.to - r.from;
         }
     }
 
-    fn way(&mut self, hops: &[Hop]) -> Way {
-        let mut way = Way::default();
-        for hop in hops {
-            way.is_relayed |= hop.is_relayed;
-            let stream = self.stream(StreamKey {
-                peer: hop.peer,
-                direction: hop.direction,
-                stage: hop.stage,
-            });
-            way.hops.push((stream, hop.there));
-        }
-        debug_assert!(hops.iter().all(|h| h.is_relayed == way.is_relayed));
-        way
-    }
-
     /// Cuts one range of a share where its buckets end.
-    fn add_range(&mut self, walk: usize, r: &ItemRange, share: &Cutting, way: &Way) {
+    fn add_range(&mut self, walk: usize, r: &ItemRange, share: &Cutting, way: u32) {
         match self.inputs.decision.order {
             Order::Fraction => self.add_fractions(walk, r, share, way),
             Order::Layer => {
@@ -293,7 +318,7 @@ impl<'w, 'a> Routes<'w, 'a> {
     }
 
     /// Part `b` is the `b`-th one of as many as the share is cut into.
-    fn add_fractions(&mut self, walk: usize, r: &ItemRange, share: &Cutting, way: &Way) {
+    fn add_fractions(&mut self, walk: usize, r: &ItemRange, share: &Cutting, way: u32) {
         let Cutting { total, before, .. } = *share;
         let parts = share.cuts.count;
         let walk_of = &self.walks[walk];
@@ -331,13 +356,12 @@ impl<'w, 'a> Routes<'w, 'a> {
         item: u32,
         (from, to): (u64, u64),
         bucket: u32,
-        way: &Way,
+        way: u32,
     ) {
-        let here = match way.is_relayed {
+        let here = match self.ways[way as usize].is_relayed {
             true => Here::Relay(self.relay(bucket, to - from)),
             false => Here::Buffer,
         };
-        let stretch = self.stretches.len() as u32;
         self.stretches.push(Stretch {
             walk: walk as u32,
             item,
@@ -345,12 +369,8 @@ impl<'w, 'a> Routes<'w, 'a> {
             from,
             to,
             here,
+            way,
         });
-        for &(stream, there) in &way.hops {
-            self.streams[stream as usize]
-                .legs
-                .push(Leg { stretch, there });
-        }
     }
 
     /// Room in relay memory for a stretch of a bucket.
@@ -368,11 +388,9 @@ impl<'w, 'a> Routes<'w, 'a> {
     pub fn verify(&self) -> Result<()> {
         let walk = &self.walks[NEEDS];
         let size = |item: u32| walk.cell_of(&walk.items[item as usize]).bytes;
-        let streams = self.streams.iter();
-        let incoming = streams.filter(|s| s.key.direction == Direction::Receive);
-        let legs = incoming.flat_map(|s| &s.legs);
-        let received = legs.map(|l| &self.stretches[l.stretch as usize]);
-        let kept = received.filter(|s| s.here == Here::Buffer && s.walk as usize == NEEDS);
+        let kept = self.stretches.iter();
+        let kept = kept.filter(|s| s.here == Here::Buffer && s.walk as usize == NEEDS);
+        let kept = kept.flat_map(|s| (0..self.way_of(s).receives).map(move |_| s));
         let ranges = kept.map(|s| ItemRange {
             item: s.item,
             from: s.from,
@@ -399,21 +417,6 @@ impl<'w, 'a> Routes<'w, 'a> {
             gap.from,
             gap.to
         )))
-    }
-
-    /// The order in which both ends put stretches of a bucket into messages.
-    pub fn order(&self, a: &Stretch, b: &Stretch) -> Ordering {
-        if a.walk == b.walk {
-            return (a.item, a.from, a.to).cmp(&(b.item, b.from, b.to));
-        }
-        // Of two ranks' needs: as the one who sends both has them.
-        let item = |s: &Stretch| {
-            let walk = &self.walks[s.walk as usize];
-            let item = &walk.items[s.item as usize];
-            let bounds = &walk.cell_of(item).bounds;
-            (item.tensor, item.demand, bounds, s.from, s.to)
-        };
-        item(a).cmp(&item(b))
     }
 }
 

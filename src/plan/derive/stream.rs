@@ -15,14 +15,13 @@
 use super::builder::{Builder, key_of};
 use super::cell::Cell;
 use super::ends::{Ends, Form};
-use super::route::{Here, Leg, Routes, Stream, StreamKey, Stretch, There, scattered, share_of};
+use super::legs::Leg;
+use super::route::{Here, Routes, StreamKey, Stretch, There};
 use super::visit::Visit;
 use super::walk::{Item, Walk};
-use super::{Decision, Strategy};
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Span, TensorIndex};
 use crate::plan::counting;
-use crate::plan::decision::Order;
 use crate::plan::piece::flat_boxes;
 use crate::plan::program::{BufferSlot, Direction, Message, PairHash, Piece, Region, Side};
 use crate::rank::Rank;
@@ -96,9 +95,8 @@ impl<'a> Builder<'a> {
         self.relay_half_bytes = routes.relay_bytes();
         routes.cut();
         self.add_boxes(routes.walks);
-        let mut streams = std::mem::take(&mut routes.streams);
-        streams.sort_unstable_by_key(|s| s.key);
-        self.reserve(&routes, streams.iter().map(|s| s.legs.len()).sum());
+        let legs = routes.legs();
+        self.reserve(&routes, legs.len());
         self.laid_out = vec![LaidOut::default(); routes.stretches.len()];
         let mut flow = Flow {
             walks: routes.walks,
@@ -113,9 +111,11 @@ impl<'a> Builder<'a> {
             text: Vec::new(),
             bytes: 0,
         };
-        for stream in &streams {
-            flow.begin(stream.key, self.program.rank);
-            self.add_stream(&routes.stretches, &routes.sorted(&stream.legs), &mut flow);
+        let mut order: Vec<usize> = (0..routes.streams.len()).collect();
+        order.sort_unstable_by_key(|&stream| routes.streams[stream]);
+        for stream in order {
+            flow.begin(routes.streams[stream], self.program.rank);
+            self.add_stream(&routes.stretches, legs.of(stream), &mut flow);
         }
         self.put_in_steps();
     }
@@ -409,117 +409,6 @@ impl<'a> Builder<'a> {
             is_direct,
             staging: 0,
         });
-    }
-}
-
-impl Routes<'_, '_> {
-    /// Cuts stretches into buckets, where that was not done when they were
-    /// found.
-    pub fn cut(&mut self) {
-        let Decision {
-            strategy, order, ..
-        } = self.inputs.decision;
-        match (*strategy, *order) {
-            (Strategy::Direct, Order::Fraction) => self.cut_by_pair(),
-            (Strategy::Direct, Order::Layer) => self.cut_in_layers(),
-            (Strategy::TwoStage | Strategy::Relay | Strategy::Fanout, _) => {}
-        }
-    }
-
-    /// Part `b` is the `b`-th one of what a pair exchanges.
-    fn cut_by_pair(&mut self) {
-        let whole = std::mem::take(&mut self.stretches);
-        let mut streams = std::mem::take(&mut self.streams);
-        self.stretches.reserve(whole.len() * 2);
-        for stream in &mut streams {
-            let legs = std::mem::take(&mut stream.legs);
-            let mut all: Vec<Stretch> = legs.iter().map(|l| whole[l.stretch as usize]).collect();
-            if !all.is_sorted_by(|a, b| self.order(a, b).is_le()) {
-                all.sort_unstable_by(|a, b| self.order(a, b));
-            }
-            self.cut_stream(stream, &all);
-        }
-        self.streams = streams;
-    }
-
-    fn cut_stream(&mut self, stream: &mut Stream, all: &[Stretch]) {
-        let total: u64 = all.iter().map(Stretch::bytes).sum();
-        let cuts = self.inputs.cuts_of(total, 100);
-        let phase = scattered(u64::from(self.rank.0) + u64::from(stream.key.peer.0));
-        let bound = |part: u64| share_of(part, total, cuts.count);
-        let (mut part, mut position, mut next) = (0, 0, bound(1));
-        for s in all {
-            let walk = &self.walks[s.walk as usize];
-            let unit = walk.cell_of(&walk.items[s.item as usize]).unit;
-            let mut from = s.from;
-            while from < s.to {
-                // Where this part ends inside the stretch, on a whole unit.
-                let inside = s.from + next.saturating_sub(position);
-                let to = match inside >= s.to {
-                    true => s.to,
-                    false => (inside / unit * unit).max(from),
-                };
-                if from < to {
-                    let bucket = cuts.bucket_of(part, phase);
-                    let stretch = self.stretches.len() as u32;
-                    let there = There::Across;
-                    stream.legs.push(Leg { stretch, there });
-                    self.stretches.push(Stretch {
-                        bucket,
-                        from,
-                        to,
-                        ..*s
-                    });
-                }
-                from = to;
-                if inside < s.to {
-                    part += 1;
-                    next = bound(part + 1);
-                }
-            }
-            position += s.bytes();
-            while part + 1 < cuts.count && position >= next {
-                part += 1;
-                next = bound(part + 1);
-            }
-        }
-    }
-
-    /// Stretches cut where buckets of layers end.
-    fn cut_in_layers(&mut self) {
-        let whole = std::mem::take(&mut self.stretches);
-        let mut cut = Vec::with_capacity(whole.len());
-        for stream in &mut self.streams {
-            for leg in std::mem::take(&mut stream.legs) {
-                let s = &whole[leg.stretch as usize];
-                let walk = &self.walks[s.walk as usize];
-                walk.cut_in_layers(s.item, (s.from, s.to), |bucket, from, to| {
-                    let stretch = cut.len() as u32;
-                    stream.legs.push(Leg { stretch, ..leg });
-                    cut.push(Stretch {
-                        bucket,
-                        from,
-                        to,
-                        ..*s
-                    });
-                });
-            }
-        }
-        self.stretches = cut;
-    }
-
-    /// The legs of a stream by bucket, those of a bucket in the order of both
-    /// ends.
-    fn sorted(&self, legs: &[Leg]) -> Vec<Leg> {
-        let of = |leg: &Leg| &self.stretches[leg.stretch as usize];
-        let buckets = self.inputs.decision.bucket_count as usize;
-        let (mut sorted, _) = counting::sorted(legs, buckets, |leg| of(leg).bucket as usize);
-        for legs in sorted.chunk_by_mut(|a, b| of(a).bucket == of(b).bucket) {
-            if !legs.is_sorted_by(|a, b| self.order(of(a), of(b)).is_le()) {
-                legs.sort_unstable_by(|a, b| self.order(of(a), of(b)));
-            }
-        }
-        sorted
     }
 }
 
