@@ -200,6 +200,77 @@ fn routes_deliver_over_every_carrier() {
 }
 
 #[test]
+fn what_several_get_alike_is_packed_once() {
+    let mut carriers: Vec<Carrier> = HOST_CARRIERS.into_iter().collect();
+    if !fake_gpu::is_real() {
+        carriers.push(Carrier::Nccl);
+    }
+    let options = options(Strategy::Direct, 8);
+    let staged = |p: &Program| -> u64 {
+        let sent = p.messages.iter().filter(|m| m.direction == Direction::Send);
+        sent.filter(|m| !m.is_direct).map(|m| m.bytes).sum()
+    };
+    let packed = |p: &Program| -> u64 {
+        let packs = p.steps.iter().flat_map(|s| p.packs_of(s));
+        packs.map(|m| m.bytes).sum()
+    };
+    for carrier in carriers {
+        let place = match carrier {
+            Carrier::Nccl => on_gpu,
+            _ => Layout::clone,
+        };
+        // Each trainer serves four replicas, or eight, and half of them with norms.
+        let [two, four] = [8, 16].map(|replicas| plan_in(replicas, &options, place));
+        for rank in (0..8).map(Rank) {
+            let [a, b] = [&two, &four].map(|plan| plan.program(rank).unwrap());
+            assert!(packed(&a) > 0, "rank {rank} packs nothing");
+            // Parts of a few streams begin elsewhere: those with the norms.
+            let most = |all: u64| all + all / 20;
+            assert!(2 * packed(&a) <= most(staged(&a)));
+            assert!(4 * packed(&b) <= most(staged(&b)));
+            assert!(b.staging_bytes <= most(a.staging_bytes));
+        }
+        deliver(&two, carrier, 2);
+    }
+}
+
+/// Experts of `rows` rows each, in one buffer or in one each.
+fn experts(first: u32, rows: u64, is_pack: bool) -> Layout {
+    let split = match is_pack {
+        true => "",
+        false => r#", "buffer": "expert{local}", "split": 0"#,
+    };
+    let text = format!(
+        r#"{{"weightsync_layout": 1, "ranks": {{"first": {first}, "count": 1}},
+            "meshes": {{"all": [["dp", 1]]}},
+            "tensors": [{{"name": "experts", "shape": [4, {rows}, 64], "dtype": "bf16"{split}}}]}}"#
+    );
+    Layout::from_json(text.as_bytes()).unwrap()
+}
+
+#[test]
+fn a_pack_and_its_experts_one_by_one_are_never_staged() {
+    for [from, to] in [[true, false], [false, true], [true, true], [false, false]] {
+        let (source, engine) = (experts(0, 8, from), experts(1, 8, to));
+        let way = options(Strategy::Direct, 8);
+        let plan = Plan::create(Arc::new(source), Arc::new(engine), &way).unwrap();
+        plan.verify().unwrap();
+        for p in programs(&plan) {
+            assert_eq!(p.staging_bytes, 0);
+            assert!(p.messages.iter().all(|m| m.is_direct));
+            // Four parts: at most two, of what one end has in pieces, for each.
+            let each = if from && to { 1 } else { 2 };
+            assert!(
+                p.messages.len() <= 4 * each,
+                "{} messages",
+                p.messages.len()
+            );
+        }
+        deliver(&Arc::new(plan), Carrier::Loopback, 2);
+    }
+}
+
+#[test]
 fn ranks_of_both_sides_in_one_domain_are_served_there() {
     // Replicas on the trainers' own hosts, four ranks to a domain.
     let (from, to) = (Sizes::new(2, 1, 4), Sizes::new(4, 1, 2));

@@ -1,11 +1,10 @@
 //! One item of work, done on host memory. Both host devices run this.
 
-use super::check::of_direction;
 use super::copy::{self, Halt, MessageCursor, Stop};
 use super::digest;
 use super::{Binding, MemoryRange, Task, Work};
 use crate::error::{Error, Result, Status};
-use crate::plan::program::{Direction, Message, Step};
+use crate::plan::program::{Message, Step};
 use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 
 /// Refuses work that the binding cannot do.
@@ -21,13 +20,13 @@ pub(super) fn check(work: &Work) -> Result<()> {
             program.steps.len()
         )));
     }
-    let direction = match work.task {
-        Task::Pack { .. } => Direction::Send,
-        Task::Unpack { .. } => Direction::Receive,
-        _ => return Ok(()),
+    let at = &program.steps[step as usize];
+    let needs_staging = match work.task {
+        Task::Pack { .. } => program.packs_of(at).next().is_some(),
+        Task::Unpack { .. } => program.unpacks_of(at).next().is_some(),
+        _ => false,
     };
-    let mut messages = packed(&work.binding, &program.steps[step as usize], direction);
-    if !work.binding.is_staged() && messages.next().is_some() {
+    if needs_staging && !work.binding.is_staged() {
         return Err(Error::new(
             Status::InvalidState,
             format!("step {step} is packed and no staging is bound"),
@@ -61,17 +60,8 @@ fn step_of(binding: &Binding, step: u32) -> &Step {
     &binding.program.steps[step as usize]
 }
 
-/// The messages of a step that go through staging.
-fn packed<'a>(
-    binding: &'a Binding,
-    step: &Step,
-    direction: Direction,
-) -> impl Iterator<Item = &'a Message> {
-    of_direction(binding.program.messages_of(step), direction).filter(|m| !m.is_direct)
-}
-
 fn pack(binding: &Binding, step: &Step, stop: Stop<'_>) -> Result<(), Halt> {
-    for m in packed(binding, step, Direction::Send) {
+    for m in binding.program.packs_of(step) {
         let slot = with_exposed_provenance_mut(staged(binding, m).address);
         // SAFETY: `Binding::new` checked that staging holds the message; its
         // maker promised that nobody else uses it until our fence is reached.
@@ -82,7 +72,7 @@ fn pack(binding: &Binding, step: &Step, stop: Stop<'_>) -> Result<(), Halt> {
 
 fn unpack(work: &Work, step: &Step, stop: Stop<'_>) -> Result<(), Halt> {
     let binding = &*work.binding;
-    for m in packed(binding, step, Direction::Receive) {
+    for m in binding.program.unpacks_of(step) {
         stop.check()?;
         if binding.program.keeps(m) {
             binding.marks.write_begins(work.sequence);

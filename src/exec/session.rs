@@ -551,11 +551,10 @@ fn release(device: &dyn Device, range: MemoryRange) {
 
 fn shape(program: &Program, step: &Step, has_guests: bool) -> StepShape {
     let messages = program.messages_of(step);
-    let packed = |d| messages.iter().any(|m| m.direction == d && !m.is_direct);
     StepShape {
         has_messages: has_guests || !messages.is_empty(),
-        packs: packed(Direction::Send),
-        unpacks: packed(Direction::Receive),
+        packs: program.packs_of(step).next().is_some(),
+        unpacks: program.unpacks_of(step).next().is_some(),
         has_locals: !program.locals_of(step).is_empty(),
     }
 }

@@ -121,6 +121,9 @@ pub struct Message {
     /// True if our side is one contiguous run that needs no conversion: the
     /// transport may read or write it in place.
     pub is_direct: bool,
+    /// True if an earlier message of the step sends the same to another rank:
+    /// it is in staging already, and is not packed again.
+    pub is_packed_before: bool,
     /// Where the message lies in this rank's staging, unless `is_direct`.
     pub staging: u64,
 }
@@ -212,6 +215,22 @@ impl Program {
 
     pub fn messages_of(&self, step: &Step) -> &[Message] {
         &self.messages[range(step.messages)]
+    }
+
+    /// What is packed into staging before a step is sent.
+    pub fn packs_of(&self, step: &Step) -> impl Iterator<Item = &Message> {
+        let sent = self.staged_of(step, Direction::Send);
+        sent.filter(|m| !m.is_packed_before)
+    }
+
+    /// What is unpacked from staging when a step has come.
+    pub fn unpacks_of(&self, step: &Step) -> impl Iterator<Item = &Message> {
+        self.staged_of(step, Direction::Receive)
+    }
+
+    fn staged_of(&self, step: &Step, direction: Direction) -> impl Iterator<Item = &Message> {
+        let messages = self.messages_of(step).iter();
+        messages.filter(move |m| m.direction == direction && !m.is_direct)
     }
 
     pub fn locals_of(&self, step: &Step) -> &[LocalCopy] {

@@ -61,7 +61,7 @@ pub struct Op {
     #[serde(rename = "box")]
     pub bounds: Vec<[u64; 2]>,
     pub bytes: u64,
-    /// True if our end is packed into or unpacked from staging.
+    /// True if our end is packed into or unpacked from staging for it.
     #[serde(rename = "staged")]
     pub is_staged: bool,
 }
@@ -137,7 +137,7 @@ impl Plan {
                     tensor: name(x.tensor),
                     bounds: show(bounds),
                     bytes: bounds.elements() * x.wire.bytes(),
-                    is_staged: !m.is_direct,
+                    is_staged: !m.is_direct && !m.is_packed_before,
                 }));
             }
         }

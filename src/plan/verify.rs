@@ -54,6 +54,7 @@ impl Plan {
             self.verify_coverage(rank, &p)?;
             verify_forwards(&p)?;
             verify_memory(&p)?;
+            verify_packs(&p)?;
             self.verify_staging(&p)?;
             for m in &p.messages {
                 let (pair, end) = match m.direction {
@@ -80,6 +81,7 @@ impl Plan {
         self.verify_coverage(rank, &p)?;
         verify_forwards(&p)?;
         verify_memory(&p)?;
+        verify_packs(&p)?;
         self.verify_staging(&p)
     }
 
@@ -186,6 +188,36 @@ fn verify_memory(p: &Program) -> Result<()> {
             p.tensors[w[1].3.index()].name
         ))),
     }
+}
+
+/// What lies in staging in a step is one message each, received or packed, and
+/// what is sent without being packed is one of those.
+fn verify_packs(p: &Program) -> Result<()> {
+    for step in &p.steps {
+        let packed: BTreeMap<u64, &Message> = p.packs_of(step).map(|m| (m.staging, m)).collect();
+        let again = p.messages_of(step).iter().filter(|m| m.is_packed_before);
+        for m in again {
+            let first = packed.get(&m.staging);
+            if first.is_none_or(|f| f.pieces != m.pieces || f.bytes != m.bytes) {
+                return Err(Error::internal(format!(
+                    "rank {} sends {} bytes to {} in step {} that were not packed",
+                    p.rank, m.bytes, m.peer, m.step
+                )));
+            }
+        }
+        let mut all: Vec<&Message> = p.packs_of(step).chain(p.unpacks_of(step)).collect();
+        all.sort_unstable_by_key(|m| m.staging);
+        if let Some(w) = all
+            .windows(2)
+            .find(|w| w[1].staging < w[0].staging + w[0].bytes)
+        {
+            return Err(Error::internal(format!(
+                "rank {} has two messages of step {} at byte {} of its staging",
+                p.rank, w[0].step, w[1].staging
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Calls `f` with the bytes `[lo, hi)` of every run of a region.

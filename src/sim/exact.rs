@@ -179,7 +179,7 @@ impl ExactRun {
     fn pack(&mut self, n: usize, step: u32) {
         let program = &self.programs[n];
         let memory = &mut self.memory[n];
-        for m in staged(program, step, Direction::Send) {
+        for m in program.packs_of(&program.steps[step as usize]) {
             for p in program.pieces_of(m) {
                 let wire = memory.gather(program, p);
                 memory.staging[(m.staging + p.at) as usize..][..wire.len()].copy_from_slice(&wire);
@@ -190,7 +190,7 @@ impl ExactRun {
     fn unpack(&mut self, n: usize, step: u32) {
         let program = &self.programs[n];
         let memory = &mut self.memory[n];
-        for m in staged(program, step, Direction::Receive) {
+        for m in program.unpacks_of(&program.steps[step as usize]) {
             for p in program.pieces_of(m) {
                 let from = (m.staging + p.at) as usize;
                 let wire = memory.staging[from..][..p.bytes as usize].to_vec();
@@ -206,13 +206,6 @@ impl ExactRun {
             memory.copy(program, l);
         }
     }
-}
-
-fn staged(program: &Program, step: u32, direction: Direction) -> impl Iterator<Item = &Message> {
-    program
-        .messages_of(&program.steps[step as usize])
-        .iter()
-        .filter(move |m| m.direction == direction && !m.is_direct)
 }
 
 impl VirtualMemory {

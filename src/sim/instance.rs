@@ -188,7 +188,7 @@ impl<'a> Builder<'a> {
                 Direction::Send => &mut node.pack,
                 Direction::Receive => &mut node.unpack,
             };
-            if !m.is_direct {
+            if !m.is_direct && !m.is_packed_before {
                 let pieces = program.pieces_of(m).iter();
                 staged[m.step as usize] += pieces.map(|p| p.bytes).sum::<u64>();
             }

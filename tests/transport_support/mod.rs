@@ -200,6 +200,7 @@ impl Builder {
             bytes,
             pieces: (0, 0),
             is_direct,
+            is_packed_before: false,
             staging: 0,
         };
         self.messages.push((message, pieces));

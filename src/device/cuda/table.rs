@@ -13,7 +13,6 @@
 use super::host::{HostItem, HostSum, HostTask};
 use super::job::{Job, Side, Types, number_tiles};
 use super::kernels::Which;
-use crate::device::check::of_direction;
 use crate::device::copy::walk;
 use crate::device::fence::AbortCell;
 use crate::device::walk::{Walk, align};
@@ -21,7 +20,7 @@ use crate::device::work::staged;
 use crate::device::{Binding, DigestSums, MemoryRange, Task};
 use crate::error::Result;
 use crate::layout::dtype::Dtype;
-use crate::plan::program::{BufferSlot, DigestItem, Direction, Message, Region};
+use crate::plan::program::{BufferSlot, DigestItem, Message, Region};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -106,16 +105,9 @@ pub(super) fn make(plan: &Plan<'_>) -> Result<Table> {
     };
     let program = &plan.binding.program;
     for step in &program.steps {
-        let messages = program.messages_of(step);
-        let packs = maker.task(|m| {
-            let sends = of_direction(messages, Direction::Send).filter(|m| !m.is_direct);
-            m.if_staged(sends, Maker::pack)
-        })?;
+        let packs = maker.task(|m| m.if_staged(program.packs_of(step), Maker::pack))?;
         maker.table.packs.push(packs);
-        let unpacks = maker.task(|m| {
-            let receives = of_direction(messages, Direction::Receive).filter(|m| !m.is_direct);
-            m.if_staged(receives, Maker::unpack)
-        })?;
+        let unpacks = maker.task(|m| m.if_staged(program.unpacks_of(step), Maker::unpack))?;
         maker.table.unpacks.push(unpacks);
         let locals = maker.task(|m| {
             for local in program.locals_of(step) {

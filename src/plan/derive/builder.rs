@@ -286,14 +286,20 @@ impl<'a> Builder<'a> {
         let p = &mut self.program;
         let mut half = 0;
         let mut first = 0u32;
+        // Where messages lie, by their first piece.
+        let mut packed: FxHashMap<u32, u64> = FxHashMap::default();
         let step_count = self.inputs.step_count();
         for step in 0..step_count {
             let n = p.messages[first as usize..].partition_point(|m| m.step == step) as u32;
             let mut at = 0;
+            packed.clear();
             for m in &mut p.messages[first as usize..(first + n) as usize] {
-                if !m.is_direct {
+                if m.is_packed_before {
+                    m.staging = packed[&m.pieces.0];
+                } else if !m.is_direct {
                     m.staging = at;
                     at = (at + m.bytes).next_multiple_of(STAGING_ALIGN_BYTES);
+                    packed.insert(m.pieces.0, m.staging);
                 }
             }
             half = half.max(at);

@@ -4,7 +4,7 @@
 use super::Decision;
 use super::Strategy;
 use super::legs::Leg;
-use super::route::{Routes, Stretch, scattered, share_of};
+use super::route::{Hop, Routes, StreamKey, Stretch, There, scattered, share_of};
 use crate::plan::decision::Order;
 
 impl Routes<'_, '_> {
@@ -34,7 +34,11 @@ impl Routes<'_, '_> {
         let all = || legs.iter().map(|l| &whole[l.stretch as usize]);
         let total: u64 = all().map(Stretch::bytes).sum();
         let cuts = self.inputs.cuts_of(total, 100);
-        let peer = self.streams[stream].peer;
+        let StreamKey {
+            peer, direction, ..
+        } = self.streams[stream];
+        // Streams that carry the same are cut each by itself.
+        let way = self.way(&[Hop::plain(peer, direction, 0, There::Across)]);
         let phase = scattered(u64::from(self.rank.0) + u64::from(peer.0));
         let bound = |part: u64| share_of(part, total, cuts.count);
         let (mut part, mut position, mut next) = (0, 0, bound(1));
@@ -55,6 +59,7 @@ impl Routes<'_, '_> {
                         bucket,
                         from,
                         to,
+                        way,
                         ..*s
                     });
                 }

@@ -10,19 +10,30 @@
 //! Stretches are put in order once, by counting, and then dealt to the streams:
 //! most are sent to several.
 
-use super::route::{Routes, Stretch, There};
+use super::route::{Routes, StreamKey, Stretch, There};
 use crate::plan::counting;
+use crate::plan::program::Direction;
+use rustc_hash::{FxHashMap, FxHasher};
 use std::cmp::Ordering;
+use std::hash::Hasher;
 
 /// Up to so many times as many items as stretches are counted.
 const COUNTED_ITEMS_MAX: usize = 8;
 
 /// A stretch on its way between this rank and a peer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leg {
-    /// Index of the stretch.
+    /// Index of the stretch, or of one that is the same part of the same item.
     pub stretch: u32,
     pub there: There,
+}
+
+/// A stream when its turn comes.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn {
+    pub stream: usize,
+    /// An earlier one whose messages are this one's, but for the peer.
+    pub twin: Option<usize>,
 }
 
 /// The legs of all streams.
@@ -46,6 +57,7 @@ impl Routes<'_, '_> {
     /// Deals the stretches to the streams.
     pub fn legs(&self) -> Legs {
         let order = self.in_order();
+        let firsts = self.firsts(&order);
         let hops = |&i: &u32| self.hops_of(&self.stretches[i as usize]);
         let streams = order.iter().flat_map(hops).map(|hop| hop.0 as usize);
         let starts = counting::starts(self.streams.len(), streams);
@@ -55,10 +67,11 @@ impl Routes<'_, '_> {
             there: There::Across,
         };
         let mut all = vec![first; starts[self.streams.len()] as usize];
-        for i in &order {
+        for (i, first) in order.iter().zip(firsts) {
             for &(stream, there) in hops(i) {
                 let at = &mut next[stream as usize];
-                all[*at as usize] = Leg { stretch: *i, there };
+                let stretch = first;
+                all[*at as usize] = Leg { stretch, there };
                 *at += 1;
             }
         }
@@ -68,6 +81,59 @@ impl Routes<'_, '_> {
             }
         }
         Legs { all, starts }
+    }
+
+    /// For each of the stretches in order the first one that is the same part of
+    /// the same item.
+    fn firsts(&self, order: &[u32]) -> Vec<u32> {
+        let part = |i: u32| {
+            let s = &self.stretches[i as usize];
+            (s.bucket, s.walk, s.item, s.from, s.to, s.here)
+        };
+        let mut first = 0;
+        let firsts = order.iter().enumerate().map(|(at, &i)| {
+            if at == 0 || part(i) != part(first) {
+                first = i;
+            }
+            first
+        });
+        firsts.collect()
+    }
+
+    /// The streams in order of key, each with an earlier one, if there is one,
+    /// that sends the same in the same stage to a rank that stores it alike.
+    pub fn turns(&self, legs: &Legs) -> Vec<Turn> {
+        let mut order: Vec<usize> = (0..self.streams.len()).collect();
+        order.sort_unstable_by_key(|&stream| self.streams[stream]);
+        let mut first_of: FxHashMap<(u32, u64), usize> = FxHashMap::default();
+        let turn = |stream: usize| {
+            let StreamKey {
+                direction, stage, ..
+            } = self.streams[stream];
+            if direction == Direction::Receive {
+                return Turn { stream, twin: None };
+            }
+            let own = legs.of(stream);
+            let mut hasher = FxHasher::default();
+            own.iter().for_each(|leg| hasher.write_u32(leg.stretch));
+            let first = *first_of.entry((stage, hasher.finish())).or_insert(stream);
+            let is_twin = first != stream && legs.of(first) == own && self.are_alike(own);
+            Turn {
+                stream,
+                twin: is_twin.then_some(first),
+            }
+        };
+        order.into_iter().map(turn).collect()
+    }
+
+    /// True if all ranks at the other ends store each of these alike.
+    fn are_alike(&self, legs: &[Leg]) -> bool {
+        legs.iter().all(|leg| {
+            let s = &self.stretches[leg.stretch as usize];
+            let walk = &self.walks[s.walk as usize];
+            let cell = walk.cell_of(&walk.items[s.item as usize]);
+            cell.is_alike(leg.there)
+        })
     }
 
     /// The stretches by bucket, those of a bucket by walk and item.

@@ -12,7 +12,7 @@
 
 use super::builder::STAGING_ALIGN_BYTES;
 use super::ends::{Ends, Form};
-use super::legs::Leg;
+use super::legs::{Leg, Turn};
 use super::route::{Routes, StreamKey, Stretch, There};
 use super::stream::PACKED_ALIGN_BYTES;
 use super::{Inputs, Walks, routes, visits};
@@ -42,14 +42,21 @@ pub fn memory<'a>(inputs: Inputs<'a>, walks: &Walks<'a>, rank: Rank) -> Result<M
     routes.cut();
     let mut staged = Staged::new(&routes);
     let legs = routes.legs();
-    let streams = routes.streams.iter().enumerate();
-    let moved_bytes = streams.map(|(i, key)| staged.add(key, legs.of(i))).sum();
+    let turns = routes.turns(&legs);
+    let mut moved = vec![0; turns.len()];
+    for Turn { stream, twin } in turns {
+        moved[stream] = match twin {
+            // What that one packs is sent again.
+            Some(twin) => moved[twin],
+            None => staged.add(&routes.streams[stream], legs.of(stream)),
+        };
+    }
     let half = staged.by_step.iter().copied().max().unwrap_or(0);
     let halves = |count: u32| u64::from(count.min(2));
     Ok(Memory {
         staging_bytes: half * halves(inputs.step_count()),
         relay_bytes: routes.relay_bytes() * halves(inputs.decision.bucket_count),
-        moved_bytes,
+        moved_bytes: moved.iter().sum(),
     })
 }
 

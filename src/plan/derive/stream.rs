@@ -15,7 +15,7 @@
 use super::builder::{Builder, key_of};
 use super::cell::Cell;
 use super::ends::{Ends, Form};
-use super::legs::Leg;
+use super::legs::{Leg, Turn};
 use super::route::{Here, Routes, StreamKey, Stretch, There};
 use super::visit::Visit;
 use super::walk::{Item, Walk};
@@ -43,6 +43,16 @@ pub struct LaidOut {
     pieces: (u32, u32),
 }
 
+/// A stream whose messages are made.
+#[derive(Clone, Copy, Default)]
+struct Made {
+    /// Range in [`Builder::messages`].
+    messages: (u32, u32),
+    bytes: u64,
+    /// Of what it carries, whoever the ends are.
+    hash: u128,
+}
+
 /// One stream while its messages are made.
 struct Flow<'w, 'a> {
     walks: &'w [Visit<'a>],
@@ -58,18 +68,11 @@ struct Flow<'w, 'a> {
 
 impl<'w, 'a> Flow<'w, 'a> {
     /// Begins with another stream.
-    fn begin(&mut self, key: StreamKey, own: Rank) {
-        let (from, to) = match key.direction {
-            Direction::Send => (own, key.peer),
-            Direction::Receive => (key.peer, own),
-        };
+    fn begin(&mut self, key: StreamKey) {
         self.key = key;
         self.bucket = 0;
         self.bytes = 0;
         self.text.clear();
-        for number in [from.0, to.0, key.stage] {
-            self.text.extend_from_slice(&number.to_le_bytes());
-        }
     }
 
     fn item(&self, s: &Stretch) -> (&'w Walk<'a>, &'w Item) {
@@ -111,17 +114,73 @@ impl<'a> Builder<'a> {
             text: Vec::new(),
             bytes: 0,
         };
-        let mut order: Vec<usize> = (0..routes.streams.len()).collect();
-        order.sort_unstable_by_key(|&stream| routes.streams[stream]);
-        for stream in order {
-            flow.begin(routes.streams[stream], self.program.rank);
-            self.add_stream(&routes.stretches, legs.of(stream), &mut flow);
+        let mut made = vec![Made::default(); routes.streams.len()];
+        for Turn { stream, twin } in routes.turns(&legs) {
+            let key = routes.streams[stream];
+            made[stream] = match twin {
+                Some(twin) => self.repeat(&made[twin], key.peer),
+                None => {
+                    flow.begin(key);
+                    self.add_stream(&routes.stretches, legs.of(stream), &mut flow)
+                }
+            };
+            self.add_pair(key, &made[stream]);
         }
         self.put_in_steps();
     }
 
+    /// The messages of a stream again, for another rank that gets the same:
+    /// what is packed is packed once.
+    fn repeat(&mut self, made: &Made, peer: Rank) -> Made {
+        let first = self.messages.len() as u32;
+        for i in made.messages.0..made.messages.1 {
+            let message = self.messages[i as usize].clone();
+            let is_packed_before = !message.is_direct;
+            self.messages.push(Message {
+                peer,
+                is_packed_before,
+                ..message
+            });
+        }
+        Made {
+            messages: (first, self.messages.len() as u32),
+            ..*made
+        }
+    }
+
+    /// Counts a stream, with a hash of what both ends must agree on.
+    fn add_pair(&mut self, key: StreamKey, made: &Made) {
+        let p = &mut self.program;
+        let (from, to) = match key.direction {
+            Direction::Send => (p.rank, key.peer),
+            Direction::Receive => (key.peer, p.rank),
+        };
+        let mut text = [0; 28];
+        text[..16].copy_from_slice(&made.hash.to_le_bytes());
+        text[16..20].copy_from_slice(&from.0.to_le_bytes());
+        text[20..24].copy_from_slice(&to.0.to_le_bytes());
+        text[24..].copy_from_slice(&key.stage.to_le_bytes());
+        let hash = xxh3_128(&text);
+        match key.direction {
+            Direction::Send => {
+                p.bytes_sent += made.bytes;
+                p.pair_balance = p.pair_balance.wrapping_add(hash);
+            }
+            Direction::Receive => {
+                p.bytes_received += made.bytes;
+                p.pair_balance = p.pair_balance.wrapping_sub(hash);
+            }
+        }
+        p.pairs.push(PairHash {
+            peer: key.peer,
+            direction: key.direction,
+            hash,
+        });
+    }
+
     /// The messages of one stream, whose legs are in order of bucket.
-    fn add_stream(&mut self, stretches: &[Stretch], legs: &[Leg], flow: &mut Flow<'_, 'a>) {
+    fn add_stream(&mut self, stretches: &[Stretch], legs: &[Leg], flow: &mut Flow<'_, 'a>) -> Made {
+        let first = self.messages.len() as u32;
         for leg in legs {
             let s = &stretches[leg.stretch as usize];
             if s.bucket != flow.bucket {
@@ -132,23 +191,11 @@ impl<'a> Builder<'a> {
             self.add_leg(flow, leg, s);
         }
         self.close(flow);
-        let hash = xxh3_128(&flow.text);
-        let p = &mut self.program;
-        match flow.key.direction {
-            Direction::Send => {
-                p.bytes_sent += flow.bytes;
-                p.pair_balance = p.pair_balance.wrapping_add(hash);
-            }
-            Direction::Receive => {
-                p.bytes_received += flow.bytes;
-                p.pair_balance = p.pair_balance.wrapping_sub(hash);
-            }
+        Made {
+            messages: (first, self.messages.len() as u32),
+            bytes: flow.bytes,
+            hash: xxh3_128(&flow.text),
         }
-        p.pairs.push(PairHash {
-            peer: flow.key.peer,
-            direction: flow.key.direction,
-            hash,
-        });
     }
 
     /// Puts messages, which are by peer, direction and stage, in order of step.
@@ -407,6 +454,7 @@ impl<'a> Builder<'a> {
             bytes,
             pieces,
             is_direct,
+            is_packed_before: false,
             staging: 0,
         });
     }

@@ -345,6 +345,7 @@ mod tests {
                 bytes,
                 pieces: (0, 0),
                 is_direct: false,
+                is_packed_before: false,
                 staging: 0,
             })
         };
