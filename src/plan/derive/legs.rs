@@ -136,7 +136,8 @@ impl Routes<'_, '_> {
         })
     }
 
-    /// The stretches by bucket, those of a bucket by walk and item.
+    /// The stretches by bucket, those of a bucket by walk, item and range, so that
+    /// equal ones are beside each other.
     fn in_order(&self) -> Vec<u32> {
         let mut firsts = Vec::with_capacity(self.walks.len());
         let mut items = 0;
@@ -146,15 +147,16 @@ impl Routes<'_, '_> {
         }
         let of = |i: &u32| &self.stretches[*i as usize];
         let item = |i: &u32| firsts[of(i).walk as usize] + of(i).item as usize;
+        let range = |i: &u32| (of(i).from, of(i).to);
         let mut all: Vec<u32> = (0..self.stretches.len() as u32).collect();
         if items > all.len() * COUNTED_ITEMS_MAX {
-            all.sort_unstable_by_key(|i| (of(i).bucket, item(i), of(i).from));
+            all.sort_unstable_by_key(|i| (of(i).bucket, item(i), range(i)));
             return all;
         }
         let (mut all, _) = counting::sorted(&all, items, item);
         for own in all.chunk_by_mut(|a, b| item(a) == item(b)) {
-            if !own.is_sorted_by_key(|i| of(i).from) {
-                own.sort_unstable_by_key(|i| of(i).from);
+            if !own.is_sorted_by_key(range) {
+                own.sort_unstable_by_key(range);
             }
         }
         let buckets = self.inputs.decision.bucket_count as usize;
