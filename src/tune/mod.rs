@@ -49,6 +49,9 @@ const FLOWS_ENOUGH: usize = 1 << 16;
 const STEP_QUANTA: u64 = 64;
 /// Bucket counts that are tried, unless the staging budget asks for more.
 const BUCKET_COUNTS: [u32; 5] = [4, 8, 16, 32, 64];
+/// Where what is passed on cannot be simulated with so many, as many buckets at
+/// least: with fewer, it waits long for its first one.
+const FORWARDED_BUCKETS_MIN: u32 = 16;
 /// A candidate this near to the bound, in percent, ends the search.
 const GOOD_PERCENT: u64 = 3;
 /// Candidates that differ by less, in permille, are as good as each other.
@@ -313,7 +316,13 @@ fn try_buckets(
     // Two steps are in flight of what one holds now; and a little for the
     // edges of pieces.
     let needed = (2 * u128::from(staging) * 33).div_ceil(budget * 32);
-    let needed = u32::try_from(needed).unwrap_or(u32::MAX).max(1);
+    let mut needed = u32::try_from(needed).unwrap_or(u32::MAX).max(1);
+    let most = (FLOWS_ENOUGH / small.flows.len().max(1)).max(BUCKET_COUNTS[0] as usize);
+    let most = u32::try_from(most).unwrap_or(u32::MAX);
+    let is_blind = options.order == Order::Fraction && most < FORWARDED_BUCKETS_MIN;
+    if is_blind && draft.decision().strategy.is_clustered() {
+        needed = needed.max(FORWARDED_BUCKETS_MIN);
+    }
     let mut counts: Vec<u32> = match options.bucket_count {
         0 => counts_above(needed, options.order),
         given => vec![given],
@@ -322,8 +331,6 @@ fn try_buckets(
         counts.insert(0, needed);
     }
     let first = tried.len();
-    let most = (FLOWS_ENOUGH / small.flows.len().max(1)).max(BUCKET_COUNTS[0] as usize);
-    let most = u32::try_from(most).unwrap_or(u32::MAX);
     for bucket_count in counts {
         let before = tried[first..].last().map(|c| c.predicted_ns);
         let simulated = match options.order {
