@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use weightsync::layout::Layout;
 use weightsync::plan::Plan;
-use weightsync::plan::decision::PlanOptions;
+use weightsync::plan::decision::{PlanOptions, Strategy};
 use weightsync::{Error, Rank, Status};
 
 /// The layout that this file, less its version, describes.
@@ -169,6 +169,51 @@ fn members_of_shared_rows_may_be_cut_by_axes_of_their_own() {
             };
             let (s, d) = (layout(&source), layout(&destination));
             Plan::create(s, d, &options).unwrap().verify().unwrap();
+        }
+    }
+}
+
+/// The same, passed on by a mate of the holder, which stores nothing of it.
+#[test]
+fn who_relays_for_a_holder_expects_what_that_one_sends() {
+    let tensors = |q: &str, k: &str| {
+        format!(
+            r#"{{"name": "q", "shape": [8, 64], "dtype": "u8"{q}}},
+               {{"name": "k", "shape": [8, 1], "dtype": "u8"{k}}},
+               {{"name": "x", "shape": [64], "dtype": "u8"}}"#
+        )
+    };
+    let source = format!(
+        r#"{{"tensors": [{}], "explicit": [
+            {{"rank": 0, "buffers": [{{"name": "w", "bytes": 520}}], "views": [
+                {{"tensor": "q", "box": [[0, 8], [0, 64]], "buffer": "w"}},
+                {{"tensor": "k", "box": [[0, 8], [0, 1]], "buffer": "w", "offset": 512}}]}},
+            {{"rank": 1, "buffers": [{{"name": "w", "bytes": 64}}], "views": [
+                {{"tensor": "x", "box": [[0, 64]], "buffer": "w"}}]}}]}}"#,
+        tensors("", "")
+    );
+    let destination = format!(
+        r#"{{"ranks": {{"first": 8, "count": 4}}, "meshes": {{"m": [["dp", 2], ["tp", 2]]}},
+            "tensors": [{}],
+            "fused": [{{"buffer": "qk", "members": ["q", "k"], "shared_dims": 1}}]}}"#,
+        tensors(
+            r#", "cuts": [{"dim": 0, "axes": ["tp"]}]"#,
+            r#", "cuts": [{"dim": 0, "axes": ["tp"]},
+                          {"dim": 1, "axes": ["dp"], "kind": "ceil"}]"#
+        )
+    );
+    for strategy in [Strategy::Relay, Strategy::Fanout] {
+        for direct_bytes_min in [1, 64, 256] {
+            let options = PlanOptions {
+                strategy,
+                source_relay: true,
+                direct_bytes_min,
+                ..PlanOptions::default()
+            };
+            let (s, d) = (layout(&source), layout(&destination));
+            let plan = Plan::create(s, d, &options).unwrap();
+            plan.verify().unwrap();
+            assert!(plan.program(Rank(1)).unwrap().relay_bytes > 0);
         }
     }
 }

@@ -13,9 +13,10 @@ use crate::error::{Error, Result, Status};
 use crate::layout::dtype::Dtype;
 use crate::limits::{DIM_COUNT_MAX, RANK_COUNT_MAX};
 use crate::plan::program::{
-    BufferSlot, DigestItem, Direction, LocalCopy, Loop, Message, Piece, Program, Region,
+    BufferSlot, DigestItem, LocalCopy, Loop, Message, Piece, Program, Region,
 };
 
+use rustc_hash::FxHashSet;
 /// Bytes of the largest element that the copies and digests take.
 const ELEMENT_BYTES_MAX: u64 = 256;
 
@@ -104,6 +105,15 @@ impl Check<'_> {
                 && is_inside(step.locals, p.locals.len());
             if !inside {
                 return Err(broken(format!("step {i} names what does not exist")));
+            }
+            let place = |m: &Message| (m.pieces, m.bytes, m.staging);
+            let packed: FxHashSet<_> = p.packs_of(step).map(place).collect();
+            let mut again = p.messages_of(step).iter().filter(|m| m.is_packed_before);
+            if let Some(m) = again.find(|m| !packed.contains(&place(m))) {
+                return Err(broken(format!(
+                    "a message of step {i} to rank {} is said to be packed and is not",
+                    m.peer
+                )));
             }
             if let Some(m) = p.messages_of(step).iter().find(|m| m.step as usize != i) {
                 return Err(broken(format!(
@@ -284,12 +294,4 @@ fn castable(from: Dtype, to: Dtype) -> Result<()> {
 
 fn broken(message: String) -> Error {
     Error::internal(format!("broken program: {message}"))
-}
-
-/// The messages of one step in one direction.
-pub(crate) fn of_direction(
-    messages: &[Message],
-    direction: Direction,
-) -> impl Iterator<Item = &Message> {
-    messages.iter().filter(move |m| m.direction == direction)
 }

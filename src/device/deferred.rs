@@ -18,9 +18,8 @@
 
 use super::fence::{Fence, Timeline};
 use super::pages::Pages;
-use super::{Binding, Device, MemoryRange, Task, Work, check::of_direction, host, work};
+use super::{Device, MemoryRange, Task, Work, host, work};
 use crate::error::{Error, Result};
-use crate::plan::program::Direction;
 use std::collections::VecDeque;
 use std::ptr::with_exposed_provenance_mut;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -204,24 +203,19 @@ impl Shared {
 
 /// Poisons what a pack is about to write.
 fn poison_outgoing(work: &Work) {
+    let program = &work.binding.program;
     if let Task::Pack { step } = work.task {
-        poison_staging(&work.binding, step, Direction::Send);
+        let packs = program.packs_of(&program.steps[step as usize]);
+        packs.for_each(|m| poison(work::staged(&work.binding, m)));
     }
 }
 
 /// Poisons what an unpack has read.
 fn poison_incoming(work: &Work) {
+    let program = &work.binding.program;
     if let Task::Unpack { step } = work.task {
-        poison_staging(&work.binding, step, Direction::Receive);
-    }
-}
-
-fn poison_staging(binding: &Binding, step: u32, direction: Direction) {
-    let messages = binding
-        .program
-        .messages_of(&binding.program.steps[step as usize]);
-    for m in of_direction(messages, direction).filter(|m| !m.is_direct) {
-        poison(work::staged(binding, m));
+        let unpacks = program.unpacks_of(&program.steps[step as usize]);
+        unpacks.for_each(|m| poison(work::staged(&work.binding, m)));
     }
 }
 

@@ -89,7 +89,8 @@ pub struct Piece {
     pub within: u32,
     pub first: u64,
     pub region: Region,
-    /// Bytes from the start of the message; a multiple of 16 in packed ones.
+    /// Bytes from the start of the message; a multiple of 16 where a box of a
+    /// packed one begins.
     pub at: u64,
     /// Bytes on the wire.
     pub bytes: u64,

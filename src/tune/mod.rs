@@ -316,13 +316,9 @@ fn try_buckets(
     // Two steps are in flight of what one holds now; and a little for the
     // edges of pieces.
     let needed = (2 * u128::from(staging) * 33).div_ceil(budget * 32);
-    let mut needed = u32::try_from(needed).unwrap_or(u32::MAX).max(1);
+    let needed = u32::try_from(needed).unwrap_or(u32::MAX).max(1);
     let most = (FLOWS_ENOUGH / small.flows.len().max(1)).max(BUCKET_COUNTS[0] as usize);
     let most = u32::try_from(most).unwrap_or(u32::MAX);
-    let is_blind = options.order == Order::Fraction && most < FORWARDED_BUCKETS_MIN;
-    if is_blind && draft.decision().strategy.is_clustered() {
-        needed = needed.max(FORWARDED_BUCKETS_MIN);
-    }
     let mut counts: Vec<u32> = match options.bucket_count {
         0 => counts_above(needed, options.order),
         given => vec![given],
@@ -350,6 +346,11 @@ fn try_buckets(
         };
         let ran = bucketed.run_roughly(lower_ns, STEP_QUANTA);
         let d = draft.decision();
+        let is_blind = simulated < bucket_count && options.bucket_count == 0;
+        let bucket_count = match is_blind && d.strategy.is_clustered() {
+            true => bucket_count.max(FORWARDED_BUCKETS_MIN),
+            false => bucket_count,
+        };
         tried.push(Candidate {
             strategy: d.strategy,
             source_rule: d.source_rule,

@@ -286,7 +286,7 @@ impl<'a> Builder<'a> {
         let p = &mut self.program;
         let mut half = 0;
         let mut first = 0u32;
-        // Where messages lie, by their first piece.
+        // Where packed messages lie, by their first piece.
         let mut packed: FxHashMap<u32, u64> = FxHashMap::default();
         let step_count = self.inputs.step_count();
         for step in 0..step_count {
@@ -299,7 +299,9 @@ impl<'a> Builder<'a> {
                 } else if !m.is_direct {
                     m.staging = at;
                     at = (at + m.bytes).next_multiple_of(STAGING_ALIGN_BYTES);
-                    packed.insert(m.pieces.0, m.staging);
+                    if m.direction == Direction::Send {
+                        packed.insert(m.pieces.0, m.staging);
+                    }
                 }
             }
             half = half.max(at);

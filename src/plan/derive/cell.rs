@@ -31,8 +31,9 @@ pub struct Cell {
     /// How the first rank at the other end stores it, per holder slice (when
     /// receiving) or of the one needer (when sending).
     pub peers: SmallVec<[PeerView; 1]>,
-    /// All needers store it as the first one does; all of the other side do.
+    /// All needers store it as the first one does.
     pub are_needers_alike: bool,
+    /// All ranks of the other side store it as the first one there does.
     pub is_alike_across: bool,
     /// Where it begins in our buffer, in bytes.
     pub offset: u64,

@@ -1,6 +1,7 @@
 //! How the two ends of a leg store it, which decides how it travels.
 //!
 //! ```text
+//!   runs of 4 MB here, of 32 MB there       messages of 4 MB: in place at both
 //!   runs of 4 MB here, rows of 1 KB there   messages of 4 MB: in place here,
 //!                                           out of staging there
 //!   rows of 1 KB here, rows of 2 KB there   part of a packed message
@@ -18,10 +19,13 @@ use crate::plan::program::Direction;
 use crate::rank::Rank;
 use std::ops::Range;
 
-/// How a part of a stretch travels. At our end it may be a single run.
+/// More runs of one end than so many do not travel one by one.
+const RUN_COUNT_MAX: u64 = 1024;
+
+/// How a part of a stretch travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// As a message of its own.
+    /// As a message of its own, which may be a single run at our end.
     Alone { is_run: bool },
     /// With others.
     Packed,
@@ -55,6 +59,8 @@ impl Ends {
             there: match there {
                 There::Across if cell.is_alike_across => cell.run_across,
                 There::Across => walk.run_across(item, cell, peer),
+                // In front of who relays is a holder, which the walk is of.
+                There::Alike if walk.direction == Direction::Send => own,
                 There::Alike if cell.are_needers_alike => own,
                 There::Alike => walk.run_of_needer(item, cell, wire, peer),
                 There::Relay => u64::MAX,
@@ -63,7 +69,8 @@ impl Ends {
         }
     }
 
-    /// Cuts elements of the cell where the longer runs of the two ends end.
+    /// Cuts elements of the cell where runs end: the shorter ones of the two
+    /// ends if these have `bytes_min` and are not too many, else the longer ones.
     /// Parts of `bytes_min` at least travel by themselves.
     pub fn each_part(
         &self,
@@ -72,8 +79,10 @@ impl Ends {
         mut f: impl FnMut(Range<u64>, Form),
     ) {
         let elements_min = bytes_min.div_ceil(self.wire.bytes());
+        let count = elements.end - elements.start;
         let runs = [self.here.min(self.there), self.here.max(self.there)];
-        let Some(run) = runs.into_iter().find(|&r| r >= elements_min) else {
+        let are_long = |run: &u64| *run >= elements_min && count / run <= RUN_COUNT_MAX;
+        let Some(run) = runs.into_iter().find(are_long) else {
             return f(elements, Form::Packed);
         };
         // Our runs are these, or longer ones; or else shorter than any part.
@@ -120,8 +129,8 @@ impl<'a> Walk<'a> {
         let tensor = &self.inputs.tables.tensors[item.tensor as usize];
         let placed = tensor.needers.get(item.demand as usize);
         let view = placed.and_then(|r| needing_view(self.inputs.destination, *r, needer));
-        let view = view.as_ref().unwrap_or(&cell.peers[0]);
-        run_elements(&cell.bounds, wire, &view.strides, view.dtype)
+        let view = view.as_ref().or(cell.peers.first());
+        view.map_or(0, |v| run_elements(&cell.bounds, wire, &v.strides, v.dtype))
     }
 }
 
@@ -143,7 +152,11 @@ mod tests {
     const SPREAD: Form = Form::Alone { is_run: false };
 
     #[test]
-    fn the_longer_runs_of_the_two_ends_travel_by_themselves() {
+    fn runs_of_one_end_or_of_both_travel_by_themselves() {
+        // Of both: the shorter ones.
+        let runs = [(4, 8, RUN), (8, 12, RUN), (12, 14, Form::Packed)];
+        assert_eq!(parts(4, 16, 4..14), runs);
+        assert_eq!(parts(16, 4, 4..14), runs);
         assert_eq!(
             parts(8, 2, 4..20),
             [(4, 8, RUN), (8, 16, RUN), (16, 20, RUN)]
@@ -159,7 +172,9 @@ mod tests {
             parts(8, 2, 6..17),
             [(6, 8, Form::Packed), (8, 16, RUN), (16, 17, Form::Packed)]
         );
-        // Short runs stay together.
+        // Very many runs stay together, or in longer ones; so do short ones.
+        assert_eq!(parts(4, 0, 0..4 << 20), [(0, 4 << 20, Form::Packed)]);
+        assert_eq!(parts(4, 4 << 20, 0..4 << 20), [(0, 4 << 20, SPREAD)]);
         assert_eq!(parts(2, 2, 4..20), [(4, 20, Form::Packed)]);
         assert_eq!(parts(0, 0, 4..20), [(4, 20, Form::Packed)]);
     }

@@ -6,8 +6,9 @@
 //!
 //! ```text
 //!   routes ─► legs ─┬─ contiguous here: nothing is staged
-//!                   ├─ runs of the other end: staged one by one
-//!                   └─ the rest of a bucket: one packed message
+//!                   ├─ runs of the other end only: staged one by one
+//!                   ├─ the rest of a bucket: one packed message
+//!                   └─ what another rank gets as well: staged for that one
 //! ```
 
 use super::builder::STAGING_ALIGN_BYTES;
@@ -151,8 +152,8 @@ impl<'r, 'w, 'a> Staged<'r, 'w, 'a> {
 #[derive(Clone, Copy, Default)]
 struct Packed {
     boxes: u64,
-    /// True if all boxes are one run at our end.
-    are_runs: bool,
+    /// True if the last box is one run at our end.
+    is_last_run: bool,
     aligned_bytes: u64,
     /// Bytes of the last box.
     last_bytes: u64,
@@ -161,7 +162,7 @@ struct Packed {
 impl Packed {
     /// Adds a box, which comes after all others.
     fn add(&mut self, bytes: u64, is_run: bool) {
-        self.are_runs = is_run;
+        self.is_last_run = is_run;
         self.boxes += 1;
         self.aligned_bytes += bytes.next_multiple_of(PACKED_ALIGN_BYTES);
         self.last_bytes = bytes;
@@ -169,7 +170,7 @@ impl Packed {
 
     /// Nothing if it is a single run, which travels where it is.
     fn staged_bytes(&self) -> u64 {
-        if self.boxes == 0 || (self.boxes == 1 && self.are_runs) {
+        if self.boxes == 0 || (self.boxes == 1 && self.is_last_run) {
             return 0;
         }
         let padding = self.last_bytes.next_multiple_of(PACKED_ALIGN_BYTES) - self.last_bytes;

@@ -4,6 +4,9 @@
 //! they are contiguous; the rest of a bucket is one packed message. Both ends'
 //! strides decide, so both ends find the same messages.
 //!
+//! What several ranks get alike is made once: the messages of the others are
+//! copies, which send what the first one packs.
+//!
 //! Messages are made stream by stream, and put in order of step in the end:
 //!
 //! ```text
@@ -228,9 +231,11 @@ impl<'a> Builder<'a> {
         let runs = |s: &Stretch| {
             let walk = &routes.walks[s.walk as usize];
             let cell = walk.cell_of(&walk.items[s.item as usize]);
-            let run = cell.run.max(cell.run_across) * cell.wire.bytes();
+            let runs = [cell.run.min(cell.run_across), cell.run.max(cell.run_across)];
+            let run = runs.map(|r| r * cell.wire.bytes());
+            let run = run.into_iter().find(|&r| r >= direct_min).unwrap_or(0);
             // Whole runs, and what is before or behind them.
-            match run < direct_min || s.bytes() <= run {
+            match run == 0 || s.bytes() <= run {
                 true => 1,
                 false => s.bytes() / run + 1,
             }

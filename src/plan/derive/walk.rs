@@ -422,7 +422,7 @@ impl<'a> Walk<'a> {
             Direction::Receive => are_holders_alike,
         };
         let axis = contiguous_from(&bounds, &own.strides, own.dtype.bytes());
-        let there = peers.first();
+        let across = peers.first();
         let loops = || {
             let mut loops = SmallVec::new();
             loops_of(&bounds, &own.strides, own.dtype.bytes(), &mut loops);
@@ -433,7 +433,7 @@ impl<'a> Walk<'a> {
             offset: own.offset_of(&bounds),
             run_axis: axis,
             run: elements_from(&bounds, axis),
-            run_across: there.map_or(0, |p| run_elements(&bounds, wire, &p.strides, p.dtype)),
+            run_across: across.map_or(0, |p| run_elements(&bounds, wire, &p.strides, p.dtype)),
             loops: own.split.is_none().then(loops),
             hash: hash_of(&bounds),
             bounds,
