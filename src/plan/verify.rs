@@ -194,27 +194,29 @@ fn verify_memory(p: &Program) -> Result<()> {
 /// what is sent without being packed is one of those.
 fn verify_packs(p: &Program) -> Result<()> {
     for step in &p.steps {
-        let packed: BTreeMap<u64, &Message> = p.packs_of(step).map(|m| (m.staging, m)).collect();
+        let mut staged: BTreeMap<u64, &Message> = BTreeMap::new();
+        for m in p.packs_of(step).chain(p.unpacks_of(step)) {
+            let before = staged.range(..=m.staging).next_back();
+            let behind = staged.range(m.staging..).next();
+            let is_free = before.is_none_or(|(at, b)| at + b.bytes <= m.staging)
+                && behind.is_none_or(|(&at, _)| m.staging + m.bytes <= at);
+            if !is_free {
+                return Err(Error::internal(format!(
+                    "rank {} has two messages of step {} at byte {} of its staging",
+                    p.rank, m.step, m.staging
+                )));
+            }
+            staged.insert(m.staging, m);
+        }
         let again = p.messages_of(step).iter().filter(|m| m.is_packed_before);
         for m in again {
-            let first = packed.get(&m.staging);
+            let first = staged.get(&m.staging);
             if first.is_none_or(|f| f.pieces != m.pieces || f.bytes != m.bytes) {
                 return Err(Error::internal(format!(
                     "rank {} sends {} bytes to {} in step {} that were not packed",
                     p.rank, m.bytes, m.peer, m.step
                 )));
             }
-        }
-        let mut all: Vec<&Message> = p.packs_of(step).chain(p.unpacks_of(step)).collect();
-        all.sort_unstable_by_key(|m| m.staging);
-        if let Some(w) = all
-            .windows(2)
-            .find(|w| w[1].staging < w[0].staging + w[0].bytes)
-        {
-            return Err(Error::internal(format!(
-                "rank {} has two messages of step {} at byte {} of its staging",
-                p.rank, w[0].step, w[1].staging
-            )));
         }
     }
     Ok(())

@@ -148,15 +148,16 @@ impl Routes<'_, '_> {
         let of = |i: &u32| &self.stretches[*i as usize];
         let item = |i: &u32| firsts[of(i).walk as usize] + of(i).item as usize;
         let range = |i: &u32| (of(i).from, of(i).to);
+        let order = |a: &u32, b: &u32| (item(a), range(a)).cmp(&(item(b), range(b)));
         let mut all: Vec<u32> = (0..self.stretches.len() as u32).collect();
         if items > all.len() * COUNTED_ITEMS_MAX {
-            all.sort_unstable_by_key(|i| (of(i).bucket, item(i), range(i)));
-            return all;
-        }
-        let (mut all, _) = counting::sorted(&all, items, item);
-        for own in all.chunk_by_mut(|a, b| item(a) == item(b)) {
-            if !own.is_sorted_by_key(range) {
-                own.sort_unstable_by_key(range);
+            all.sort_unstable_by(order);
+        } else {
+            all = counting::sorted(&all, items, item).0;
+            for own in all.chunk_by_mut(|a, b| item(a) == item(b)) {
+                if !own.is_sorted_by_key(range) {
+                    own.sort_unstable_by(order);
+                }
             }
         }
         let buckets = self.inputs.decision.bucket_count as usize;
