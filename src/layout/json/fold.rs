@@ -103,6 +103,14 @@ impl Groups {
             entry,
         }]);
     }
+
+    /// The groups, each in order of layer.
+    fn by_layer(mut self) -> Vec<Vec<Item>> {
+        for group in &mut self.list {
+            group.sort_by_key(|i| i.layer);
+        }
+        self.list
+    }
 }
 
 fn fold_tensors(docs: Vec<TensorDoc>, tables: &mut Tables) -> Vec<TensorDoc> {
@@ -140,8 +148,7 @@ fn fold_tensors(docs: Vec<TensorDoc>, tables: &mut Tables) -> Vec<TensorDoc> {
     }
     let mut docs: Vec<Option<TensorDoc>> = docs.into_iter().map(Some).collect();
     let mut out = Vec::new();
-    for mut group in groups.list {
-        group.sort_by_key(|i| i.layer);
+    for group in groups.by_layer() {
         let first = &docs[group[0].entry];
         let joined = match (group.len(), first) {
             (2.., Some(first)) => join_tensor(first, &group, tables),
@@ -216,8 +223,7 @@ fn fold_fused(docs: Vec<FusedDoc>, tables: &mut Tables) -> Vec<FusedDoc> {
     }
     let mut docs: Vec<Option<FusedDoc>> = docs.into_iter().map(Some).collect();
     let mut out = Vec::new();
-    for mut group in groups.list {
-        group.sort_by_key(|i| i.layer);
+    for group in groups.by_layer() {
         let joined = match (group.len(), &docs[group[0].entry]) {
             (2.., Some(first)) => join_fused(first, &group, tables),
             _ => None,

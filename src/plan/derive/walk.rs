@@ -489,7 +489,8 @@ impl<'a> Walk<'a> {
     }
 
     fn add_cells(&mut self, mut cells: Vec<Cell>) -> (u32, u32) {
-        cells.sort_by(|a, b| a.bounds.cmp(&b.bounds));
+        // No two have the same bounds.
+        cells.sort_unstable_by(|a, b| a.bounds.cmp(&b.bounds));
         let first = self.cells.len() as u32;
         self.cells.append(&mut cells);
         (first, self.cells.len() as u32)
