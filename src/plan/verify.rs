@@ -27,9 +27,12 @@ struct Content {
     parts: Vec<Part>,
 }
 
-/// Elements `[first, end)` of a box of a tensor.
+/// Elements `[first, end)` of a box of a tensor, and bytes `[at, at_end)` of
+/// the message, which they are.
 #[derive(Debug, PartialEq, Eq)]
 struct Part {
+    at: u64,
+    at_end: u64,
     tensor: TensorIndex,
     within: IndexBox,
     first: u64,
@@ -312,11 +315,14 @@ fn content(p: &Program, m: &Message) -> Content {
         let end = x.first + x.bytes / x.wire.bytes();
         match parts.last_mut() {
             Some(last)
-                if (last.tensor, last.end) == (x.tensor, x.first) && last.within == *within =>
+                if (last.tensor, last.end, last.at_end) == (x.tensor, x.first, x.at)
+                    && last.within == *within =>
             {
-                last.end = end;
+                (last.end, last.at_end) = (end, x.at + x.bytes);
             }
             _ => parts.push(Part {
+                at: x.at,
+                at_end: x.at + x.bytes,
                 tensor: x.tensor,
                 within: within.clone(),
                 first: x.first,

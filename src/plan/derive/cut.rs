@@ -1,10 +1,9 @@
 //! Cuts stretches into buckets, where that was not done when they were found:
 //! with strategy `direct`, whose buckets are parts of what a pair exchanges.
 
-use super::Decision;
-use super::Strategy;
 use super::legs::Leg;
 use super::route::{Hop, Routes, StreamKey, Stretch, There, scattered, share_of};
+use super::{Decision, Strategy};
 use crate::plan::decision::Order;
 
 impl Routes<'_, '_> {

@@ -106,6 +106,15 @@ impl Hop {
             there,
         }
     }
+
+    /// The stream that it is in.
+    fn key(&self) -> StreamKey {
+        StreamKey {
+            peer: self.peer,
+            direction: self.direction,
+            stage: self.stage,
+        }
+    }
 }
 
 /// A route, as far as this rank takes part in it.
@@ -228,11 +237,7 @@ impl<'w, 'a> Routes<'w, 'a> {
     pub fn way(&mut self, hops: &[Hop]) -> u32 {
         let first = self.hops.len() as u32;
         for hop in hops {
-            let stream = self.stream(StreamKey {
-                peer: hop.peer,
-                direction: hop.direction,
-                stage: hop.stage,
-            });
+            let stream = self.stream(hop.key());
             self.hops.push((stream, hop.there));
         }
         let is_relayed = hops.iter().any(|h| h.is_relayed);
@@ -248,14 +253,9 @@ impl<'w, 'a> Routes<'w, 'a> {
 
     /// The way of one hop, which often is that of the stretch before.
     pub fn way_again(&mut self, hop: Hop) -> u32 {
-        let key = StreamKey {
-            peer: hop.peer,
-            direction: hop.direction,
-            stage: hop.stage,
-        };
         let last = self.stretches.last().map(|s| (s.way, self.hops_of(s)));
         if let Some((way, [(stream, there)])) = last
-            && self.streams[*stream as usize] == key
+            && self.streams[*stream as usize] == hop.key()
             && *there == hop.there
         {
             return way;
