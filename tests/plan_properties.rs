@@ -47,11 +47,27 @@ fn run_plan(source: Layout, destination: Layout, options: &PlanOptions) {
         Err(e) => panic!("{e}"),
     };
     plan.verify().unwrap();
+    infos_are_of_programs(&plan);
     let mut world = World::new();
     naive::memory(plan.source(), Side::Source, &mut world);
     naive::memory(plan.destination(), Side::Destination, &mut world);
     naive::run(&plan, &mut world);
     naive::check(plan.destination(), &world).unwrap();
+}
+
+/// What is said of a program is what a session loads.
+fn infos_are_of_programs(plan: &Plan) {
+    let mut ranks = [plan.source().ranks(), plan.destination().ranks()].concat();
+    ranks.sort_unstable();
+    ranks.dedup();
+    let infos = plan.program_infos(&ranks).unwrap();
+    for (&rank, info) in ranks.iter().zip(infos) {
+        let program = plan.program_with_digests(rank).unwrap();
+        assert_eq!(info, plan.program_info(rank).unwrap());
+        assert_eq!(info.buffers as usize, program.buffers.len(), "rank {rank}");
+        assert_eq!(info.messages as usize, program.messages.len());
+        assert_eq!(info.staging_bytes, program.memory_bytes());
+    }
 }
 
 proptest! {

@@ -14,6 +14,20 @@ pub fn starts(count: usize, keys: impl Iterator<Item = usize>) -> Vec<u32> {
     starts
 }
 
+/// The numbers below `total` in order of key, each below `count`; those of one
+/// key ascend.
+pub fn order(total: usize, count: usize, key: impl Fn(u32) -> usize) -> Vec<u32> {
+    let all = 0..total as u32;
+    let mut next = starts(count, all.clone().map(&key));
+    let mut order = vec![0; total];
+    for i in all {
+        let at = &mut next[key(i)];
+        order[*at as usize] = i;
+        *at += 1;
+    }
+    order
+}
+
 /// The entries in order of key, each below `count`; those of one key stay in
 /// their order. With where each key's begin.
 pub fn sorted<T: Copy>(

@@ -77,7 +77,7 @@ pub use wire::{PLAN_BLOB_MAGIC, PLAN_BLOB_VERSION, PlanDiff};
 
 /// Version of the rules by which programs are derived; part of every
 /// fingerprint, so ranks with other rules never exchange a byte.
-pub const PLANNER_VERSION: u32 = 6;
+pub const PLANNER_VERSION: u32 = 7;
 
 /// Up to this many ranks every program is derived to choose the bucket count;
 /// above, one rank of each kind and some between.
@@ -571,17 +571,18 @@ impl Plan {
         Ok(())
     }
 
-    /// The program of one rank with its digest items, as a session loads it.
-    pub fn program_with_digests(&self, rank: Rank) -> Result<Program> {
-        self.loadable_program(&Walks::alone(), rank)
+    /// The program of one rank with all buffers that it binds.
+    fn program_with_buffers<'a>(&'a self, walks: &Walks<'a>, rank: Rank) -> Result<Program> {
+        derive::derive_with_buffers(self.inputs(), walks, rank)
     }
 
-    fn loadable_program<'a>(&'a self, walks: &Walks<'a>, rank: Rank) -> Result<Program> {
+    /// The program of one rank with its digest items, as a session loads it.
+    pub fn program_with_digests(&self, rank: Rank) -> Result<Program> {
         let alike = match self.copies_are_alike() {
             true => u64::from(self.destination.copy_count().max(1)),
             false => 1,
         };
-        derive::derive_with_digests(self.inputs(), walks, rank, alike)
+        derive::derive_with_digests(self.inputs(), &Walks::alone(), rank, alike)
     }
 
     /// One tensor of each kind: of those that are cut and stored alike, in the

@@ -49,7 +49,8 @@ impl Plan {
     /// `NOT_FOUND` if it is in neither layout.
     pub fn program_info(&self, rank: Rank) -> Result<ProgramInfo> {
         self.check_rank(rank)?;
-        Ok(ProgramInfo::of(&self.program_with_digests(rank)?))
+        let program = self.program_with_buffers(&Walks::alone(), rank)?;
+        Ok(ProgramInfo::of(&program))
     }
 
     /// What each of many ranks does, in their order. Some threads share the
@@ -61,7 +62,7 @@ impl Plan {
         ranks.iter().try_for_each(|&rank| self.check_rank(rank))?;
         let walks = Walks::shared();
         crew::for_each(ranks, |rank| {
-            Ok(ProgramInfo::of(&self.loadable_program(&walks, rank)?))
+            Ok(ProgramInfo::of(&self.program_with_buffers(&walks, rank)?))
         })
     }
 }

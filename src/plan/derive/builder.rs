@@ -24,14 +24,13 @@ pub struct Builder<'a> {
     pub program: Program,
     /// Relay memory of one bucket; two are in use at a time.
     pub relay_half_bytes: u64,
-    /// Slots of buffers of the rank's parts, by side and number; of a split
-    /// tensor by local index as well.
-    part_slots: [Vec<SmallVec<[Option<BufferSlot>; 1]>>; 2],
+    /// Slots of buffers of the rank's parts, by side and number.
+    part_slots: [Vec<Option<BufferSlot>>; 2],
+    /// The same of split tensors, by local index as well.
+    split_slots: [Vec<Vec<Option<BufferSlot>>>; 2],
     /// Slots of all other buffers.
     slots: FxHashMap<BufferUse, Option<BufferSlot>>,
     loops: SmallVec<[Loop; 8]>,
-    /// Messages, not yet in order of step.
-    pub messages: Vec<Message>,
     /// Where the boxes of each walk begin in the program.
     pub first_boxes: Vec<u32>,
     /// By stretch.
@@ -69,9 +68,9 @@ impl<'a> Builder<'a> {
                 pairs: Vec::new(),
             },
             part_slots: Default::default(),
+            split_slots: Default::default(),
             slots: FxHashMap::default(),
             loops: SmallVec::new(),
-            messages: Vec::new(),
             first_boxes: Vec::new(),
             laid_out: Vec::new(),
             scratch: Vec::new(),
@@ -79,20 +78,38 @@ impl<'a> Builder<'a> {
         }
     }
 
-    pub fn slot(&mut self, side: Side, key: BufferKey) -> BufferSlot {
-        let numbered = number_of(key, self.part_of(side)).map(|(n, local)| {
-            let slots = &mut self.part_slots[side as usize];
-            if slots.len() <= n {
-                slots.resize(n + 1, SmallVec::new());
+    /// The slot of the buffer, of one of the rank's placements or views, that
+    /// holds what lies at `lead` on axis 0.
+    pub fn slot(
+        &mut self,
+        side: Side,
+        (part, buffer): (u16, u32),
+        own: &OwnView,
+        lead: u64,
+    ) -> BufferSlot {
+        let is_plain = own.split.is_none() && own.explicit.is_none();
+        if is_plain
+            && part == self.part_of(side)
+            && let Some(Some(slot)) = self.part_slots[side as usize].get(buffer as usize)
+        {
+            return *slot;
+        }
+        self.slot_of_key(side, key_of(part, buffer, own, lead))
+    }
+
+    fn slot_of_key(&mut self, side: Side, key: BufferKey) -> BufferSlot {
+        let known = match key {
+            BufferKey::Part { part, buffer } if part == self.part_of(side) => {
+                let n = buffer.buffer as usize;
+                match buffer.split {
+                    None => entry(&mut self.part_slots[side as usize], n),
+                    Some((local, _)) => {
+                        let slots = entry(&mut self.split_slots[side as usize], n);
+                        entry(slots, local as usize)
+                    }
+                }
             }
-            if slots[n].len() <= local {
-                slots[n].resize(local + 1, None);
-            }
-            &mut slots[n][local]
-        });
-        let known = match numbered {
-            Some(slot) => slot,
-            None => self.slots.entry(BufferUse { side, key }).or_default(),
+            _ => self.slots.entry(BufferUse { side, key }).or_default(),
         };
         let buffers = &mut self.program.buffers;
         *known.get_or_insert_with(|| {
@@ -111,7 +128,7 @@ impl<'a> Builder<'a> {
         own: &OwnView,
         bounds: &IndexBox,
     ) -> Region {
-        let slot = self.slot(side, key_of(part, buffer, own, bounds.lead()));
+        let slot = self.slot(side, (part, buffer), own, bounds.lead());
         let run = loops_of(bounds, &own.strides, own.dtype.bytes(), &mut self.loops);
         let first = self.program.loops.len() as u32;
         self.program.loops.extend_from_slice(&self.loops);
@@ -127,8 +144,8 @@ impl<'a> Builder<'a> {
     /// The region of a whole cell; nothing if it lies in several buffers.
     pub fn region_of_whole(&mut self, side: Side, buffer: u32, cell: &Cell) -> Option<Region> {
         let loops = cell.loops.as_ref()?;
-        let key = key_of(self.part_of(side), buffer, &cell.own, cell.bounds.lead());
-        let slot = self.slot(side, key);
+        let key = (self.part_of(side), buffer);
+        let slot = self.slot(side, key, &cell.own, cell.bounds.lead());
         let first = self.program.loops.len() as u32;
         self.program.loops.extend_from_slice(loops);
         Some(Region {
@@ -152,7 +169,7 @@ impl<'a> Builder<'a> {
         if let Some(region) = self.region_of_whole(side, buffer, cell) {
             return f(&mut self.program, cell.bounds.clone(), region);
         }
-        for bounds in split_boxes(&cell.bounds, true) {
+        for bounds in split_boxes(&cell.bounds) {
             let region = self.region(side, self.part_of(side), buffer, &cell.own, &bounds);
             f(&mut self.program, bounds, region);
         }
@@ -168,10 +185,7 @@ impl<'a> Builder<'a> {
             let (own, part, buffer) =
                 holding_view(inputs.source, self.program.rank, tensor, &cell.bounds)?;
             let here = self.part_of(Side::Destination);
-            for b in split_boxes(
-                &cell.bounds,
-                own.split.is_some() || cell.own.split.is_some(),
-            ) {
+            let mut add = |b: IndexBox| {
                 let source = self.region(Side::Source, part, buffer, &own, &b);
                 let destination = self.region(Side::Destination, here, item.buffer, &cell.own, &b);
                 let bytes = b.elements() * cell.own.dtype.bytes();
@@ -183,6 +197,10 @@ impl<'a> Builder<'a> {
                     destination,
                     bytes,
                 });
+            };
+            match own.split.is_some() || cell.own.split.is_some() {
+                true => split_boxes(&cell.bounds).for_each(add),
+                false => add(cell.bounds.clone()),
             }
         }
         Ok(())
@@ -334,7 +352,7 @@ fn parts_of(inputs: Inputs<'_>, rank: Rank) -> (u16, u16) {
 }
 
 /// The buffer that holds what lies at `lead` on axis 0, which may be split.
-pub fn key_of(part: u16, buffer: u32, own: &OwnView, lead: u64) -> BufferKey {
+fn key_of(part: u16, buffer: u32, own: &OwnView, lead: u64) -> BufferKey {
     if let Some(buffer) = own.explicit {
         return BufferKey::Explicit { buffer };
     }
@@ -347,14 +365,10 @@ pub fn key_of(part: u16, buffer: u32, own: &OwnView, lead: u64) -> BufferKey {
     }
 }
 
-/// The number of a buffer of the rank's own part, and which of many it is where
-/// the tensor is split; both small enough to be indices.
-fn number_of(key: BufferKey, own: u16) -> Option<(usize, usize)> {
-    match key {
-        BufferKey::Part { part, buffer } if part == own => {
-            let local = buffer.split.map_or(0, |(local, _)| local);
-            Some((buffer.buffer as usize, local as usize))
-        }
-        _ => None,
+/// The entry of a table that grows as far as it is asked for.
+fn entry<T: Default>(table: &mut Vec<T>, index: usize) -> &mut T {
+    if table.len() <= index {
+        table.resize_with(index + 1, T::default);
     }
+    &mut table[index]
 }

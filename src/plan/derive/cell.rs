@@ -63,6 +63,9 @@ impl Cell {
 
     /// Where an element lies in our buffer, in bytes, and on axis 0.
     pub fn locate(&self, element: u64) -> (u64, u64) {
+        if element == 0 {
+            return (self.offset, self.bounds.lead());
+        }
         let (mut run, inside) = (element / self.run, element % self.run);
         let mut at = self.offset + inside * self.own.dtype.bytes();
         let mut lead = 0;

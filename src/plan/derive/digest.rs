@@ -1,21 +1,40 @@
 //! Which regions of a rank enter the digests.
 
 use super::builder::Builder;
-use super::cell::Needers;
+use super::cell::{Cell, Needers};
 use super::visit::Visit;
+use super::walk::Item;
 use crate::layout::tensor::TensorIndex;
 use crate::plan::program::{DigestItem, Side};
 
 impl<'a> Builder<'a> {
+    /// The buffers that these regions are of, without the regions.
+    pub fn add_digest_buffers(&mut self, needs: &Visit<'a>, holdings: &Visit<'a>) {
+        for item in counted(holdings) {
+            self.add_buffers(Side::Source, item.buffer, holdings.cell_of(item));
+        }
+        for item in &needs.items {
+            self.add_buffers(Side::Destination, item.buffer, needs.cell_of(item));
+        }
+    }
+
+    fn add_buffers(&mut self, side: Side, buffer: u32, cell: &Cell) {
+        let (bounds, part) = (&cell.bounds, self.part_of(side));
+        let leads = match cell.own.split {
+            None => bounds.lead()..bounds.lead() + 1,
+            Some(_) => bounds.0[0].lo..bounds.0[0].hi,
+        };
+        for lead in leads {
+            self.slot(side, (part, buffer), &cell.own, lead);
+        }
+    }
+
     /// Every element counts at its lowest holder only, so that holders which
     /// have drifted apart are seen.
     pub fn add_source_digests(&mut self, walk: &Visit<'a>, alike_copies: u64) {
-        for item in &walk.items {
+        for item in counted(walk) {
             let cell = walk.cell_of(item);
             let group = &walk.groups[item.group as usize];
-            if walk.own(item.group) != Some(0) {
-                continue;
-            }
             let is_once = matches!(&cell.needers, Needers::Slice(s) if s.placement == 0)
                 || matches!(cell.needers, Needers::Listed(_));
             self.each_region(
@@ -56,4 +75,10 @@ impl<'a> Builder<'a> {
             );
         }
     }
+}
+
+/// What the rank is the lowest holder of.
+fn counted<'w>(walk: &'w Visit<'_>) -> impl Iterator<Item = &'w Item> {
+    let items = walk.items.iter();
+    items.filter(|i| walk.own(i.group) == Some(0))
 }

@@ -10,9 +10,8 @@
 //! Both ends see the same two, so both find the same messages.
 
 use super::cell::{Cell, run_elements};
-use super::route::{Here, Stretch, There};
+use super::route::{Here, Portion, There};
 use super::view::{holding_view, needing_view};
-use super::visit::Visit;
 use super::walk::{Item, Walk};
 use crate::layout::dtype::Dtype;
 use crate::plan::program::Direction;
@@ -42,17 +41,18 @@ pub struct Ends {
 }
 
 impl Ends {
-    pub fn of(walks: &[Visit<'_>], s: &Stretch, there: There, peer: Rank) -> Ends {
-        let walk = &walks[s.walk as usize];
-        let item = &walk.items[s.item as usize];
-        let cell = walk.cell_of(item);
-        let wire = cell.wire_of(s.here, there);
+    pub fn of(portion: &Portion<'_, '_>, there: There, peer: Rank) -> Ends {
+        let Portion {
+            walk, item, cell, ..
+        } = *portion;
+        let here = portion.stretch.here;
+        let wire = cell.wire_of(here, there);
         let own = match cell.own.dtype == wire {
             true => cell.run,
             false => 0,
         };
         Ends {
-            here: match s.here {
+            here: match here {
                 Here::Buffer => own,
                 Here::Relay(_) => u64::MAX,
             },
@@ -81,7 +81,8 @@ impl Ends {
         let elements_min = bytes_min.div_ceil(self.wire.bytes());
         let count = elements.end - elements.start;
         let runs = [self.here.min(self.there), self.here.max(self.there)];
-        let are_long = |run: &u64| *run >= elements_min && count / run <= RUN_COUNT_MAX;
+        let are_few = |run: u64| count <= run || count / run <= RUN_COUNT_MAX;
+        let are_long = |run: &u64| *run >= elements_min && are_few(*run);
         let Some(run) = runs.into_iter().find(are_long) else {
             return f(elements, Form::Packed);
         };

@@ -7,18 +7,16 @@
 //!   bucket 0, item 2, to 8           bucket 1, item 7   to 9: 1·7
 //! ```
 //!
-//! Stretches are put in order once, by counting, and then dealt to the streams:
-//! most are sent to several.
+//! Stretches are in order of walk, item and range. They are put in order of
+//! bucket, by counting, and then dealt to the streams: most are sent to several.
 
-use super::route::{Routes, StreamKey, Stretch, There};
+use super::HOLDINGS;
+use super::route::{Portion, Routes, StreamKey, Stretch, There};
 use crate::plan::counting;
 use crate::plan::program::Direction;
 use rustc_hash::{FxHashMap, FxHasher};
 use std::cmp::Ordering;
 use std::hash::Hasher;
-
-/// Up to so many times as many items as stretches are counted.
-const COUNTED_ITEMS_MAX: usize = 8;
 
 /// A stretch on its way between this rank and a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +34,16 @@ pub struct Turn {
     pub twin: Option<usize>,
 }
 
+/// What a stream carries in one step.
+#[derive(Clone, Copy)]
+pub struct Batch {
+    /// Index of the turn of its stream.
+    pub turn: u32,
+    pub bucket: u32,
+    step: u32,
+    legs: (u32, u32),
+}
+
 /// The legs of all streams.
 pub struct Legs {
     all: Vec<Leg>,
@@ -48,34 +56,45 @@ impl Legs {
         &self.all[self.starts[stream] as usize..self.starts[stream + 1] as usize]
     }
 
+    pub fn of_batch(&self, batch: &Batch) -> &[Leg] {
+        &self.all[batch.legs.0 as usize..batch.legs.1 as usize]
+    }
+
     pub fn len(&self) -> usize {
         self.all.len()
     }
 }
 
 impl Routes<'_, '_> {
-    /// Deals the stretches to the streams.
+    /// Deals the stretches, which are in order, to the streams.
     pub fn legs(&self) -> Legs {
-        let order = self.in_order();
-        let firsts = self.firsts(&order);
-        let hops = |&i: &u32| self.hops_of(&self.stretches[i as usize]);
-        let streams = order.iter().flat_map(hops).map(|hop| hop.0 as usize);
+        let order = self.by_bucket();
+        let hops = |i: u32| self.hops_of(&self.stretches[i as usize]);
+        let streams = order
+            .iter()
+            .flat_map(|&i| hops(i))
+            .map(|hop| hop.0 as usize);
         let starts = counting::starts(self.streams.len(), streams);
         let mut next = starts.clone();
+        let mut stretch = 0;
         let first = Leg {
-            stretch: 0,
+            stretch,
             there: There::Across,
         };
         let mut all = vec![first; starts[self.streams.len()] as usize];
-        for (i, first) in order.iter().zip(firsts) {
+        for &i in &order {
+            if !self.is_again(i, stretch) {
+                stretch = i;
+            }
             for &(stream, there) in hops(i) {
                 let at = &mut next[stream as usize];
-                let stretch = first;
                 all[*at as usize] = Leg { stretch, there };
                 *at += 1;
             }
         }
-        if self.walks.len() > 1 {
+        // What a rank needs it receives, what it holds it sends: only with the
+        // needs and holdings of others do streams carry stretches of two walks.
+        if self.walks.len() > HOLDINGS + 1 {
             for own in starts.windows(2) {
                 self.mix(&mut all[own[0] as usize..own[1] as usize]);
             }
@@ -83,21 +102,11 @@ impl Routes<'_, '_> {
         Legs { all, starts }
     }
 
-    /// For each of the stretches in order the first one that is the same part of
-    /// the same item.
-    fn firsts(&self, order: &[u32]) -> Vec<u32> {
-        let part = |i: u32| {
-            let s = &self.stretches[i as usize];
-            (s.bucket, s.walk, s.item, s.from, s.to, s.here)
-        };
-        let mut first = 0;
-        let firsts = order.iter().enumerate().map(|(at, &i)| {
-            if at == 0 || part(i) != part(first) {
-                first = i;
-            }
-            first
-        });
-        firsts.collect()
+    /// True if a stretch is the same part of the same item as another one.
+    fn is_again(&self, stretch: u32, other: u32) -> bool {
+        let [a, b] = [stretch, other].map(|i| &self.stretches[i as usize]);
+        let part = |s: &Stretch| (s.item, s.from, s.to, s.walk, s.bucket, s.here);
+        part(a) == part(b)
     }
 
     /// The streams in order of key, each with an earlier one, if there is one,
@@ -126,42 +135,42 @@ impl Routes<'_, '_> {
         order.into_iter().map(turn).collect()
     }
 
+    /// What the streams carry, by step; in a step by turn.
+    pub fn batches(&self, legs: &Legs, turns: &[Turn]) -> Vec<Batch> {
+        let bucket = |leg: &Leg| self.stretches[leg.stretch as usize].bucket;
+        let mut all = Vec::new();
+        for (turn, &Turn { stream, .. }) in (0..).zip(turns) {
+            let stage = self.streams[stream].stage;
+            let mut first = legs.starts[stream];
+            for own in legs.of(stream).chunk_by(|a, b| bucket(a) == bucket(b)) {
+                let end = first + own.len() as u32;
+                let bucket = bucket(&own[0]);
+                all.push(Batch {
+                    turn,
+                    bucket,
+                    step: bucket + stage,
+                    legs: (first, end),
+                });
+                first = end;
+            }
+        }
+        let steps = self.inputs.step_count() as usize;
+        counting::sorted(&all, steps, |b| b.step as usize).0
+    }
+
     /// True if all ranks at the other ends store each of these alike.
     fn are_alike(&self, legs: &[Leg]) -> bool {
         legs.iter().all(|leg| {
             let s = &self.stretches[leg.stretch as usize];
-            let walk = &self.walks[s.walk as usize];
-            let cell = walk.cell_of(&walk.items[s.item as usize]);
-            cell.is_alike(leg.there)
+            self.portion(s).cell.is_alike(leg.there)
         })
     }
 
-    /// The stretches by bucket, those of a bucket by walk, item and range, so that
-    /// equal ones are beside each other.
-    fn in_order(&self) -> Vec<u32> {
-        let mut firsts = Vec::with_capacity(self.walks.len());
-        let mut items = 0;
-        for walk in self.walks {
-            firsts.push(items);
-            items += walk.items.len();
-        }
-        let of = |i: &u32| &self.stretches[*i as usize];
-        let item = |i: &u32| firsts[of(i).walk as usize] + of(i).item as usize;
-        let range = |i: &u32| (of(i).from, of(i).to);
-        let order = |a: &u32, b: &u32| (item(a), range(a)).cmp(&(item(b), range(b)));
-        let mut all: Vec<u32> = (0..self.stretches.len() as u32).collect();
-        if items > all.len() * COUNTED_ITEMS_MAX {
-            all.sort_unstable_by(order);
-        } else {
-            all = counting::sorted(&all, items, item).0;
-            for own in all.chunk_by_mut(|a, b| item(a) == item(b)) {
-                if !own.is_sorted_by_key(range) {
-                    own.sort_unstable_by(order);
-                }
-            }
-        }
+    /// The stretches by bucket, those of a bucket in their order.
+    fn by_bucket(&self) -> Vec<u32> {
         let buckets = self.inputs.decision.bucket_count as usize;
-        counting::sorted(&all, buckets, |i| of(i).bucket as usize).0
+        let bucket = |i: u32| self.stretches[i as usize].bucket as usize;
+        counting::order(self.stretches.len(), buckets, bucket)
     }
 
     /// Puts legs of a stream in order whose stretches are of several walks.
@@ -180,12 +189,11 @@ impl Routes<'_, '_> {
             return (a.item, a.from, a.to).cmp(&(b.item, b.from, b.to));
         }
         // Of two ranks' needs: as the one who sends both has them.
-        let item = |s: &Stretch| {
-            let walk = &self.walks[s.walk as usize];
-            let item = &walk.items[s.item as usize];
-            let bounds = &walk.cell_of(item).bounds;
-            (item.tensor, item.demand, bounds, s.from, s.to)
-        };
-        item(a).cmp(&item(b))
+        let [a, b] = [self.portion(a), self.portion(b)];
+        let key = |p: &Portion<'_, '_>| (p.item.tensor, p.item.demand);
+        let range = |p: &Portion<'_, '_>| (p.stretch.from, p.stretch.to);
+        let bounds = a.cell.bounds.cmp(&b.cell.bounds);
+        let keys = key(&a).cmp(&key(&b));
+        keys.then(bounds).then(range(&a).cmp(&range(&b)))
     }
 }

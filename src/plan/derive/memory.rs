@@ -14,7 +14,7 @@
 use super::builder::STAGING_ALIGN_BYTES;
 use super::ends::{Ends, Form};
 use super::legs::{Leg, Turn};
-use super::route::{Routes, StreamKey, Stretch, There};
+use super::route::{Portion, Routes, StreamKey, There};
 use super::stream::PACKED_ALIGN_BYTES;
 use super::{Inputs, Walks, routes, visits};
 use crate::error::Result;
@@ -39,8 +39,7 @@ impl Memory {
 /// The memory that the program of `rank` has.
 pub fn memory<'a>(inputs: Inputs<'a>, walks: &Walks<'a>, rank: Rank) -> Result<Memory> {
     let walks = visits(inputs, walks, rank)?;
-    let mut routes = routes(inputs, rank, &walks);
-    routes.cut();
+    let routes = routes(inputs, rank, &walks);
     let mut staged = Staged::new(&routes);
     let legs = routes.legs();
     let turns = routes.turns(&legs);
@@ -100,22 +99,21 @@ impl<'r, 'w, 'a> Staged<'r, 'w, 'a> {
     fn add_leg(&mut self, key: &StreamKey, leg: &Leg) {
         let routes = self.routes;
         let s = &routes.stretches[leg.stretch as usize];
-        let walk = &routes.walks[s.walk as usize];
-        let cell = walk.cell_of(&walk.items[s.item as usize]);
+        let portion = routes.portion(s);
         let step = (s.bucket + key.stage) as usize;
         if let Some((there, staged)) = self.known[leg.stretch as usize]
             && there == leg.there
-            && cell.is_alike(there)
+            && portion.cell.is_alike(there)
         {
             self.by_step[step] += staged;
             return;
         }
         let direct_min = routes.inputs.decision.direct_bytes_min;
-        let ends = Ends::of(routes.walks, s, leg.there, key.peer);
+        let ends = Ends::of(&portion, leg.there, key.peer);
         let element = ends.wire.bytes();
         let mut staged = 0;
         let mut is_packed = false;
-        let elements = s.from / element..s.to / element;
+        let elements = ends.wire.elements_in(s.from)..ends.wire.elements_in(s.to);
         ends.each_part(elements, direct_min, |part, form| match form {
             Form::Alone { is_run: true } => {}
             Form::Alone { is_run: false } => {
@@ -124,7 +122,7 @@ impl<'r, 'w, 'a> Staged<'r, 'w, 'a> {
             }
             Form::Packed => {
                 is_packed = true;
-                self.add_packed(s, &ends, part);
+                self.add_packed(&portion, &ends, part);
             }
         });
         self.by_step[step] += staged;
@@ -134,12 +132,10 @@ impl<'r, 'w, 'a> Staged<'r, 'w, 'a> {
     }
 
     /// Adds the boxes of a part to the packed message of their bucket.
-    fn add_packed(&mut self, s: &Stretch, ends: &Ends, part: Range<u64>) {
-        let walk = &self.routes.walks[s.walk as usize];
-        let cell = walk.cell_of(&walk.items[s.item as usize]);
-        let packed = &mut self.packed[s.bucket as usize];
+    fn add_packed(&mut self, portion: &Portion<'_, '_>, ends: &Ends, part: Range<u64>) {
+        let packed = &mut self.packed[portion.stretch.bucket as usize];
         let mut at = part.start;
-        flat_boxes(&cell.bounds, part.start, part.end, &mut |b| {
+        flat_boxes(&portion.cell.bounds, part.start, part.end, &mut |b| {
             let elements = at..at + b.elements();
             at = elements.end;
             let bytes = (elements.end - elements.start) * ends.wire.bytes();

@@ -114,6 +114,17 @@ pub fn derive<'a>(inputs: Inputs<'a>, walks: &Walks<'a>, rank: Rank) -> Result<P
     Ok(built(inputs, walks, rank)?.1.finish())
 }
 
+/// The same with all buffers that digest items are of, and without these.
+pub fn derive_with_buffers<'a>(
+    inputs: Inputs<'a>,
+    walks: &Walks<'a>,
+    rank: Rank,
+) -> Result<Program> {
+    let (walks, mut builder) = built(inputs, walks, rank)?;
+    builder.add_digest_buffers(&walks[NEEDS], &walks[HOLDINGS]);
+    Ok(builder.finish())
+}
+
 /// The same with digest items. Their weights are per copy where
 /// `alike_copies` are alike.
 pub fn derive_with_digests<'a>(
@@ -151,6 +162,7 @@ fn routes<'w, 'a>(inputs: Inputs<'a>, rank: Rank, walks: &'w [Visit<'a>]) -> Rou
         (Strategy::TwoStage, Some(mapped)) => routes.two_stage(mapped),
         (Strategy::TwoStage | Strategy::Direct, _) => routes.direct(),
     }
+    routes.settle();
     routes
 }
 

@@ -12,8 +12,9 @@
 //!   stage 1            bucket 0 bucket 1 bucket 2
 //! ```
 
+use super::cell::Cell;
 use super::visit::Visit;
-use super::walk::{Group, Walk};
+use super::walk::{Group, Item, Walk};
 use super::{Inputs, NEEDS};
 use crate::error::{Error, Result};
 use crate::plan::counting;
@@ -22,6 +23,9 @@ use crate::plan::layers::LayerItem;
 use crate::plan::program::Direction;
 use crate::rank::Rank;
 use rustc_hash::FxHashMap;
+
+/// Up to so many times as many items as stretches are counted.
+const COUNTED_ITEMS_MAX: usize = 8;
 
 /// Alignment of what lies in relay memory.
 const RELAY_ALIGN_BYTES: u64 = 16;
@@ -65,6 +69,28 @@ pub struct Stretch {
 impl Stretch {
     pub fn bytes(&self) -> u64 {
         self.to - self.from
+    }
+}
+
+/// A stretch with what it is a part of.
+#[derive(Clone, Copy)]
+pub struct Portion<'w, 'a> {
+    pub walk: &'w Walk<'a>,
+    pub item: &'w Item,
+    pub cell: &'w Cell,
+    pub stretch: &'w Stretch,
+}
+
+impl<'w, 'a> Portion<'w, 'a> {
+    pub fn of(walks: &'w [Visit<'a>], stretch: &'w Stretch) -> Portion<'w, 'a> {
+        let walk: &Walk<'_> = &walks[stretch.walk as usize];
+        let item = &walk.items[stretch.item as usize];
+        Portion {
+            walk,
+            item,
+            cell: walk.cell_of(item),
+            stretch,
+        }
     }
 }
 
@@ -263,6 +289,13 @@ impl<'w, 'a> Routes<'w, 'a> {
         self.way(&[hop])
     }
 
+    pub fn portion<'s>(&self, s: &'s Stretch) -> Portion<'s, 'a>
+    where
+        'w: 's,
+    {
+        Portion::of(self.walks, s)
+    }
+
     fn way_of(&self, s: &Stretch) -> Way {
         self.ways[s.way as usize]
     }
@@ -383,26 +416,37 @@ impl<'w, 'a> Routes<'w, 'a> {
         at
     }
 
+    /// The stretches in order of walk and item; those of an item as they were
+    /// found.
+    pub fn by_item(&self) -> Vec<u32> {
+        let of = |i: &u32| {
+            let s = &self.stretches[*i as usize];
+            (s.walk, s.item)
+        };
+        let mut firsts = Vec::with_capacity(self.walks.len());
+        let mut items = 0;
+        for walk in self.walks {
+            firsts.push(items);
+            items += walk.items.len();
+        }
+        let total = self.stretches.len();
+        if items > total * COUNTED_ITEMS_MAX {
+            let mut all: Vec<u32> = (0..total as u32).collect();
+            all.sort_by_key(of);
+            return all;
+        }
+        counting::order(total, items, |i| {
+            let (walk, item) = of(&i);
+            firsts[walk as usize] + item as usize
+        })
+    }
+
     /// Every needed byte comes exactly once: each item is tiled by what we
     /// receive of it, and the items tile the boxes of this rank.
     pub fn verify(&self) -> Result<()> {
         let walk = &self.walks[NEEDS];
         let size = |item: u32| walk.cell_of(&walk.items[item as usize]).bytes;
-        let kept = self.stretches.iter();
-        let kept = kept.filter(|s| s.here == Here::Buffer && s.walk as usize == NEEDS);
-        let kept = kept.flat_map(|s| (0..self.way_of(s).receives).map(move |_| s));
-        let ranges = kept.map(|s| ItemRange {
-            item: s.item,
-            from: s.from,
-            to: s.to,
-        });
-        let held = self.locals.iter().map(|&item| ItemRange {
-            item,
-            from: 0,
-            to: size(item),
-        });
-        let tiles: Vec<ItemRange> = ranges.chain(held).collect();
-        let Some(gap) = first_gap(&tiles, walk.items.len() as u32, size) else {
+        let Some(gap) = self.first_gap(walk.items.len() as u32, size) else {
             return Ok(());
         };
         let item = &walk.items[gap.item as usize];
@@ -418,33 +462,77 @@ impl<'w, 'a> Routes<'w, 'a> {
             gap.to
         )))
     }
+
+    fn first_gap(&self, items: u32, size: impl Fn(u32) -> u64) -> Option<ItemRange> {
+        let mut tiles = Tiles::new(&self.locals, size);
+        let needed = self.stretches.iter();
+        let needed = needed.take_while(|s| s.walk as usize == NEEDS);
+        for s in needed.filter(|s| s.here == Here::Buffer) {
+            for _ in 0..self.way_of(s).receives {
+                let gap = tiles.add(s.item, s.from, s.to);
+                if gap.is_some() {
+                    return gap;
+                }
+            }
+        }
+        tiles.close(items)
+    }
 }
 
-/// Where ranges do not tile items: up to `from` they do, and the next one, or
-/// the end, is at `to`; before `from` if bytes come twice.
-fn first_gap(ranges: &[ItemRange], items: u32, size: impl Fn(u32) -> u64) -> Option<ItemRange> {
-    let (mut sorted, starts) = counting::sorted(ranges, items as usize, |r| r.item as usize);
-    for item in 0..items {
-        let own = starts[item as usize] as usize..starts[item as usize + 1] as usize;
-        let own = &mut sorted[own];
-        own.sort_unstable_by_key(|r| (r.from, r.to));
-        let mut from = 0;
-        for &ItemRange {
-            from: start, to, ..
-        } in own.iter()
-        {
-            if start != from {
-                let to = start;
-                return Some(ItemRange { item, from, to });
-            }
-            from = to;
-        }
-        let to = size(item);
-        if from != to {
-            return Some(ItemRange { item, from, to });
+/// Ranges, in order, that are to tile all items which are not held.
+struct Tiles<'h, S> {
+    held: &'h [u32],
+    size: S,
+    /// Up to here there is no gap.
+    item: u32,
+    to: u64,
+}
+
+impl<'h, S: Fn(u32) -> u64> Tiles<'h, S> {
+    fn new(held: &'h [u32], size: S) -> Tiles<'h, S> {
+        Tiles {
+            held,
+            size,
+            item: 0,
+            to: 0,
         }
     }
-    None
+
+    /// The gap before a range: up to `from` there is none, and the next one, or
+    /// the end of the item, is at `to`; before `from` if bytes come twice.
+    fn add(&mut self, item: u32, from: u64, to: u64) -> Option<ItemRange> {
+        if self.item < item {
+            let gap = self.close(item);
+            if gap.is_some() {
+                return gap;
+            }
+        }
+        if self.to != from || self.held.first() == Some(&item) {
+            let (from, to) = (self.to, from);
+            return Some(ItemRange { item, from, to });
+        }
+        self.to = to;
+        None
+    }
+
+    /// The gap before the first byte of an item.
+    fn close(&mut self, end: u32) -> Option<ItemRange> {
+        while self.item < end {
+            let (item, size) = (self.item, (self.size)(self.item));
+            if self.held.first() == Some(&item) {
+                self.held = &self.held[1..];
+            } else if self.to != size {
+                return Some(ItemRange {
+                    item,
+                    from: self.to,
+                    to: size,
+                });
+            }
+            self.item += 1;
+            self.to = 0;
+        }
+        None
+    }
 }
 
 /// `part / parts` of `whole`, rounded down.
@@ -508,6 +596,13 @@ impl Walk<'_> {
     pub fn range(&self, index: u32, from: u64, to: u64) -> Option<ItemRange> {
         let item = &self.items[index as usize];
         let cell = self.cell_of(item);
+        if from <= item.position && to.saturating_sub(item.position) >= cell.bytes {
+            return Some(ItemRange {
+                item: index,
+                from: 0,
+                to: cell.bytes,
+            });
+        }
         let round = |at: u64| {
             let inside = at.saturating_sub(item.position).min(cell.bytes);
             match inside == cell.bytes {
@@ -529,29 +624,39 @@ mod tests {
     use super::*;
 
     /// The first gap of two items of 8 and 4 bytes, as `(item, from, to)`.
-    fn gap(ranges: &[(u32, u64, u64)]) -> Option<(u32, u64, u64)> {
-        let ranges = ranges
-            .iter()
-            .map(|&(item, from, to)| ItemRange { item, from, to });
-        let found = first_gap(&ranges.collect::<Vec<_>>(), 2, |item| [8, 4][item as usize]);
-        found.map(|g| (g.item, g.from, g.to))
+    fn gap(ranges: &[(u32, u64, u64)], held: &[u32]) -> Option<(u32, u64, u64)> {
+        let mut tiles = Tiles::new(held, |item| [8, 4][item as usize]);
+        let mut ranges = ranges.iter();
+        let found = ranges.find_map(|&(item, from, to)| tiles.add(item, from, to));
+        let gap = found.or_else(|| tiles.close(2));
+        gap.map(|g| (g.item, g.from, g.to))
     }
 
     #[test]
-    fn ranges_in_any_order_may_tile_the_items() {
-        assert_eq!(gap(&[(1, 0, 4), (0, 4, 8), (0, 0, 4)]), None);
+    fn what_is_received_or_held_tiles_the_items() {
+        assert_eq!(gap(&[(0, 0, 4), (0, 4, 8), (1, 0, 4)], &[]), None);
+        assert_eq!(gap(&[(0, 0, 4), (0, 4, 8)], &[1]), None);
+        assert_eq!(gap(&[], &[0, 1]), None);
+    }
+
+    #[test]
+    fn what_is_held_and_comes_too_is_found() {
+        assert_eq!(gap(&[(0, 0, 8), (1, 0, 4)], &[0]), Some((0, 0, 0)));
     }
 
     #[test]
     fn a_hole_is_found_though_the_sum_is_right() {
-        assert_eq!(gap(&[(0, 0, 4), (0, 0, 4), (1, 0, 4)]), Some((0, 4, 0)));
-        assert_eq!(gap(&[(0, 0, 4), (0, 5, 9), (1, 0, 4)]), Some((0, 4, 5)));
+        let twice = [(0, 0, 4), (0, 0, 4), (1, 0, 4)];
+        assert_eq!(gap(&twice, &[]), Some((0, 4, 0)));
+        let later = [(0, 0, 4), (0, 5, 9), (1, 0, 4)];
+        assert_eq!(gap(&later, &[]), Some((0, 4, 5)));
     }
 
     #[test]
     fn what_is_missing_at_the_end_or_overlaps_is_found() {
-        assert_eq!(gap(&[(0, 0, 8)]), Some((1, 0, 4)));
-        assert_eq!(gap(&[(0, 0, 8), (1, 0, 3), (1, 2, 4)]), Some((1, 3, 2)));
-        assert_eq!(gap(&[(0, 0, 9), (1, 0, 4)]), Some((0, 9, 8)));
+        assert_eq!(gap(&[(0, 0, 8)], &[]), Some((1, 0, 4)));
+        let twice = [(0, 0, 8), (1, 0, 3), (1, 2, 4)];
+        assert_eq!(gap(&twice, &[]), Some((1, 3, 2)));
+        assert_eq!(gap(&[(0, 0, 9), (1, 0, 4)], &[]), Some((0, 9, 8)));
     }
 }

@@ -7,7 +7,8 @@
 //! What several ranks get alike is made once: the messages of the others are
 //! copies, which send what the first one packs.
 //!
-//! Messages are made stream by stream, and put in order of step in the end:
+//! Streams are cut into batches, one per bucket, and these made into messages
+//! step by step:
 //!
 //! ```text
 //!   to 8, stage 0    | bucket 0 | bucket 1 | bucket 2 |
@@ -15,20 +16,16 @@
 //!                      step 0     step 1     step 2     step 3
 //! ```
 
-use super::builder::{Builder, key_of};
-use super::cell::Cell;
+use super::builder::Builder;
 use super::ends::{Ends, Form};
 use super::legs::{Leg, Turn};
-use super::route::{Here, Routes, StreamKey, Stretch, There};
+use super::route::{Here, Portion, Routes, StreamKey, Stretch, There};
 use super::visit::Visit;
-use super::walk::{Item, Walk};
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Span, TensorIndex};
-use crate::plan::counting;
 use crate::plan::piece::flat_boxes;
 use crate::plan::program::{BufferSlot, Direction, Message, PairHash, Piece, Region, Side};
 use crate::rank::Rank;
-use smallvec::SmallVec;
 use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -36,7 +33,7 @@ use xxhash_rust::xxh3::xxh3_128;
 pub const PACKED_ALIGN_BYTES: u64 = 16;
 
 /// Pieces and messages that there is room for in advance, at most.
-const RESERVED_COUNT_MAX: u64 = 1 << 17;
+const RESERVED_COUNT_MAX: usize = 1 << 17;
 
 /// The pieces of a stretch that travel by themselves, for legs to ranks that
 /// store it in one way.
@@ -46,45 +43,60 @@ pub struct LaidOut {
     pieces: (u32, u32),
 }
 
-/// A stream whose messages are made.
+/// What is made of a stream.
 #[derive(Clone, Copy, Default)]
 struct Made {
-    /// Range in [`Builder::messages`].
+    /// Those of the last batch, a range in [`Program::messages`].
     messages: (u32, u32),
     bytes: u64,
     /// Of what it carries, whoever the ends are.
     hash: u128,
 }
 
-/// One stream while its messages are made.
+/// One batch of a stream while its messages are made.
 struct Flow<'w, 'a> {
     walks: &'w [Visit<'a>],
     key: StreamKey,
     bucket: u32,
-    /// Pieces of the packed message of the bucket, and where it ends.
+    /// Pieces of the packed message, and where it ends.
     packed: Vec<Piece>,
     packed_bytes: u64,
     /// What both ends must agree on.
     text: Vec<u8>,
-    bytes: u64,
 }
 
 impl<'w, 'a> Flow<'w, 'a> {
-    /// Begins with another stream.
-    fn begin(&mut self, key: StreamKey) {
-        self.key = key;
-        self.bucket = 0;
-        self.bytes = 0;
-        self.text.clear();
+    fn new(walks: &'w [Visit<'a>], rank: Rank) -> Flow<'w, 'a> {
+        Flow {
+            walks,
+            key: StreamKey {
+                peer: rank,
+                direction: Direction::Send,
+                stage: 0,
+            },
+            bucket: 0,
+            packed: Vec::new(),
+            packed_bytes: 0,
+            text: Vec::new(),
+        }
     }
 
-    fn item(&self, s: &Stretch) -> (&'w Walk<'a>, &'w Item) {
-        let walk = &self.walks[s.walk as usize];
-        (walk, &walk.items[s.item as usize])
+    /// Begins with another batch, of a stream whose earlier ones have a hash.
+    fn begin(&mut self, key: StreamKey, bucket: u32, hash: u128) {
+        self.key = key;
+        self.bucket = bucket;
+        self.text.clear();
+        self.text.extend_from_slice(&hash.to_le_bytes());
     }
 
     /// What the other end must have of a stretch as well.
-    fn add_text(&mut self, s: &Stretch, item: &Item, cell: &Cell) {
+    fn add_text(&mut self, portion: &Portion<'_, '_>) {
+        let Portion {
+            item,
+            cell,
+            stretch: s,
+            ..
+        } = *portion;
         let mut text = [0; 40];
         text[..4].copy_from_slice(&item.tensor.to_le_bytes());
         text[4..8].copy_from_slice(&s.bucket.to_le_bytes());
@@ -97,56 +109,51 @@ impl<'w, 'a> Flow<'w, 'a> {
 
 impl<'a> Builder<'a> {
     /// All streams, cut into messages.
-    pub fn add_streams(&mut self, mut routes: Routes<'_, 'a>) {
+    pub fn add_streams(&mut self, routes: Routes<'_, 'a>) {
         self.relay_half_bytes = routes.relay_bytes();
-        routes.cut();
         self.add_boxes(routes.walks);
         let legs = routes.legs();
-        self.reserve(&routes, legs.len());
+        let room = legs.len().min(RESERVED_COUNT_MAX);
+        self.program.messages.reserve(room);
+        self.program.pieces.reserve(room);
         self.laid_out = vec![LaidOut::default(); routes.stretches.len()];
-        let mut flow = Flow {
-            walks: routes.walks,
-            key: StreamKey {
-                peer: self.program.rank,
-                direction: Direction::Send,
-                stage: 0,
-            },
-            bucket: 0,
-            packed: Vec::new(),
-            packed_bytes: 0,
-            text: Vec::new(),
-            bytes: 0,
-        };
+        let turns = routes.turns(&legs);
+        let mut flow = Flow::new(routes.walks, self.program.rank);
         let mut made = vec![Made::default(); routes.streams.len()];
-        for Turn { stream, twin } in routes.turns(&legs) {
+        for batch in routes.batches(&legs, &turns) {
+            let Turn { stream, twin } = turns[batch.turn as usize];
             let key = routes.streams[stream];
             made[stream] = match twin {
                 Some(twin) => self.repeat(&made[twin], key.peer),
                 None => {
-                    flow.begin(key);
-                    self.add_stream(&routes.stretches, legs.of(stream), &mut flow)
+                    let before = made[stream];
+                    flow.begin(key, batch.bucket, before.hash);
+                    let legs = legs.of_batch(&batch);
+                    self.add_batch(&routes.stretches, legs, &mut flow, &before)
                 }
             };
-            self.add_pair(key, &made[stream]);
         }
-        self.put_in_steps();
+        for Turn { stream, .. } in turns {
+            self.add_pair(routes.streams[stream], &made[stream]);
+        }
     }
 
-    /// The messages of a stream again, for another rank that gets the same:
-    /// what is packed is packed once.
+    /// The messages that a stream was made of last again, for another rank that
+    /// gets the same: what is packed is packed once.
     fn repeat(&mut self, made: &Made, peer: Rank) -> Made {
-        let first = self.messages.len() as u32;
+        let messages = &mut self.program.messages;
+        let first = messages.len() as u32;
         for i in made.messages.0..made.messages.1 {
-            let message = self.messages[i as usize].clone();
+            let message = messages[i as usize].clone();
             let is_packed_before = !message.is_direct;
-            self.messages.push(Message {
+            messages.push(Message {
                 peer,
                 is_packed_before,
                 ..message
             });
         }
         Made {
-            messages: (first, self.messages.len() as u32),
+            messages: (first, messages.len() as u32),
             ..*made
         }
     }
@@ -181,33 +188,27 @@ impl<'a> Builder<'a> {
         });
     }
 
-    /// The messages of one stream, whose legs are in order of bucket.
-    fn add_stream(&mut self, stretches: &[Stretch], legs: &[Leg], flow: &mut Flow<'_, 'a>) -> Made {
-        let first = self.messages.len() as u32;
+    /// The messages of one batch of a stream, which has had some `before`.
+    fn add_batch(
+        &mut self,
+        stretches: &[Stretch],
+        legs: &[Leg],
+        flow: &mut Flow<'_, 'a>,
+        before: &Made,
+    ) -> Made {
+        let first = self.program.messages.len() as u32;
+        let mut bytes = before.bytes;
         for leg in legs {
             let s = &stretches[leg.stretch as usize];
-            if s.bucket != flow.bucket {
-                self.close(flow);
-                flow.bucket = s.bucket;
-            }
-            flow.bytes += s.bytes();
-            self.add_leg(flow, leg, s);
+            bytes += s.bytes();
+            self.add_leg(flow, leg, &Portion::of(flow.walks, s));
         }
         self.close(flow);
         Made {
-            messages: (first, self.messages.len() as u32),
-            bytes: flow.bytes,
+            messages: (first, self.program.messages.len() as u32),
+            bytes,
             hash: xxh3_128(&flow.text),
         }
-    }
-
-    /// Puts messages, which are by peer, direction and stage, in order of step.
-    fn put_in_steps(&mut self) {
-        let all: Vec<u32> = (0..self.messages.len() as u32).collect();
-        let step = |&i: &u32| self.messages[i as usize].step as usize;
-        let (order, _) = counting::sorted(&all, self.inputs.step_count() as usize, step);
-        let sorted = order.iter().map(|&i| self.messages[i as usize].clone());
-        self.program.messages = sorted.collect();
     }
 
     /// The cells of all walks: what pieces are parts of.
@@ -220,32 +221,8 @@ impl<'a> Builder<'a> {
     }
 
     /// The box that pieces of a stretch are parts of.
-    fn box_of(&self, s: &Stretch, item: &Item) -> u32 {
-        self.first_boxes[s.walk as usize] + item.cell
-    }
-
-    /// Makes room for about what streams come to: to move what was made when
-    /// there is no room takes longer than to make it.
-    fn reserve(&mut self, routes: &Routes<'_, 'a>, legs: usize) {
-        let direct_min = self.inputs.decision.direct_bytes_min;
-        let runs = |s: &Stretch| {
-            let walk = &routes.walks[s.walk as usize];
-            let cell = walk.cell_of(&walk.items[s.item as usize]);
-            let runs = [cell.run.min(cell.run_across), cell.run.max(cell.run_across)];
-            let run = runs.map(|r| r * cell.wire.bytes());
-            let run = run.into_iter().find(|&r| r >= direct_min).unwrap_or(0);
-            // Whole runs, and what is before or behind them.
-            match run == 0 || s.bytes() <= run {
-                true => 1,
-                false => s.bytes() / run + 1,
-            }
-        };
-        let pieces: u64 = routes.stretches.iter().map(runs).sum();
-        let pieces = (pieces + pieces / 4).min(RESERVED_COUNT_MAX) as usize;
-        let each = pieces.div_ceil(routes.stretches.len().max(1));
-        self.program.pieces.reserve(pieces);
-        let messages = (legs * each).min(RESERVED_COUNT_MAX as usize);
-        self.messages.reserve(messages);
+    fn box_of(&self, portion: &Portion<'_, '_>) -> u32 {
+        self.first_boxes[portion.stretch.walk as usize] + portion.item.cell
     }
 
     /// A range of an item: long runs become messages of their own, the rest
@@ -253,23 +230,22 @@ impl<'a> Builder<'a> {
     ///
     /// What is sent to several is laid out once: messages of one piece each
     /// have the same pieces, whoever they are for.
-    fn add_leg(&mut self, flow: &mut Flow<'_, 'a>, leg: &Leg, s: &Stretch) {
-        let (walk, item) = flow.item(s);
-        let cell = walk.cell_of(item);
-        flow.add_text(s, item, cell);
+    fn add_leg(&mut self, flow: &mut Flow<'_, 'a>, leg: &Leg, portion: &Portion<'_, 'a>) {
+        flow.add_text(portion);
         let laid = self.laid_out[leg.stretch as usize];
-        if laid.there == Some(leg.there) && cell.is_alike(leg.there) {
+        if laid.there == Some(leg.there) && portion.cell.is_alike(leg.there) {
             for piece in laid.pieces.0..laid.pieces.1 {
                 let bytes = self.program.pieces[piece as usize].bytes;
                 self.add_message(flow, (piece, piece + 1), bytes);
             }
             return;
         }
-        let before = (self.program.pieces.len(), self.messages.len());
+        let before = (self.program.pieces.len(), self.program.messages.len());
         let packed = flow.packed.len();
-        self.lay_out(flow, leg, s);
+        self.lay_out(flow, leg.there, portion);
         let pieces = (before.0 as u32, self.program.pieces.len() as u32);
-        let is_one_each = self.messages.len() - before.1 == self.program.pieces.len() - before.0;
+        let messages = self.program.messages.len() - before.1;
+        let is_one_each = messages == self.program.pieces.len() - before.0;
         if is_one_each && packed == flow.packed.len() {
             self.laid_out[leg.stretch as usize] = LaidOut {
                 there: Some(leg.there),
@@ -278,31 +254,34 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn lay_out(&mut self, flow: &mut Flow<'_, 'a>, leg: &Leg, s: &Stretch) {
-        let ends = Ends::of(flow.walks, s, leg.there, flow.key.peer);
+    fn lay_out(&mut self, flow: &mut Flow<'_, 'a>, there: There, portion: &Portion<'_, 'a>) {
+        let ends = Ends::of(portion, there, flow.key.peer);
+        let Stretch { from, to, .. } = *portion.stretch;
         let wire = ends.wire;
-        let elements = s.from / wire.bytes()..s.to / wire.bytes();
+        let elements = wire.elements_in(from)..wire.elements_in(to);
         let direct_min = self.inputs.decision.direct_bytes_min;
         ends.each_part(elements, direct_min, |part, form| match form {
-            Form::Alone { is_run: true } => self.add_run(flow, s, part, wire),
-            Form::Alone { is_run: false } => self.add_spread(flow, s, part, wire),
-            Form::Packed => self.add_packed(flow, s, part, wire),
+            Form::Alone { is_run: true } => self.add_run(flow, portion, part, wire),
+            Form::Alone { is_run: false } => self.add_spread(flow, portion, part, wire),
+            Form::Packed => self.add_packed(flow, portion, part, wire),
         });
     }
 
     /// A range of a cell that is one run at our end: a message of its own.
-    fn add_run(&mut self, flow: &mut Flow<'_, 'a>, s: &Stretch, elements: Range<u64>, wire: Dtype) {
-        let (walk, item) = flow.item(s);
-        let cell = walk.cell_of(item);
-        let run = elements.end - elements.start;
-        let region = match s.here {
-            Here::Relay(base) => self.relay_region(s, elements.start, run, wire, base),
+    fn add_run(
+        &mut self,
+        flow: &mut Flow<'_, 'a>,
+        portion: &Portion<'_, 'a>,
+        part: Range<u64>,
+        wire: Dtype,
+    ) {
+        let run = part.end - part.start;
+        let region = match portion.stretch.here {
+            Here::Relay(base) => self.relay_region(portion.stretch, part.start, run, wire, base),
             Here::Buffer => {
-                let (offset, lead) = cell.locate(elements.start);
-                let side = side_of(walk.direction);
-                let key = key_of(self.part_of(side), item.buffer, &cell.own, lead);
+                let (offset, lead) = portion.cell.locate(part.start);
                 Region {
-                    slot: self.slot(side, key),
+                    slot: self.slot_of(portion, lead),
                     offset,
                     dtype: wire,
                     run,
@@ -310,34 +289,31 @@ impl<'a> Builder<'a> {
                 }
             }
         };
-        self.add_piece_alone(flow, s, elements.start, region);
-    }
-
-    /// A message of one piece, which is one run at our end and begins with
-    /// element `first` of its cell.
-    fn add_piece_alone(
-        &mut self,
-        flow: &mut Flow<'_, 'a>,
-        s: &Stretch,
-        first: u64,
-        region: Region,
-    ) {
-        let (_, item) = flow.item(s);
-        let bytes = region.run * region.dtype.bytes();
+        let bytes = run * wire.bytes();
         let start = self.program.pieces.len() as u32;
         self.program.pieces.push(Piece {
-            tensor: TensorIndex(item.tensor),
-            within: self.box_of(s, item),
-            first,
+            tensor: TensorIndex(portion.item.tensor),
+            within: self.box_of(portion),
+            first: part.start,
             region,
             at: 0,
             bytes,
-            wire: region.dtype,
+            wire,
         });
         self.add_message(flow, (start, start + 1), bytes);
     }
 
-    /// Ends a bucket of a stream: what was not long enough for a message of its
+    /// Our buffer that holds what lies at `lead` on axis 0.
+    fn slot_of(&mut self, portion: &Portion<'_, 'a>, lead: u64) -> BufferSlot {
+        let Portion {
+            walk, item, cell, ..
+        } = portion;
+        let side = side_of(walk.direction);
+        let key = (self.part_of(side), item.buffer);
+        self.slot(side, key, &cell.own, lead)
+    }
+
+    /// Ends a batch: what was not long enough for a message of its
     /// own travels in one packed message.
     fn close(&mut self, flow: &mut Flow<'_, 'a>) {
         if flow.packed.is_empty() {
@@ -352,12 +328,17 @@ impl<'a> Builder<'a> {
 
     /// A range of a cell that is a run at the other end only: a message of its
     /// own, of the boxes that it is.
-    fn add_spread(&mut self, flow: &mut Flow<'_, 'a>, s: &Stretch, part: Range<u64>, wire: Dtype) {
-        let (walk, item) = flow.item(s);
+    fn add_spread(
+        &mut self,
+        flow: &mut Flow<'_, 'a>,
+        portion: &Portion<'_, 'a>,
+        part: Range<u64>,
+        wire: Dtype,
+    ) {
         let mut pieces = std::mem::take(&mut self.scratch);
         let (mut first, mut at) = (part.start, 0);
-        flat_boxes(&walk.cell_of(item).bounds, part.start, part.end, &mut |b| {
-            at = self.add_box((walk, item), s, (b, first), wire, at, &mut pieces);
+        flat_boxes(&portion.cell.bounds, part.start, part.end, &mut |b| {
+            at = self.add_box(portion, (b, first), wire, at, &mut pieces);
             first += b.elements();
         });
         let start = self.program.pieces.len() as u32;
@@ -368,13 +349,18 @@ impl<'a> Builder<'a> {
     }
 
     /// A range of a cell in the packed message of its bucket, box by box.
-    fn add_packed(&mut self, flow: &mut Flow<'_, 'a>, s: &Stretch, part: Range<u64>, wire: Dtype) {
-        let (walk, item) = flow.item(s);
+    fn add_packed(
+        &mut self,
+        flow: &mut Flow<'_, 'a>,
+        portion: &Portion<'_, 'a>,
+        part: Range<u64>,
+        wire: Dtype,
+    ) {
         let (mut first, mut end) = (part.start, flow.packed_bytes);
         let packed = &mut flow.packed;
-        flat_boxes(&walk.cell_of(item).bounds, part.start, part.end, &mut |b| {
+        flat_boxes(&portion.cell.bounds, part.start, part.end, &mut |b| {
             let at = end.next_multiple_of(PACKED_ALIGN_BYTES);
-            end = self.add_box((walk, item), s, (b, first), wire, at, packed);
+            end = self.add_box(portion, (b, first), wire, at, packed);
             first += b.elements();
         });
         flow.packed_bytes = end;
@@ -385,44 +371,60 @@ impl<'a> Builder<'a> {
     /// several buffers. Returns where it ends in the message.
     fn add_box(
         &mut self,
-        (walk, item): (&Walk<'a>, &Item),
-        s: &Stretch,
+        portion: &Portion<'_, 'a>,
         (bounds, mut first): (&IndexBox, u64),
         wire: Dtype,
         mut at: u64,
         out: &mut Vec<Piece>,
     ) -> u64 {
-        let cell = walk.cell_of(item);
-        let is_split = s.here == Here::Buffer && cell.own.split.is_some();
-        for bounds in split_boxes(bounds, is_split) {
+        let is_split = portion.stretch.here == Here::Buffer && portion.cell.own.split.is_some();
+        let mut add = |bounds: &IndexBox| {
             let elements = bounds.elements();
-            let region = match s.here {
-                Here::Relay(base) => self.relay_region(s, first, elements, wire, base),
-                Here::Buffer => {
-                    let side = side_of(walk.direction);
-                    let whole = match bounds == cell.bounds {
-                        true => self.region_of_whole(side, item.buffer, cell),
-                        false => None,
-                    };
-                    let part = self.part_of(side);
-                    whole
-                        .unwrap_or_else(|| self.region(side, part, item.buffer, &cell.own, &bounds))
-                }
-            };
             let bytes = elements * wire.bytes();
             out.push(Piece {
-                tensor: TensorIndex(item.tensor),
-                within: self.box_of(s, item),
+                tensor: TensorIndex(portion.item.tensor),
+                within: self.box_of(portion),
                 first,
-                region,
+                region: self.region_of(portion, bounds, first, wire),
                 at,
                 bytes,
                 wire,
             });
             at += bytes;
             first += elements;
+        };
+        match is_split {
+            false => add(bounds),
+            true => split_boxes(bounds).for_each(|one| add(&one)),
         }
         at
+    }
+
+    /// Where a box of a cell, which begins with element `first` of it, lies
+    /// here: in one buffer.
+    fn region_of(
+        &mut self,
+        portion: &Portion<'_, 'a>,
+        bounds: &IndexBox,
+        first: u64,
+        wire: Dtype,
+    ) -> Region {
+        let Portion {
+            walk,
+            item,
+            cell,
+            stretch,
+        } = *portion;
+        if let Here::Relay(base) = stretch.here {
+            return self.relay_region(stretch, first, bounds.elements(), wire, base);
+        }
+        let side = side_of(walk.direction);
+        let whole = match bounds == &cell.bounds {
+            true => self.region_of_whole(side, item.buffer, cell),
+            false => None,
+        };
+        let part = self.part_of(side);
+        whole.unwrap_or_else(|| self.region(side, part, item.buffer, &cell.own, bounds))
     }
 
     /// Where a run of a stretch lies in relay memory: stretches lie there in
@@ -450,7 +452,7 @@ impl<'a> Builder<'a> {
             direction,
             stage,
         } = flow.key;
-        self.messages.push(Message {
+        p.messages.push(Message {
             peer,
             direction,
             step: flow.bucket + stage,
@@ -473,16 +475,11 @@ fn side_of(direction: Direction) -> Side {
     }
 }
 
-/// The box itself, or one box per index of axis 0 where that axis is split.
-pub fn split_boxes(bounds: &IndexBox, is_split: bool) -> SmallVec<[IndexBox; 1]> {
-    if !is_split {
-        return std::iter::once(bounds.clone()).collect();
-    }
-    (bounds.0[0].lo..bounds.0[0].hi)
-        .map(|i| {
-            let mut b = bounds.clone();
-            b.0[0] = Span::new(i, i + 1);
-            b
-        })
-        .collect()
+/// One box per index of axis 0.
+pub fn split_boxes(bounds: &IndexBox) -> impl Iterator<Item = IndexBox> {
+    (bounds.0[0].lo..bounds.0[0].hi).map(|i| {
+        let mut one = bounds.clone();
+        one.0[0] = Span::new(i, i + 1);
+        one
+    })
 }

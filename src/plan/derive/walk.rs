@@ -72,11 +72,15 @@ impl Group {
 /// Class, own placement (0 for receivers), needing placement.
 type PlacedClass = (u32, u32, u32);
 
-/// Cells in a row, and where the groups they are in begin.
+/// What a walk has found of one tensor of a kind. As tensors of a kind are cut
+/// and stored alike, in the same stages, it holds for the others too.
 #[derive(Clone, Copy)]
 struct Trace {
-    cells: (u32, u32),
-    groups: u32,
+    /// Which of the tensor's placements on our side.
+    own: u32,
+    demand: u32,
+    cell: u32,
+    group: u32,
 }
 
 /// One walk over own tensors, as needer or as holder. Ranks at alike places
@@ -91,11 +95,10 @@ pub struct Walk<'a> {
     cells_of: FxHashMap<PlacedClass, (u32, u32)>,
     pub groups: Vec<Group>,
     group_of: FxHashMap<GroupKey, u32>,
-    /// By kind of tensor, own placement and needing placement: tensors of a
-    /// class in the same stages are in the same groups.
-    traces: Vec<SmallVec<[(u32, u32, Trace); 1]>>,
-    /// The groups of traces, one per cell.
-    trace_groups: Vec<u32>,
+    /// Of all kinds that have come up, one after the other.
+    traces: Vec<Trace>,
+    /// Which of them are of a kind.
+    traced: Vec<Option<(u32, u32)>>,
     pub items: Vec<Item>,
 }
 
@@ -117,17 +120,14 @@ impl<'a> Walk<'a> {
     /// needs.
     pub fn over(inputs: Inputs<'a>, rank: Rank, direction: Direction) -> Result<Walk<'a>> {
         let mut walk = Walk::new(inputs, rank, direction);
-        match direction {
-            Direction::Receive => walk.collect_needs(0..inputs.tables.tensors.len() as u32)?,
-            Direction::Send => walk.collect_holdings()?,
-        }
+        walk.collect(0..inputs.tables.tensors.len() as u32)?;
         Ok(walk)
     }
 
     /// What `rank` needs of one tensor of each kind.
     pub fn over_kinds(inputs: Inputs<'a>, rank: Rank) -> Result<Walk<'a>> {
         let mut walk = Walk::new(inputs, rank, Direction::Receive);
-        walk.collect_needs(inputs.tables.kinds.iter().map(|k| k.first))?;
+        walk.collect(inputs.tables.kinds.iter().map(|k| k.first))?;
         Ok(walk)
     }
 
@@ -140,8 +140,8 @@ impl<'a> Walk<'a> {
             cells_of: FxHashMap::default(),
             groups: Vec::new(),
             group_of: FxHashMap::default(),
-            traces: vec![SmallVec::new(); inputs.tables.kinds.len()],
-            trace_groups: Vec::new(),
+            traces: Vec::new(),
+            traced: vec![None; inputs.tables.kinds.len()],
             items: Vec::new(),
         }
     }
@@ -154,45 +154,69 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Items for every box this rank needs of some tensors, in order.
-    fn collect_needs(&mut self, tensors: impl Iterator<Item = u32>) -> Result<()> {
-        let inputs = self.inputs;
-        match inputs.destination.place(self.rank) {
-            None => Ok(()),
-            Some(Place::Part(part, seat)) => {
-                for t in tensors {
-                    let tensor = &inputs.tables.tensors[t as usize];
-                    for (j, r) in tensor.needers.iter().enumerate() {
-                        let p = &part.placements[r.placement as usize];
-                        if r.part == seat.part && part.is_on_stage(p, &seat) {
-                            self.need_symbolic(t, j as u32, part, &seat)?;
-                        }
+    /// Items for every box this rank needs, or holds for somebody, of some
+    /// tensors, in order.
+    fn collect(&mut self, tensors: impl Iterator<Item = u32>) -> Result<()> {
+        let layout = match self.direction {
+            Direction::Receive => self.inputs.destination,
+            Direction::Send => self.inputs.source,
+        };
+        let Some(place) = layout.place(self.rank) else {
+            return Ok(());
+        };
+        self.items.reserve(self.inputs.tables.tensors.len());
+        for t in tensors {
+            let tensor = &self.inputs.tables.tensors[t as usize];
+            let traces = match self.traced[tensor.kind as usize] {
+                Some(traces) => traces,
+                None => {
+                    let first = self.traces.len() as u32;
+                    match self.direction {
+                        Direction::Receive => self.find_needs(tensor, &place)?,
+                        Direction::Send => self.find_holdings(tensor, &place)?,
                     }
+                    let traces = (first, self.traces.len() as u32);
+                    *self.traced[tensor.kind as usize].insert(traces)
                 }
-                Ok(())
-            }
-            Some(Place::Explicit(r)) => {
-                for t in tensors {
-                    let tensor = &inputs.tables.tensors[t as usize];
-                    let boxes = &tensor.explicit_needers;
-                    for (j, view) in views_in(boxes, r, tensor.destination) {
-                        self.need_listed(t, j as u32, &boxes[j], view)?;
-                    }
-                }
-                Ok(())
-            }
+            };
+            self.add_items(t, traces, &place)?;
         }
+        Ok(())
     }
 
-    fn need_symbolic(&mut self, t: u32, j: u32, part: &Part, seat: &Seat) -> Result<()> {
-        let tensor = &self.inputs.tables.tensors[t as usize];
-        let p = &part.placements[tensor.needers[j as usize].placement as usize];
-        let is_regular = tensor.explicit_holders.is_empty();
-        if let Some(trace) = self.trace(tensor, 0, j).filter(|_| is_regular) {
-            return self.add_items(t, j, trace, p.buffer);
+    /// What this rank needs of the first tensor of a kind.
+    fn find_needs(&mut self, tensor: &'a PlanTensor, place: &Place<'a>) -> Result<()> {
+        match place {
+            Place::Part(part, seat) => {
+                for (j, r) in tensor.needers.iter().enumerate() {
+                    let p = &part.placements[r.placement as usize];
+                    if r.part == seat.part && part.is_on_stage(p, seat) {
+                        self.need_symbolic(tensor, j as u32, part, seat)?;
+                    }
+                }
+            }
+            Place::Explicit(r) => {
+                let boxes = &tensor.explicit_needers;
+                for (j, view) in views_in(boxes, r, tensor.destination) {
+                    self.need_listed(tensor, j as u32, &boxes[j], view)?;
+                }
+            }
         }
+        Ok(())
+    }
+
+    fn need_symbolic(
+        &mut self,
+        tensor: &'a PlanTensor,
+        j: u32,
+        part: &Part,
+        seat: &Seat,
+    ) -> Result<()> {
+        let p = &part.placements[tensor.needers[j as usize].placement as usize];
         let key = (tensor.class, 0, j);
-        let cells = match self.cells_of.get(&key).filter(|_| is_regular) {
+        let is_regular = tensor.explicit_holders.is_empty();
+        let known = self.cells_of.get(&key).filter(|_| is_regular);
+        let cells = match known {
             Some(&cells) => cells,
             None => {
                 let mut cells = Vec::new();
@@ -205,56 +229,52 @@ impl<'a> Walk<'a> {
                 self.add_cells(cells)
             }
         };
-        let trace = self.trace_cells(tensor, cells)?;
         if is_regular {
             self.cells_of.insert(key, cells);
-            self.traces[tensor.kind as usize].push((0, j, trace));
         }
-        self.add_items(t, j, trace, p.buffer)
+        self.trace(tensor, (j, j), cells)
     }
 
-    fn need_listed(&mut self, t: u32, j: u32, e: &ExplicitBox, view: u32) -> Result<()> {
-        let tensor = &self.inputs.tables.tensors[t as usize];
+    fn need_listed(
+        &mut self,
+        tensor: &'a PlanTensor,
+        j: u32,
+        e: &ExplicitBox,
+        view: u32,
+    ) -> Result<()> {
         let own = explicit_own(self.inputs.destination, self.rank, view)?;
         let mut cells = Vec::new();
         for c in self.splitter(tensor).cells(&e.bounds, None)? {
             cells.push(self.cell(tensor, c, own.clone(), Needers::Listed(j))?);
         }
         let cells = self.add_cells(cells);
-        let trace = self.trace_cells(tensor, cells)?;
-        self.add_items(t, tensor.needers.len() as u32 + j, trace, 0)
+        self.trace(tensor, (0, tensor.needers.len() as u32 + j), cells)
     }
 
-    /// Items for every box this rank holds and somebody needs, in order.
-    fn collect_holdings(&mut self) -> Result<()> {
-        let inputs = self.inputs;
-        let Some(place) = inputs.source.place(self.rank) else {
-            return Ok(());
-        };
-        for (t, tensor) in inputs.tables.tensors.iter().enumerate() {
-            match &place {
-                Place::Part(part, seat) => {
-                    // Where two placements of one rank hold a cell, the first
-                    // one sends it.
-                    let mut earlier: SmallVec<[u32; 2]> = SmallVec::new();
-                    for (k, r) in tensor.holders.iter().enumerate() {
-                        let p = &part.placements[r.placement as usize];
-                        if r.part != seat.part || !part.is_on_stage(p, seat) {
-                            continue;
-                        }
-                        for j in self.demands_on(tensor, part, p, seat)? {
-                            self.hold_symbolic(t as u32, k as u32, j, &earlier, part, seat)?;
-                        }
-                        earlier.push(k as u32);
+    /// What this rank holds of the first tensor of a kind and somebody needs.
+    fn find_holdings(&mut self, tensor: &'a PlanTensor, place: &Place<'a>) -> Result<()> {
+        match place {
+            Place::Part(part, seat) => {
+                // Where two placements of one rank hold a cell, the first one
+                // sends it.
+                let mut earlier: SmallVec<[u32; 2]> = SmallVec::new();
+                for (k, r) in tensor.holders.iter().enumerate() {
+                    let p = &part.placements[r.placement as usize];
+                    if r.part != seat.part || !part.is_on_stage(p, seat) {
+                        continue;
                     }
+                    for j in self.demands_on(tensor, part, p, seat)? {
+                        self.hold_symbolic(tensor, (k as u32, j), &earlier, part, seat)?;
+                    }
+                    earlier.push(k as u32);
                 }
-                Place::Explicit(r) => {
-                    let boxes = &tensor.explicit_holders;
-                    let views = views_in(boxes, r, tensor.source);
-                    let held = views.iter().map(|&(k, _)| &boxes[k].bounds);
-                    for j in demands_near(tensor, held) {
-                        self.hold_listed(t as u32, j, &views)?;
-                    }
+            }
+            Place::Explicit(r) => {
+                let boxes = &tensor.explicit_holders;
+                let views = views_in(boxes, r, tensor.source);
+                let held = views.iter().map(|&(k, _)| &boxes[k].bounds);
+                for j in demands_near(tensor, held) {
+                    self.hold_listed(tensor, j, &views)?;
                 }
             }
         }
@@ -278,34 +298,27 @@ impl<'a> Walk<'a> {
 
     fn hold_symbolic(
         &mut self,
-        t: u32,
-        k: u32,
-        j: usize,
+        tensor: &'a PlanTensor,
+        (k, j): (u32, usize),
         earlier: &[u32],
         part: &Part,
         seat: &Seat,
     ) -> Result<()> {
-        let tensor = &self.inputs.tables.tensors[t as usize];
-        let p = &part.placements[tensor.holders[k as usize].placement as usize];
+        let key = (tensor.class, k, j as u32);
         let is_regular =
             tensor.explicit_holders.is_empty() && earlier.is_empty() && j < tensor.needers.len();
-        if let Some(trace) = self.trace(tensor, k, j as u32).filter(|_| is_regular) {
-            return self.add_items(t, j as u32, trace, p.buffer);
-        }
-        let key = (tensor.class, k, j as u32);
-        let cells = match self.cells_of.get(&key).filter(|_| is_regular) {
+        let known = self.cells_of.get(&key).filter(|_| is_regular);
+        let cells = match known {
             Some(&cells) => cells,
             None => {
                 let cells = self.placed_cells(tensor, (k, j), earlier, part, seat)?;
                 self.add_cells(cells)
             }
         };
-        let trace = self.trace_cells(tensor, cells)?;
         if is_regular {
             self.cells_of.insert(key, cells);
-            self.traces[tensor.kind as usize].push((k, j as u32, trace));
         }
-        self.add_items(t, j as u32, trace, p.buffer)
+        self.trace(tensor, (k, j as u32), cells)
     }
 
     /// The cells of demand `j` in what placement `k` holds here, less what
@@ -331,8 +344,12 @@ impl<'a> Walk<'a> {
         Ok(cells)
     }
 
-    fn hold_listed(&mut self, t: u32, j: usize, views: &[(usize, u32)]) -> Result<()> {
-        let tensor = &self.inputs.tables.tensors[t as usize];
+    fn hold_listed(
+        &mut self,
+        tensor: &'a PlanTensor,
+        j: usize,
+        views: &[(usize, u32)],
+    ) -> Result<()> {
         let mut covered = Vec::new();
         let mut cells = Vec::new();
         for &(k, view) in views {
@@ -342,8 +359,7 @@ impl<'a> Walk<'a> {
             covered.push(bounds.clone());
         }
         let cells = self.add_cells(cells);
-        let trace = self.trace_cells(tensor, cells)?;
-        self.add_items(t, j as u32, trace, 0)
+        self.trace(tensor, (0, j as u32), cells)
     }
 
     /// The cells of demand `j` inside a box we hold, less what is `covered`.
@@ -496,35 +512,48 @@ impl<'a> Walk<'a> {
         (first, self.cells.len() as u32)
     }
 
-    /// What was found of a tensor of the same kind.
-    fn trace(&self, tensor: &PlanTensor, own: u32, demand: u32) -> Option<Trace> {
-        let mut found = self.traces[tensor.kind as usize].iter();
-        let found = found.find(|t| (t.0, t.1) == (own, demand));
-        found.map(|t| t.2)
-    }
-
-    /// Finds the groups of cells of a tensor.
-    fn trace_cells(&mut self, tensor: &PlanTensor, cells: (u32, u32)) -> Result<Trace> {
-        let groups = self.trace_groups.len() as u32;
+    /// Notes which groups some cells of a kind of tensors are in.
+    fn trace(
+        &mut self,
+        tensor: &PlanTensor,
+        (own, demand): (u32, u32),
+        cells: (u32, u32),
+    ) -> Result<()> {
         for cell in cells.0..cells.1 {
             let group = self.group(tensor, cell as usize)?;
-            self.trace_groups.push(group);
+            self.traces.push(Trace {
+                own,
+                demand,
+                cell,
+                group,
+            });
         }
-        Ok(Trace { cells, groups })
+        Ok(())
     }
 
     /// Puts one tensor's cells on their lines.
-    fn add_items(&mut self, t: u32, demand: u32, trace: Trace, buffer: u32) -> Result<()> {
-        for (cell, at) in (trace.cells.0..trace.cells.1).zip(trace.groups as usize..) {
-            let g = self.trace_groups[at];
-            let bytes = self.cells[cell as usize].bytes;
-            let group = &mut self.groups[g as usize];
+    fn add_items(&mut self, t: u32, traces: (u32, u32), place: &Place<'_>) -> Result<()> {
+        let tensor = &self.inputs.tables.tensors[t as usize];
+        let placed = match self.direction {
+            Direction::Receive => &tensor.needers,
+            Direction::Send => &tensor.holders,
+        };
+        for trace in &self.traces[traces.0 as usize..traces.1 as usize] {
+            let buffer = match place {
+                Place::Part(part, _) => {
+                    let r = placed[trace.own as usize];
+                    part.placements[r.placement as usize].buffer
+                }
+                Place::Explicit(_) => 0,
+            };
+            let bytes = self.cells[trace.cell as usize].bytes;
+            let group = &mut self.groups[trace.group as usize];
             group.items.push(self.items.len() as u32);
             self.items.push(Item {
                 tensor: t,
-                demand,
-                group: g,
-                cell,
+                demand: trace.demand,
+                group: trace.group,
+                cell: trace.cell,
                 buffer,
                 position: group.bytes,
             });
