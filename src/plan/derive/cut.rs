@@ -105,22 +105,18 @@ impl Pair {
 
     /// Cuts the next stretch where parts end, between its units.
     fn cut(&mut self, s: &Stretch, unit: impl Fn() -> u64, out: &mut Vec<Stretch>) {
-        let mut from = s.from;
-        while from < s.to {
+        let mut cut = *s;
+        while cut.from < s.to {
             let inside = s.from + self.end.saturating_sub(self.position);
-            let to = match inside >= s.to {
+            cut.to = match inside >= s.to {
                 true => s.to,
-                false => (inside / unit() * unit()).max(from),
+                false => (inside / unit() * unit()).max(cut.from),
             };
-            if from < to {
-                out.push(Stretch {
-                    bucket: self.bucket,
-                    from,
-                    to,
-                    ..*s
-                });
+            if cut.from < cut.to {
+                cut.bucket = self.bucket;
+                out.push(cut);
             }
-            from = to;
+            cut.from = cut.to;
             if inside < s.to {
                 self.enter(self.part + 1);
             }

@@ -8,24 +8,19 @@ use crate::layout::tensor::TensorIndex;
 use crate::plan::program::{DigestItem, Side};
 
 impl<'a> Builder<'a> {
-    /// The buffers that these regions are of, without the regions.
-    pub fn add_digest_buffers(&mut self, needs: &Visit<'a>, holdings: &Visit<'a>) {
-        for item in counted(holdings) {
-            self.add_buffers(Side::Source, item.buffer, holdings.cell_of(item));
-        }
-        for item in &needs.items {
-            self.add_buffers(Side::Destination, item.buffer, needs.cell_of(item));
-        }
-    }
-
-    fn add_buffers(&mut self, side: Side, buffer: u32, cell: &Cell) {
-        let (bounds, part) = (&cell.bounds, self.part_of(side));
-        let leads = match cell.own.split {
-            None => bounds.lead()..bounds.lead() + 1,
-            Some(_) => bounds.0[0].lo..bounds.0[0].hi,
-        };
-        for lead in leads {
-            self.slot(side, (part, buffer), &cell.own, lead);
+    /// The buffers that these regions are of, without the regions. All that is
+    /// needed comes from somewhere, so those of the destination are there.
+    pub fn add_digest_buffers(&mut self, walk: &Visit<'a>) {
+        let part = self.part_of(Side::Source);
+        for item in counted(walk) {
+            let Cell { bounds, own, .. } = walk.cell_of(item);
+            let leads = match own.split {
+                None => bounds.lead()..bounds.lead() + 1,
+                Some(_) => bounds.0[0].lo..bounds.0[0].hi,
+            };
+            for lead in leads {
+                self.slot(Side::Source, (part, item.buffer), own, lead);
+            }
         }
     }
 

@@ -1,6 +1,14 @@
 //! Strategy `direct`: from a holder straight to the needer.
+//!
+//! Lines are cut group by group, and what is between two cuts is then found
+//! item by item, so that stretches come in order:
+//!
+//! ```text
+//!   line of group 0   | item 0 | item 2 | item 3 |     to 8 up to the middle of
+//!   segments          |-- to 8 ----|-- to 9 -----|     item 2, the rest to 9
+//! ```
 
-use super::route::{Here, Hop, ItemRange, Routes, Stretch, There};
+use super::route::{Here, Hop, Routes, Stretch, There};
 use super::walk::{Group, Walk};
 use super::{HOLDINGS, NEEDS};
 use crate::plan::decision::SourceRule;
@@ -8,38 +16,95 @@ use crate::plan::line::Share;
 use crate::plan::locality::{Ends, Matching};
 use crate::plan::program::Direction;
 use crate::rank::Rank;
+use smallvec::SmallVec;
+use std::ops::Range;
 use std::sync::Arc;
+
+/// What this rank exchanges with one peer of a group's stream.
+#[derive(Clone, Copy)]
+struct Segment {
+    from: u64,
+    to: u64,
+    way: u32,
+}
 
 impl Routes<'_, '_> {
     /// Cuts every line. Buckets are cut later, out of the stream of each pair.
     pub fn direct(&mut self) {
-        let walks = self.walks;
         for w in [NEEDS, HOLDINGS] {
-            let walk = &walks[w];
-            for (group, own) in walk.places() {
-                let Some(own) = own.filter(|_| !group.needers.is_empty()) else {
-                    continue;
-                };
+            match self.inputs.decision.source_rule {
+                SourceRule::Wrap => self.wrap(w),
+                SourceRule::Rotate => self.rotate(w),
+            }
+        }
+    }
+
+    /// What this rank exchanges of a walk: all lines are cut at the same places.
+    fn wrap(&mut self, w: usize) {
+        let walk = &self.walks[w];
+        let mut segments: Vec<Segment> = Vec::new();
+        let mut next: SmallVec<[Range<usize>; 32]> = SmallVec::new();
+        for (group, own) in walk.places() {
+            let first = segments.len();
+            if let Some(own) = own.filter(|_| !group.needers.is_empty()) {
                 let turn = self.turn(group);
-                let mut add = |peer, r| self.add_whole(w, peer, r);
-                match walk.inputs.decision.source_rule {
-                    SourceRule::Wrap => walk.wrap(group, own, turn, &mut add),
-                    SourceRule::Rotate => walk.rotate(group, own, turn, &mut add),
+                walk.shares(group, own, turn, |peer, from, to| {
+                    let hop = Hop::plain(peer, walk.direction, 0, There::Across);
+                    let way = self.way(&[hop]);
+                    let [from, to] = [from, to].map(|at| walk.cut_at(group, at));
+                    segments.push(Segment { from, to, way });
+                });
+            }
+            segments[first..].sort_by_key(|s| (s.from, s.to));
+            next.push(first..segments.len());
+        }
+        for (i, item) in (0..).zip(&walk.items) {
+            let (begin, end) = (item.position, item.position + walk.cell_of(item).bytes);
+            let own = &mut next[item.group as usize];
+            while segments[own.clone()].first().is_some_and(|s| s.to <= begin) {
+                own.start += 1;
+            }
+            for s in &segments[own.clone()] {
+                if s.from >= end {
+                    break;
+                }
+                let (from, to) = (s.from.max(begin), s.to.min(end));
+                if from < to {
+                    self.add_whole(w, i, (from - begin, to - begin), s.way);
                 }
             }
         }
     }
 
-    /// A range that goes to or comes from `peer`, in no bucket yet.
-    fn add_whole(&mut self, walk: usize, peer: Rank, r: ItemRange) {
-        let direction = self.walks[walk].direction;
-        let way = self.way_again(Hop::plain(peer, direction, 0, There::Across));
+    /// The same of whole items, the holder moving on by one with each item and
+    /// needer.
+    fn rotate(&mut self, w: usize) {
+        let walk = &self.walks[w];
+        let rota = |(group, own): (&Group, Option<u64>)| {
+            let own = own.filter(|_| !group.needers.is_empty())?;
+            Some(Rota::new(walk, group, own, self.turn(group)))
+        };
+        let mut rotas: Vec<Option<Rota>> = walk.places().map(rota).collect();
+        for (i, item) in (0..).zip(&walk.items) {
+            let whole = (0, walk.cell_of(item).bytes);
+            if let Some(rota) = &mut rotas[item.group as usize] {
+                rota.next(walk, &walk.groups[item.group as usize], |peer| {
+                    let hop = Hop::plain(peer, walk.direction, 0, There::Across);
+                    let way = self.way_again(hop);
+                    self.add_whole(w, i, whole, way);
+                });
+            }
+        }
+    }
+
+    /// A range that goes a way, in no bucket yet.
+    fn add_whole(&mut self, walk: usize, item: u32, (from, to): (u64, u64), way: u32) {
         self.stretches.push(Stretch {
             walk: walk as u32,
-            item: r.item,
+            item,
             bucket: 0,
-            from: r.from,
-            to: r.to,
+            from,
+            to,
             here: Here::Buffer,
             way,
         });
@@ -47,13 +112,15 @@ impl Routes<'_, '_> {
 }
 
 impl Walk<'_> {
-    fn wrap(&self, group: &Group, own: u64, turn: u64, add: &mut impl FnMut(Rank, ItemRange)) {
+    /// Calls `f` with each peer and the range of a group's stream that the rank
+    /// exchanges with it.
+    fn shares(&self, group: &Group, own: u64, turn: u64, mut f: impl FnMut(Rank, u64, u64)) {
         let share = |s: Share| {
             let peer = match self.direction {
                 Direction::Receive => group.holders.nth(self.inputs.source, s.holder),
                 Direction::Send => group.needers.nth(self.inputs.destination, s.needer),
             };
-            self.ranges(group, s.from, s.to, |r| add(peer, r));
+            f(peer, s.from, s.to);
         };
         match (self.matching(group, turn), self.direction) {
             (Some(m), Direction::Receive) => m.shares_of_needer(group.bytes, own, share),
@@ -74,31 +141,47 @@ impl Walk<'_> {
         };
         inputs.locality.matching(ends, inputs.topology)
     }
+}
 
-    /// Whole items, the holder moving on by one with each item and needer.
-    fn rotate(&self, group: &Group, own: u64, turn: u64, add: &mut impl FnMut(Rank, ItemRange)) {
-        let needers = group.needers.len();
-        let (turns, period) = match self.direction {
+/// Whose turn it is in a group whose items are sent whole.
+struct Rota {
+    own: u64,
+    turn: u64,
+    /// The turns of a holder, of so many.
+    turns: SmallVec<[u64; 4]>,
+    period: u64,
+    /// Items that there were.
+    count: u64,
+}
+
+impl Rota {
+    fn new(walk: &Walk<'_>, group: &Group, own: u64, turn: u64) -> Rota {
+        let (turns, period) = match walk.direction {
             Direction::Receive => Default::default(),
             Direction::Send => group.slots.turns_of(own, turn),
         };
-        for (t, &item) in group.items.iter().enumerate() {
-            let t = t as u64;
-            let whole = ItemRange {
-                item,
-                from: 0,
-                to: self.cell_of(&self.items[item as usize]).bytes,
-            };
-            if self.direction == Direction::Receive {
-                let holder = group.slots.holder_in_turn(own + t, turn);
-                add(group.holders.nth(self.inputs.source, holder), whole);
-                continue;
-            }
-            for at in &turns {
-                let first = (at + period - t % period) % period;
-                for needer in (first..needers).step_by(period as usize) {
-                    add(group.needers.nth(self.inputs.destination, needer), whole);
-                }
+        Rota {
+            own,
+            turn,
+            turns,
+            period,
+            count: 0,
+        }
+    }
+
+    /// Calls `f` with each peer with which the rank exchanges the next item.
+    fn next(&mut self, walk: &Walk<'_>, group: &Group, mut f: impl FnMut(Rank)) {
+        let (source, destination) = (walk.inputs.source, walk.inputs.destination);
+        let t = self.count;
+        self.count += 1;
+        if walk.direction == Direction::Receive {
+            let holder = group.slots.holder_in_turn(self.own + t, self.turn);
+            return f(group.holders.nth(source, holder));
+        }
+        for at in &self.turns {
+            let first = (at + self.period - t % self.period) % self.period;
+            for needer in (first..group.needers.len()).step_by(self.period as usize) {
+                f(group.needers.nth(destination, needer));
             }
         }
     }

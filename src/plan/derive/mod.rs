@@ -121,7 +121,7 @@ pub fn derive_with_buffers<'a>(
     rank: Rank,
 ) -> Result<Program> {
     let (walks, mut builder) = built(inputs, walks, rank)?;
-    builder.add_digest_buffers(&walks[NEEDS], &walks[HOLDINGS]);
+    builder.add_digest_buffers(&walks[HOLDINGS]);
     Ok(builder.finish())
 }
 

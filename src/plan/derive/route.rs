@@ -430,6 +430,9 @@ impl<'w, 'a> Routes<'w, 'a> {
             items += walk.items.len();
         }
         let total = self.stretches.len();
+        if (1..total as u32).all(|i| of(&(i - 1)) <= of(&i)) {
+            return (0..total as u32).collect();
+        }
         if items > total * COUNTED_ITEMS_MAX {
             let mut all: Vec<u32> = (0..total as u32).collect();
             all.sort_by_key(of);
@@ -588,6 +591,23 @@ impl Walk<'_> {
             if let Some(range) = self.range(i, from, to) {
                 f(range);
             }
+        }
+    }
+
+    /// Where a group's stream is cut that is to be cut at a byte: in front of the
+    /// unit that this is in.
+    pub fn cut_at(&self, group: &Group, at: u64) -> u64 {
+        let items = &group.items;
+        let before = items.partition_point(|&i| self.items[i as usize].position <= at);
+        let Some(last) = before.checked_sub(1) else {
+            return 0;
+        };
+        let item = &self.items[items[last] as usize];
+        let cell = self.cell_of(item);
+        let inside = (at - item.position).min(cell.bytes);
+        match inside == cell.bytes {
+            true => item.position + inside,
+            false => item.position + inside / cell.unit * cell.unit,
         }
     }
 

@@ -246,7 +246,8 @@ impl<'a> Builder<'a> {
         let pieces = (before.0 as u32, self.program.pieces.len() as u32);
         let messages = self.program.messages.len() - before.1;
         let is_one_each = messages == self.program.pieces.len() - before.0;
-        if is_one_each && packed == flow.packed.len() {
+        let is_sent = flow.key.direction == Direction::Send;
+        if is_sent && is_one_each && packed == flow.packed.len() {
             self.laid_out[leg.stretch as usize] = LaidOut {
                 there: Some(leg.there),
                 pieces,
