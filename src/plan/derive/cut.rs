@@ -1,81 +1,49 @@
-//! Puts stretches in order of walk, item and range, and cuts them into buckets
-//! where that was not done when they were found: with strategy `direct`, whose
-//! buckets are parts of what a pair exchanges.
+//! Cuts what strategy `direct` finds into buckets, which are parts of what a
+//! pair exchanges, or of layers.
 
+use super::Inputs;
 use super::route::{Routes, StreamKey, Stretch, scattered, share_of};
-use super::{Decision, Inputs, Strategy};
 use crate::plan::decision::{Cuts, Order};
 use crate::rank::Rank;
 
 impl Routes<'_, '_> {
-    /// Leaves the stretches in order, equal ones beside each other.
-    pub fn settle(&mut self) {
-        let by_item = self.by_item();
-        let found = std::mem::take(&mut self.stretches);
-        let found = by_item.iter().map(|&i| &found[i as usize]);
-        let Decision {
-            strategy, order, ..
-        } = self.inputs.decision;
-        self.stretches = match (*strategy, *order) {
-            (Strategy::Direct, Order::Fraction) => self.cut_by_pair(found),
-            (Strategy::Direct, Order::Layer) => self.cut_in_layers(found),
-            (Strategy::TwoStage | Strategy::Relay | Strategy::Fanout, _) => {
-                found.copied().collect()
-            }
-        };
-        let range = |s: &Stretch| (s.from, s.to);
-        let is_one = |a: &Stretch, b: &Stretch| (a.walk, a.item) == (b.walk, b.item);
-        for own in self.stretches.chunk_by_mut(is_one) {
-            if !own.is_sorted_by_key(range) {
-                own.sort_by_key(range);
-            }
-        }
-    }
-
-    /// Part `b` is the `b`-th one of what a pair exchanges.
-    fn cut_by_pair<'s>(&self, whole: impl Iterator<Item = &'s Stretch> + Clone) -> Vec<Stretch> {
-        let mut totals = vec![0; self.streams.len()];
-        for s in whole.clone() {
-            totals[self.pair_of(s)] += s.bytes();
-        }
+    /// All streams as pairs, which exchange so many bytes.
+    pub fn pairs(&self, totals: &[u64]) -> Vec<Pair> {
         let pairs = self.streams.iter().zip(totals);
-        let pair = |(key, total)| Pair::new(self.inputs, self.rank, key, total);
-        let mut pairs: Vec<Pair> = pairs.map(pair).collect();
-        let (uncut, more) = (whole.size_hint().0, pairs.iter().map(|p| p.cuts.count));
-        let room = more.fold(uncut as u64, u64::saturating_add);
-        let mut cut = Vec::with_capacity((uncut * 2).min(room as usize));
-        for s in whole {
-            let unit = || self.portion(s).cell.unit;
-            pairs[self.pair_of(s)].cut(s, unit, &mut cut);
-        }
-        cut
+        let pair =
+            |(key, &total): (&StreamKey, &u64)| Pair::new(self.inputs, self.rank, key.peer, total);
+        pairs.map(pair).collect()
     }
 
-    /// The one stream that a stretch is in.
-    fn pair_of(&self, s: &Stretch) -> usize {
-        self.hops_of(s)[0].0 as usize
+    /// The one stream of a way that is no route.
+    pub fn stream_of(&self, way: u32) -> usize {
+        self.hops_of(way)[0].0 as usize
     }
 
-    /// Stretches cut where buckets of layers end.
-    fn cut_in_layers<'s>(&self, whole: impl Iterator<Item = &'s Stretch>) -> Vec<Stretch> {
-        let mut cut = Vec::with_capacity(whole.size_hint().0);
-        for s in whole {
-            let walk = &self.walks[s.walk as usize];
-            walk.cut_in_layers(s.item, (s.from, s.to), |bucket, from, to| {
-                cut.push(Stretch {
-                    bucket,
-                    from,
-                    to,
-                    ..*s
+    /// Adds the next stretch of a pair, cut into buckets.
+    pub fn add_cut(&mut self, pair: &mut Pair, s: &Stretch) {
+        let walk = &self.walks[s.walk as usize];
+        match self.inputs.decision.order {
+            Order::Fraction => {
+                let unit = || walk.cell_of(&walk.items[s.item as usize]).unit;
+                pair.cut(s, unit, &mut self.stretches);
+            }
+            Order::Layer => {
+                walk.cut_in_layers(s.item, (s.from, s.to), |bucket, from, to| {
+                    self.stretches.push(Stretch {
+                        bucket,
+                        from,
+                        to,
+                        ..*s
+                    });
                 });
-            });
+            }
         }
-        cut
     }
 }
 
 /// What a pair exchanges while it is cut, in the order of both ends.
-struct Pair {
+pub struct Pair {
     total: u64,
     cuts: Cuts,
     /// Streams that carry the same are cut each by itself.
@@ -89,11 +57,11 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(inputs: Inputs<'_>, rank: Rank, key: &StreamKey, total: u64) -> Pair {
+    fn new(inputs: Inputs<'_>, rank: Rank, peer: Rank, total: u64) -> Pair {
         let mut pair = Pair {
             total,
             cuts: inputs.cuts_of(total, 100),
-            phase: scattered(u64::from(rank.0) + u64::from(key.peer.0)),
+            phase: scattered(u64::from(rank.0) + u64::from(peer.0)),
             position: 0,
             part: 0,
             bucket: 0,
@@ -101,6 +69,11 @@ impl Pair {
         };
         pair.enter(0);
         pair
+    }
+
+    /// Cuts that are made at most.
+    pub fn cut_count_max(&self) -> usize {
+        self.cuts.count.saturating_sub(1) as usize
     }
 
     /// Cuts the next stretch where parts end, between its units.

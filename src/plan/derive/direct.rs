@@ -8,6 +8,7 @@
 //!   segments          |-- to 8 ----|-- to 9 -----|     item 2, the rest to 9
 //! ```
 
+use super::cut::Pair;
 use super::route::{Here, Hop, Routes, Stretch, There};
 use super::walk::{Group, Walk};
 use super::{HOLDINGS, NEEDS};
@@ -20,6 +21,9 @@ use smallvec::SmallVec;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Stretches that there is room for in advance, at most.
+const RESERVED_COUNT_MAX: usize = 1 << 17;
+
 /// What this rank exchanges with one peer of a group's stream.
 #[derive(Clone, Copy)]
 struct Segment {
@@ -28,8 +32,40 @@ struct Segment {
     way: u32,
 }
 
+/// The lines of a walk, of each group what this rank exchanges.
+#[derive(Default)]
+struct Lines {
+    segments: Vec<Segment>,
+    /// By group, those that are not behind us yet, in order.
+    open: SmallVec<[Range<usize>; 32]>,
+    /// Items that segments meet, each as often as it is met, about.
+    met_count: usize,
+}
+
+impl Lines {
+    /// Calls `f` with the ways of the next item of a group, `range` of its line,
+    /// and with what of that range goes each.
+    fn next(&mut self, group: u32, range: Range<u64>, mut f: impl FnMut(u32, Range<u64>)) {
+        let open = &mut self.open[group as usize];
+        let is_behind = |s: &Segment| s.to <= range.start;
+        open.start += self.segments[open.clone()]
+            .iter()
+            .take_while(|s| is_behind(s))
+            .count();
+        for s in &self.segments[open.clone()] {
+            if s.from >= range.end {
+                break;
+            }
+            let own = s.from.max(range.start)..s.to.min(range.end);
+            if !own.is_empty() {
+                f(s.way, own);
+            }
+        }
+    }
+}
+
 impl Routes<'_, '_> {
-    /// Cuts every line. Buckets are cut later, out of the stream of each pair.
+    /// Cuts every line, and what a pair exchanges into buckets.
     pub fn direct(&mut self) {
         for w in [NEEDS, HOLDINGS] {
             match self.inputs.decision.source_rule {
@@ -42,38 +78,45 @@ impl Routes<'_, '_> {
     /// What this rank exchanges of a walk: all lines are cut at the same places.
     fn wrap(&mut self, w: usize) {
         let walk = &self.walks[w];
-        let mut segments: Vec<Segment> = Vec::new();
-        let mut next: SmallVec<[Range<usize>; 32]> = SmallVec::new();
+        let mut lines = self.lines(w);
+        let mut totals = vec![0; self.streams.len()];
+        for s in &lines.segments {
+            totals[self.stream_of(s.way)] += s.to - s.from;
+        }
+        let mut pairs = self.pairs(&totals);
+        let cuts: usize = pairs.iter().map(Pair::cut_count_max).sum();
+        let room = lines.met_count + cuts.min(lines.met_count);
+        self.stretches.reserve(room.min(RESERVED_COUNT_MAX));
+        for (i, item) in (0..).zip(&walk.items) {
+            let begin = item.position;
+            let range = begin..begin + walk.cell_of(item).bytes;
+            lines.next(item.group, range, |way, own| {
+                let pair = &mut pairs[self.stream_of(way)];
+                let own = (own.start - begin, own.end - begin);
+                self.add_cut(pair, &whole(w, i, own, way));
+            });
+        }
+    }
+
+    fn lines(&mut self, w: usize) -> Lines {
+        let walk = &self.walks[w];
+        let mut lines = Lines::default();
         for (group, own) in walk.places() {
-            let first = segments.len();
+            let first = lines.segments.len();
             if let Some(own) = own.filter(|_| !group.needers.is_empty()) {
                 let turn = self.turn(group);
                 walk.shares(group, own, turn, |peer, from, to| {
                     let hop = Hop::plain(peer, walk.direction, 0, There::Across);
                     let way = self.way(&[hop]);
-                    let [from, to] = [from, to].map(|at| walk.cut_at(group, at));
-                    segments.push(Segment { from, to, way });
+                    let [(begin, from), (end, to)] = [from, to].map(|at| walk.cut_at(group, at));
+                    lines.met_count += end - begin + 1;
+                    lines.segments.push(Segment { from, to, way });
                 });
             }
-            segments[first..].sort_by_key(|s| (s.from, s.to));
-            next.push(first..segments.len());
+            lines.segments[first..].sort_by_key(|s| (s.from, s.to));
+            lines.open.push(first..lines.segments.len());
         }
-        for (i, item) in (0..).zip(&walk.items) {
-            let (begin, end) = (item.position, item.position + walk.cell_of(item).bytes);
-            let own = &mut next[item.group as usize];
-            while segments[own.clone()].first().is_some_and(|s| s.to <= begin) {
-                own.start += 1;
-            }
-            for s in &segments[own.clone()] {
-                if s.from >= end {
-                    break;
-                }
-                let (from, to) = (s.from.max(begin), s.to.min(end));
-                if from < to {
-                    self.add_whole(w, i, (from - begin, to - begin), s.way);
-                }
-            }
-        }
+        lines
     }
 
     /// The same of whole items, the holder moving on by one with each item and
@@ -85,29 +128,38 @@ impl Routes<'_, '_> {
             Some(Rota::new(walk, group, own, self.turn(group)))
         };
         let mut rotas: Vec<Option<Rota>> = walk.places().map(rota).collect();
+        let mut found: Vec<(u32, u32)> = Vec::new();
         for (i, item) in (0..).zip(&walk.items) {
-            let whole = (0, walk.cell_of(item).bytes);
             if let Some(rota) = &mut rotas[item.group as usize] {
                 rota.next(walk, &walk.groups[item.group as usize], |peer| {
                     let hop = Hop::plain(peer, walk.direction, 0, There::Across);
-                    let way = self.way_again(hop);
-                    self.add_whole(w, i, whole, way);
+                    found.push((i, self.way_again(hop)));
                 });
             }
         }
+        let bytes = |i: u32| walk.cell_of(&walk.items[i as usize]).bytes;
+        let mut totals = vec![0; self.streams.len()];
+        for &(i, way) in &found {
+            totals[self.stream_of(way)] += bytes(i);
+        }
+        let mut pairs = self.pairs(&totals);
+        for (i, way) in found {
+            let pair = &mut pairs[self.stream_of(way)];
+            self.add_cut(pair, &whole(w, i, (0, bytes(i)), way));
+        }
     }
+}
 
-    /// A range that goes a way, in no bucket yet.
-    fn add_whole(&mut self, walk: usize, item: u32, (from, to): (u64, u64), way: u32) {
-        self.stretches.push(Stretch {
-            walk: walk as u32,
-            item,
-            bucket: 0,
-            from,
-            to,
-            here: Here::Buffer,
-            way,
-        });
+/// A range of an item, in no bucket yet.
+fn whole(walk: usize, item: u32, (from, to): (u64, u64), way: u32) -> Stretch {
+    Stretch {
+        walk: walk as u32,
+        item,
+        bucket: 0,
+        from,
+        to,
+        here: Here::Buffer,
+        way,
     }
 }
 

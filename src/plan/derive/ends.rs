@@ -78,7 +78,9 @@ impl Ends {
         bytes_min: u64,
         mut f: impl FnMut(Range<u64>, Form),
     ) {
-        let elements_min = bytes_min.div_ceil(self.wire.bytes());
+        let elements_min = self
+            .wire
+            .elements_in(bytes_min.saturating_add(self.wire.bytes() - 1));
         let count = elements.end - elements.start;
         let runs = [self.here.min(self.there), self.here.max(self.there)];
         let are_few = |run: u64| count <= run || count / run <= RUN_COUNT_MAX;

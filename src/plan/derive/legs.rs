@@ -69,7 +69,7 @@ impl Routes<'_, '_> {
     /// Deals the stretches, which are in order, to the streams.
     pub fn legs(&self) -> Legs {
         let order = self.by_bucket();
-        let hops = |i: u32| self.hops_of(&self.stretches[i as usize]);
+        let hops = |i: u32| self.hops_of(self.stretches[i as usize].way);
         let streams = order
             .iter()
             .flat_map(|&i| hops(i))

@@ -277,14 +277,14 @@ impl<'w, 'a> Routes<'w, 'a> {
         self.ways.len() as u32 - 1
     }
 
-    /// The way of one hop, which often is that of the stretch before.
+    /// The way of one hop, which often is that which was asked for last.
     pub fn way_again(&mut self, hop: Hop) -> u32 {
-        let last = self.stretches.last().map(|s| (s.way, self.hops_of(s)));
-        if let Some((way, [(stream, there)])) = last
+        if let Some(last) = (self.ways.len() as u32).checked_sub(1)
+            && let [(stream, there)] = self.hops_of(last)
             && self.streams[*stream as usize] == hop.key()
             && *there == hop.there
         {
-            return way;
+            return last;
         }
         self.way(&[hop])
     }
@@ -296,13 +296,9 @@ impl<'w, 'a> Routes<'w, 'a> {
         Portion::of(self.walks, s)
     }
 
-    fn way_of(&self, s: &Stretch) -> Way {
-        self.ways[s.way as usize]
-    }
-
-    /// The streams that carry a stretch.
-    pub fn hops_of(&self, s: &Stretch) -> &[(u32, There)] {
-        let (first, end) = self.way_of(s).hops;
+    /// The streams of a way, and how the other ends have what they carry.
+    pub fn hops_of(&self, way: u32) -> &[(u32, There)] {
+        let (first, end) = self.ways[way as usize].hops;
         &self.hops[first as usize..end as usize]
     }
 
@@ -416,9 +412,25 @@ impl<'w, 'a> Routes<'w, 'a> {
         at
     }
 
+    /// Puts the stretches in order of walk, item and range, equal ones beside
+    /// each other.
+    pub fn put_in_order(&mut self) {
+        let item = |s: &Stretch| (s.walk, s.item);
+        if !self.stretches.is_sorted_by_key(item) {
+            let by_item = self.by_item().into_iter();
+            self.stretches = by_item.map(|i| self.stretches[i as usize]).collect();
+        }
+        let range = |s: &Stretch| (s.from, s.to);
+        for own in self.stretches.chunk_by_mut(|a, b| item(a) == item(b)) {
+            if !own.is_sorted_by_key(range) {
+                own.sort_by_key(range);
+            }
+        }
+    }
+
     /// The stretches in order of walk and item; those of an item as they were
     /// found.
-    pub fn by_item(&self) -> Vec<u32> {
+    fn by_item(&self) -> Vec<u32> {
         let of = |i: &u32| {
             let s = &self.stretches[*i as usize];
             (s.walk, s.item)
@@ -430,9 +442,6 @@ impl<'w, 'a> Routes<'w, 'a> {
             items += walk.items.len();
         }
         let total = self.stretches.len();
-        if (1..total as u32).all(|i| of(&(i - 1)) <= of(&i)) {
-            return (0..total as u32).collect();
-        }
         if items > total * COUNTED_ITEMS_MAX {
             let mut all: Vec<u32> = (0..total as u32).collect();
             all.sort_by_key(of);
@@ -471,7 +480,7 @@ impl<'w, 'a> Routes<'w, 'a> {
         let needed = self.stretches.iter();
         let needed = needed.take_while(|s| s.walk as usize == NEEDS);
         for s in needed.filter(|s| s.here == Here::Buffer) {
-            for _ in 0..self.way_of(s).receives {
+            for _ in 0..self.ways[s.way as usize].receives {
                 let gap = tiles.add(s.item, s.from, s.to);
                 if gap.is_some() {
                     return gap;
@@ -594,21 +603,22 @@ impl Walk<'_> {
         }
     }
 
-    /// Where a group's stream is cut that is to be cut at a byte: in front of the
-    /// unit that this is in.
-    pub fn cut_at(&self, group: &Group, at: u64) -> u64 {
+    /// Where a group's stream is cut that is to be cut at a byte: in which of its
+    /// items, and in front of the unit that the byte is in.
+    pub fn cut_at(&self, group: &Group, at: u64) -> (usize, u64) {
         let items = &group.items;
         let before = items.partition_point(|&i| self.items[i as usize].position <= at);
         let Some(last) = before.checked_sub(1) else {
-            return 0;
+            return (0, 0);
         };
         let item = &self.items[items[last] as usize];
         let cell = self.cell_of(item);
         let inside = (at - item.position).min(cell.bytes);
-        match inside == cell.bytes {
-            true => item.position + inside,
-            false => item.position + inside / cell.unit * cell.unit,
-        }
+        let inside = match inside == cell.bytes {
+            true => inside,
+            false => inside / cell.unit * cell.unit,
+        };
+        (last, item.position + inside)
     }
 
     /// What of an item lies in bytes `[from, to)` of its group's stream, cut on
