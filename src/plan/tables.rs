@@ -70,69 +70,17 @@ impl Tables {
         destination: &Layout,
         keep: impl Fn(&str) -> bool,
     ) -> Result<Tables> {
-        let mut tables = Tables::default();
-        let mut classes: FxHashMap<ClassKey, u32> = FxHashMap::default();
-        let mut kinds: FxHashMap<(u32, Stages), u32> = FxHashMap::default();
-        let held = explicit_boxes(source);
-        let needed = explicit_boxes(destination);
-        let boxes = |all: &[ExplicitBoxes], i: usize| all.get(i).cloned().unwrap_or_default();
-        let mut names = Names::of(source);
-        let mut refs = Walker::of(destination);
-        tables.tensors.reserve(destination.tensors().len());
+        let mut joint = Joint::of(source, destination);
+        joint.tables.tensors.reserve(destination.tensors().len());
         for (i, tensor) in destination.tensors().iter().enumerate() {
             let index = TensorIndex(i as u32);
-            let needers = refs.next(index);
-            let explicit_needers = boxes(&needed, i);
-            if !keep(&tensor.name) || (needers.is_empty() && explicit_needers.is_empty()) {
-                continue;
+            let needers = joint.needers.next(index);
+            let is_listed = joint.needed.get(i).is_some_and(|b| !b.is_empty());
+            if (is_listed || !needers.is_empty()) && keep(&tensor.name) {
+                joint.add(index, needers)?;
             }
-            let Some(s) = names.find(destination, index) else {
-                return Err(Error::layout(format!(
-                    "tensor \"{}\" is needed by the destination and unknown to the source",
-                    tensor.name
-                )));
-            };
-            let twin = &source.tensors()[s.index()];
-            same_shape(twin, tensor)?;
-            let holders = placement_refs(source, s);
-            let pairs = tensor.granule.iter().zip(&twin.granule);
-            let granule: Dims = pairs.map(|(a, b)| *a.max(b)).collect();
-            let key = ClassKey {
-                shape: tensor.shape.clone(),
-                granule: granule.clone(),
-                dtypes: [twin.dtype, tensor.dtype],
-                sides: [stored(source, &holders), stored(destination, &needers)],
-            };
-            let next = classes.len() as u32;
-            let class = *classes.entry(key).or_insert(next);
-            let explicit_holders = boxes(&held, s.index());
-            let mut found = PlanTensor {
-                source: s,
-                destination: index,
-                class,
-                kind: 0,
-                source_dtype: one_dtype(source, twin, &holders, &explicit_holders)?,
-                granule,
-                holders,
-                needers,
-                explicit_holders,
-                explicit_needers,
-            };
-            let next = tables.kinds.len() as u32;
-            found.kind = match found.is_listed() {
-                true => next,
-                false => {
-                    let stages = found.stages(source, destination);
-                    *kinds.entry((class, stages)).or_insert(next)
-                }
-            };
-            if found.kind == next {
-                let first = tables.tensors.len() as u32;
-                tables.kinds.push(Kind { first, count: 0 });
-            }
-            tables.kinds[found.kind as usize].count += 1;
-            tables.tensors.push(found);
         }
+        let mut tables = joint.tables;
         tables.copy_bytes = tables.copy_bytes(destination);
         Ok(tables)
     }
@@ -147,6 +95,109 @@ impl Tables {
         let all: u128 = self.tensors.iter().map(bytes).sum();
         u64::try_from(all).unwrap_or(u64::MAX)
     }
+}
+
+/// Tables while tensor after tensor joins them.
+struct Joint<'a> {
+    source: &'a Layout,
+    destination: &'a Layout,
+    tables: Tables,
+    classes: FxHashMap<ClassKey, u32>,
+    kinds: FxHashMap<(u32, Stages), u32>,
+    /// Explicit boxes of both sides, by tensor.
+    held: Vec<ExplicitBoxes>,
+    needed: Vec<ExplicitBoxes>,
+    names: Names<'a>,
+    needers: Walker<'a>,
+}
+
+impl<'a> Joint<'a> {
+    fn of(source: &'a Layout, destination: &'a Layout) -> Joint<'a> {
+        Joint {
+            source,
+            destination,
+            tables: Tables::default(),
+            classes: FxHashMap::default(),
+            kinds: FxHashMap::default(),
+            held: explicit_boxes(source),
+            needed: explicit_boxes(destination),
+            names: Names::of(source),
+            needers: Walker::of(destination),
+        }
+    }
+
+    /// Adds a tensor of the destination, which comes after those added before.
+    fn add(&mut self, index: TensorIndex, needers: Refs) -> Result<()> {
+        let tensor = &self.destination.tensors()[index.index()];
+        let Some(held) = self.names.find(self.destination, index) else {
+            return Err(Error::layout(format!(
+                "tensor \"{}\" is needed by the destination and unknown to the source",
+                tensor.name
+            )));
+        };
+        let twin = &self.source.tensors()[held.index()];
+        same_shape(twin, tensor)?;
+        let holders = placement_refs(self.source, held);
+        let explicit_holders = boxes_of(&self.held, held.index());
+        let pairs = tensor.granule.iter().zip(&twin.granule);
+        let mut found = PlanTensor {
+            source: held,
+            destination: index,
+            class: 0,
+            kind: 0,
+            source_dtype: one_dtype(self.source, twin, &holders, &explicit_holders)?,
+            granule: pairs.map(|(a, b)| *a.max(b)).collect(),
+            holders,
+            needers,
+            explicit_holders,
+            explicit_needers: boxes_of(&self.needed, index.index()),
+        };
+        found.class = self.class_of(&found);
+        found.kind = self.kind_of(&found);
+        let tables = &mut self.tables;
+        tables.kinds[found.kind as usize].count += 1;
+        tables.tensors.push(found);
+        Ok(())
+    }
+
+    fn class_of(&mut self, found: &PlanTensor) -> u32 {
+        let [source, destination] = [self.source, self.destination];
+        let tensor = &destination.tensors()[found.destination.index()];
+        let twin = &source.tensors()[found.source.index()];
+        let key = ClassKey {
+            shape: tensor.shape.clone(),
+            granule: found.granule.clone(),
+            dtypes: [twin.dtype, tensor.dtype],
+            sides: [
+                stored(source, &found.holders),
+                stored(destination, &found.needers),
+            ],
+        };
+        let next = self.classes.len() as u32;
+        *self.classes.entry(key).or_insert(next)
+    }
+
+    /// The kind of a tensor whose class is known; a new one if it is its first.
+    fn kind_of(&mut self, found: &PlanTensor) -> u32 {
+        let next = self.tables.kinds.len() as u32;
+        let kind = match found.is_listed() {
+            true => next,
+            false => {
+                let stages = found.stages(self.source, self.destination);
+                *self.kinds.entry((found.class, stages)).or_insert(next)
+            }
+        };
+        if kind == next {
+            let first = self.tables.tensors.len() as u32;
+            self.tables.kinds.push(Kind { first, count: 0 });
+        }
+        kind
+    }
+}
+
+/// Those of a tensor; none where a layout has none at all.
+fn boxes_of(all: &[ExplicitBoxes], tensor: usize) -> ExplicitBoxes {
+    all.get(tensor).cloned().unwrap_or_default()
 }
 
 impl PlanTensor {

@@ -1,12 +1,16 @@
 //! A cell as one rank sees it: where it lies here, who holds and who needs it.
 
 use super::route::{Here, There};
-use super::view::{OwnView, PeerView};
+use super::view::{OwnView, PeerView, explicit_own, is_stored_alike, slice_view};
+use super::walk::Walk;
+use crate::error::{Error, Result};
+use crate::layout::Layout;
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::IndexBox;
 use crate::plan::cells::{HolderSet, StagedSlice};
-use crate::plan::piece::{contiguous_from, elements_from};
-use crate::plan::program::Loop;
+use crate::plan::piece::{contiguous_from, elements_from, loops_of};
+use crate::plan::program::{Direction, Loop};
+use crate::plan::tables::{PlacementRef, PlanTensor, placement};
 use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -108,6 +112,119 @@ pub fn hash_of(bounds: &IndexBox) -> u128 {
 pub enum Needers {
     Slice(StagedSlice),
     Listed(u32),
+}
+
+impl<'a> Walk<'a> {
+    /// A cell of a tensor, which lies in a view of ours.
+    pub fn cell(
+        &self,
+        tensor: &'a PlanTensor,
+        bounds: IndexBox,
+        own: OwnView,
+        needers: Needers,
+    ) -> Result<Cell> {
+        let holders = self.splitter(tensor).holders(&bounds);
+        let there = self.needer_view(tensor, &needers)?;
+        let wire = self.wire(tensor, there.dtype)?;
+        let are_needers_alike = self.are_needers_alike(tensor, &needers);
+        let (peers, is_alike_across) = match self.direction {
+            Direction::Send => ([there].into_iter().collect(), are_needers_alike),
+            Direction::Receive => (
+                self.holder_views(tensor, &holders),
+                self.are_holders_alike(tensor, &holders),
+            ),
+        };
+        let bytes = bounds.elements() * wire.bytes();
+        let axis = contiguous_from(&bounds, &own.strides, own.dtype.bytes());
+        let across = |p: &PeerView| run_elements(&bounds, wire, &p.strides, p.dtype);
+        let loops = || {
+            let mut loops = SmallVec::new();
+            loops_of(&bounds, &own.strides, own.dtype.bytes(), &mut loops);
+            loops
+        };
+        Ok(Cell {
+            unit: cut_unit(&bounds, &tensor.granule, wire, bytes),
+            offset: own.offset_of(&bounds),
+            run_axis: axis,
+            run: elements_from(&bounds, axis),
+            run_across: peers.first().map_or(0, across),
+            loops: own.split.is_none().then(loops),
+            hash: hash_of(&bounds),
+            bounds,
+            bytes,
+            wire,
+            own,
+            holders,
+            needers,
+            peers,
+            are_needers_alike,
+            is_alike_across,
+        })
+    }
+
+    /// The dtype in which a tensor travels that is needed as `needed`.
+    fn wire(&self, tensor: &PlanTensor, needed: Dtype) -> Result<Dtype> {
+        let held = tensor.source_dtype;
+        if held.converts_to(needed) {
+            return Ok(Dtype::wire(held, needed));
+        }
+        Err(Error::layout(format!(
+            "tensor \"{}\" is {held} on the source and {needed} on the destination; \
+             only f32, f16 and bf16 convert into each other",
+            self.name(tensor),
+        )))
+    }
+
+    /// How the needers of a demand store it: alike on all of a slice.
+    fn needer_view(&self, tensor: &PlanTensor, needers: &Needers) -> Result<PeerView> {
+        let layout = self.inputs.destination;
+        match needers {
+            Needers::Slice(s) => {
+                let (part, p) = placement(layout, tensor.needers[s.placement as usize]);
+                Ok(slice_view(layout, part, p, &s.slice))
+            }
+            Needers::Listed(j) => {
+                let e = &tensor.explicit_needers[*j as usize];
+                let (rank, view) = e.ranks[0];
+                let own = explicit_own(layout, rank, view)?;
+                Ok(PeerView {
+                    strides: own.strides,
+                    dtype: own.dtype,
+                })
+            }
+        }
+    }
+
+    fn holder_views(&self, tensor: &PlanTensor, holders: &HolderSet) -> SmallVec<[PeerView; 1]> {
+        let layout = self.inputs.source;
+        let view = |s: &StagedSlice| {
+            let (part, p) = placement(layout, tensor.holders[s.placement as usize]);
+            slice_view(layout, part, p, &s.slice)
+        };
+        holders.slices.iter().map(view).collect()
+    }
+
+    fn are_needers_alike(&self, tensor: &PlanTensor, needers: &Needers) -> bool {
+        match needers {
+            Needers::Slice(s) => is_slice_alike(self.inputs.destination, &tensor.needers, s),
+            Needers::Listed(_) => true,
+        }
+    }
+
+    fn are_holders_alike(&self, tensor: &PlanTensor, holders: &HolderSet) -> bool {
+        match holders.slices.as_slice() {
+            [one] if holders.listed.is_empty() => {
+                is_slice_alike(self.inputs.source, &tensor.holders, one)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// True if the ranks of a slice store their placement alike.
+fn is_slice_alike(layout: &Layout, refs: &[PlacementRef], s: &StagedSlice) -> bool {
+    let (part, p) = placement(layout, refs[s.placement as usize]);
+    is_stored_alike(part, p, &s.slice)
 }
 
 /// Wire bytes that no cut may split: whole granules, and 16-byte steps where

@@ -6,26 +6,22 @@
 //! group sees the same items at the same positions.
 
 use super::Inputs;
-use super::cell::{Cell, Needers, cut_unit, hash_of, run_elements};
-use super::view::{
-    OwnView, PeerView, explicit_own, is_stored_alike, own_views, slice_view, view_of,
-};
+use super::cell::{Cell, Needers};
+use super::view::{OwnView, explicit_own, own_views, view_of};
 use crate::error::{Error, Result};
-use crate::layout::dtype::Dtype;
+use crate::layout::Place;
 use crate::layout::mesh::MeshSlice;
 use crate::layout::placement::{Part, Placement, Seat};
 use crate::layout::tensor::{IndexBox, TensorIndex};
 use crate::layout::view::RankViews;
-use crate::layout::{Layout, Place};
 use crate::plan::boxes::{ExplicitBox, ExplicitBoxes};
-use crate::plan::cells::{HolderSet, Splitter, StagedSlice};
+use crate::plan::cells::{Splitter, StagedSlice};
 use crate::plan::decision::SourceGroup;
 use crate::plan::line::Line;
-use crate::plan::piece::{contiguous_from, elements_from, loops_of};
 use crate::plan::program::Direction;
 use crate::plan::ranks::RankSet;
 use crate::plan::slots::Slots;
-use crate::plan::tables::{PlacementRef, PlanTensor, placement};
+use crate::plan::tables::{PlanTensor, placement};
 use crate::rank::Rank;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
@@ -146,7 +142,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn splitter(&self, tensor: &'a PlanTensor) -> Splitter<'a> {
+    pub fn splitter(&self, tensor: &'a PlanTensor) -> Splitter<'a> {
         Splitter {
             source: self.inputs.source,
             destination: self.inputs.destination,
@@ -398,110 +394,8 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn cell(
-        &self,
-        tensor: &'a PlanTensor,
-        bounds: IndexBox,
-        own: OwnView,
-        needers: Needers,
-    ) -> Result<Cell> {
-        let s = self.splitter(tensor);
-        let holders = s.holders(&bounds);
-        let there = self.needer_view(tensor, &needers)?;
-        let wire = Dtype::wire(tensor.source_dtype, there.dtype);
-        if !tensor.source_dtype.converts_to(there.dtype) {
-            return Err(Error::layout(format!(
-                "tensor \"{}\" is {} on the source and {} on the destination; \
-                 only f32, f16 and bf16 convert into each other",
-                self.name(tensor),
-                tensor.source_dtype,
-                there.dtype
-            )));
-        }
-        let peers = match self.direction {
-            Direction::Send => [there].into_iter().collect(),
-            Direction::Receive => self.holder_views(tensor, &holders)?,
-        };
-        let bytes = bounds.elements() * wire.bytes();
-        let are_needers_alike = match &needers {
-            Needers::Slice(s) => is_slice_alike(self.inputs.destination, &tensor.needers, s),
-            Needers::Listed(_) => true,
-        };
-        let are_holders_alike = match holders.slices.as_slice() {
-            [one] if holders.listed.is_empty() => {
-                is_slice_alike(self.inputs.source, &tensor.holders, one)
-            }
-            _ => false,
-        };
-        let is_alike_across = match self.direction {
-            Direction::Send => are_needers_alike,
-            Direction::Receive => are_holders_alike,
-        };
-        let axis = contiguous_from(&bounds, &own.strides, own.dtype.bytes());
-        let across = peers.first();
-        let loops = || {
-            let mut loops = SmallVec::new();
-            loops_of(&bounds, &own.strides, own.dtype.bytes(), &mut loops);
-            loops
-        };
-        Ok(Cell {
-            unit: cut_unit(&bounds, &tensor.granule, wire, bytes),
-            offset: own.offset_of(&bounds),
-            run_axis: axis,
-            run: elements_from(&bounds, axis),
-            run_across: across.map_or(0, |p| run_elements(&bounds, wire, &p.strides, p.dtype)),
-            loops: own.split.is_none().then(loops),
-            hash: hash_of(&bounds),
-            bounds,
-            bytes,
-            wire,
-            own,
-            holders,
-            needers,
-            peers,
-            are_needers_alike,
-            is_alike_across,
-        })
-    }
-
     pub fn name(&self, tensor: &PlanTensor) -> &str {
         &self.inputs.destination.tensors()[tensor.destination.index()].name
-    }
-
-    /// How the needers of a demand store it: alike on all of a slice.
-    fn needer_view(&self, tensor: &PlanTensor, needers: &Needers) -> Result<PeerView> {
-        let layout = self.inputs.destination;
-        match needers {
-            Needers::Slice(s) => {
-                let (part, p) = placement(layout, tensor.needers[s.placement as usize]);
-                Ok(slice_view(layout, part, p, &s.slice))
-            }
-            Needers::Listed(j) => {
-                let e = &tensor.explicit_needers[*j as usize];
-                let (rank, view) = e.ranks[0];
-                let own = explicit_own(layout, rank, view)?;
-                Ok(PeerView {
-                    strides: own.strides,
-                    dtype: own.dtype,
-                })
-            }
-        }
-    }
-
-    fn holder_views(
-        &self,
-        tensor: &PlanTensor,
-        holders: &HolderSet,
-    ) -> Result<SmallVec<[PeerView; 1]>> {
-        let layout = self.inputs.source;
-        Ok(holders
-            .slices
-            .iter()
-            .map(|s| {
-                let (part, p) = placement(layout, tensor.holders[s.placement as usize]);
-                slice_view(layout, part, p, &s.slice)
-            })
-            .collect())
     }
 
     fn add_cells(&mut self, mut cells: Vec<Cell>) -> (u32, u32) {
@@ -667,10 +561,4 @@ fn views_in(
     found.sort_unstable();
     found.dedup();
     found
-}
-
-/// True if the ranks of a slice store their placement alike.
-fn is_slice_alike(layout: &Layout, refs: &[PlacementRef], s: &StagedSlice) -> bool {
-    let (part, p) = placement(layout, refs[s.placement as usize]);
-    is_stored_alike(part, p, &s.slice)
 }
