@@ -69,7 +69,8 @@ impl Instance {
         let ranks = plan.participants();
         if ranks.len() > SIMULATED_RANK_COUNT_MAX {
             return Err(Error::limit(format!(
-                "the plan has {} ranks; at most {SIMULATED_RANK_COUNT_MAX} are simulated one by one",
+                "the plan has {} ranks; at most {SIMULATED_RANK_COUNT_MAX} are simulated one by one, \
+                 and the report of a larger plan has a time predicted from a smaller one",
                 ranks.len()
             )));
         }

@@ -113,7 +113,7 @@ impl Routes<'_, '_> {
                     lines.segments.push(Segment { from, to, way });
                 });
             }
-            lines.segments[first..].sort_by_key(|s| (s.from, s.to));
+            lines.segments[first..].sort_unstable_by_key(|s| (s.from, s.to, s.way));
             lines.open.push(first..lines.segments.len());
         }
         lines

@@ -24,9 +24,6 @@ use crate::plan::program::Direction;
 use crate::rank::Rank;
 use rustc_hash::FxHashMap;
 
-/// Up to so many times as many items as stretches are counted.
-const COUNTED_ITEMS_MAX: usize = 8;
-
 /// Alignment of what lies in relay memory.
 const RELAY_ALIGN_BYTES: u64 = 16;
 
@@ -420,10 +417,10 @@ impl<'w, 'a> Routes<'w, 'a> {
             let by_item = self.by_item().into_iter();
             self.stretches = by_item.map(|i| self.stretches[i as usize]).collect();
         }
-        let range = |s: &Stretch| (s.from, s.to);
+        let range = |s: &Stretch| (s.from, s.to, s.way);
         for own in self.stretches.chunk_by_mut(|a, b| item(a) == item(b)) {
             if !own.is_sorted_by_key(range) {
-                own.sort_by_key(range);
+                own.sort_unstable_by_key(range);
             }
         }
     }
@@ -431,25 +428,15 @@ impl<'w, 'a> Routes<'w, 'a> {
     /// The stretches in order of walk and item; those of an item as they were
     /// found.
     fn by_item(&self) -> Vec<u32> {
-        let of = |i: &u32| {
-            let s = &self.stretches[*i as usize];
-            (s.walk, s.item)
-        };
         let mut firsts = Vec::with_capacity(self.walks.len());
         let mut items = 0;
         for walk in self.walks {
             firsts.push(items);
             items += walk.items.len();
         }
-        let total = self.stretches.len();
-        if items > total * COUNTED_ITEMS_MAX {
-            let mut all: Vec<u32> = (0..total as u32).collect();
-            all.sort_by_key(of);
-            return all;
-        }
-        counting::order(total, items, |i| {
-            let (walk, item) = of(&i);
-            firsts[walk as usize] + item as usize
+        counting::order(self.stretches.len(), items, |i| {
+            let s = &self.stretches[i as usize];
+            firsts[s.walk as usize] + s.item as usize
         })
     }
 
