@@ -4,6 +4,7 @@ use std::sync::Arc;
 use weightsync::layout::Layout;
 use weightsync::plan::Plan;
 use weightsync::plan::decision::{PlanOptions, Strategy};
+use weightsync::plan::program::{Direction, PairHash};
 use weightsync::{Error, Rank, Status};
 
 /// The layout that this file, less its version, describes.
@@ -268,4 +269,52 @@ fn twenty_thousand_ranks_may_be_described_one_by_one() {
             assert_eq!(plan.program(Rank(7)).unwrap().pairs.len(), 1);
         }
     }
+}
+
+/// What both ends compare before a byte moves covers all buckets, the first one
+/// as well as the last.
+#[test]
+fn the_hash_of_a_pair_tells_in_which_bucket_two_plans_differ() {
+    // Four tensors, one a bucket, of which one is of another shape.
+    let hash = |odd: usize| {
+        let tensor = |i: usize| {
+            let shape = if i == odd { "[4, 16]" } else { "[8, 8]" };
+            format!(r#"{{"name": "t{i}", "shape": {shape}, "dtype": "bf16"}}"#)
+        };
+        let tensors: Vec<String> = (0..4).map(tensor).collect();
+        let side = |rank: u32| {
+            let tensors = tensors.join(", ");
+            layout(&format!(r#"{{"ranks": [{rank}], "tensors": [{tensors}]}}"#))
+        };
+        let options = PlanOptions {
+            bucket_count: 4,
+            ..PlanOptions::default()
+        };
+        let plan = Plan::create(side(0), side(1), &options).unwrap();
+        let program = plan.program(Rank(0)).unwrap();
+        let buckets: Vec<u32> = program.messages.iter().map(|m| m.bucket).collect();
+        assert_eq!(buckets, [0, 1, 2, 3]);
+        assert_eq!(
+            program.pairs,
+            reversed(&plan.program(Rank(1)).unwrap().pairs)
+        );
+        program.pairs[0].hash
+    };
+    let hashes: Vec<u128> = (0..5).map(hash).collect();
+    for (i, a) in hashes.iter().enumerate() {
+        assert!(hashes[..i].iter().all(|b| a != b), "{i}: {hashes:x?}");
+    }
+}
+
+/// Pairs as the other end has them.
+fn reversed(pairs: &[PairHash]) -> Vec<PairHash> {
+    let other = |p: &PairHash| PairHash {
+        peer: Rank(1 - p.peer.0),
+        direction: match p.direction {
+            Direction::Send => Direction::Receive,
+            Direction::Receive => Direction::Send,
+        },
+        hash: p.hash,
+    };
+    pairs.iter().map(other).collect()
 }
