@@ -318,3 +318,27 @@ fn reversed(pairs: &[PairHash]) -> Vec<PairHash> {
     };
     pairs.iter().map(other).collect()
 }
+
+/// A rank may hold a tensor twice, cut over its mates and whole: the order in
+/// which it sends cells is that in which they are awaited.
+#[test]
+fn who_holds_a_tensor_in_two_buffers_sends_it_in_order() {
+    let source = r#"{"ranks": {"first": 0, "count": 2}, "meshes": {"m": [["tp", 2]]},
+        "tensors": [
+            {"name": "w", "shape": [64, 8], "dtype": "bf16", "buffer": "a",
+             "cuts": [{"dim": 0, "axes": ["tp"]}]},
+            {"name": "w", "shape": [64, 8], "dtype": "bf16", "buffer": "b"}]}"#;
+    let destination = r#"{"ranks": [2, 3], "tensors": [
+        {"name": "w", "shape": [64, 8], "dtype": "bf16"}]}"#;
+    for bucket_count in [1, 2, 3] {
+        for strategy in [Strategy::Direct, Strategy::Relay, Strategy::Fanout] {
+            let options = PlanOptions {
+                bucket_count,
+                strategy,
+                ..PlanOptions::default()
+            };
+            let (s, d) = (layout(source), layout(destination));
+            Plan::create(s, d, &options).unwrap().verify().unwrap();
+        }
+    }
+}

@@ -15,17 +15,18 @@ pub fn starts(count: usize, keys: impl Iterator<Item = usize>) -> Vec<u32> {
 }
 
 /// The numbers below `total` in order of key, each below `count`; those of one
-/// key ascend.
-pub fn order(total: usize, count: usize, key: impl Fn(u32) -> usize) -> Vec<u32> {
+/// key ascend. With where each key's begin.
+pub fn order(total: usize, count: usize, key: impl Fn(u32) -> usize) -> (Vec<u32>, Vec<u32>) {
     let all = 0..total as u32;
-    let mut next = starts(count, all.clone().map(&key));
+    let starts = starts(count, all.clone().map(&key));
+    let mut next = starts.clone();
     let mut order = vec![0; total];
     for i in all {
         let at = &mut next[key(i)];
         order[*at as usize] = i;
         *at += 1;
     }
-    order
+    (order, starts)
 }
 
 /// The entries in order of key, each below `count`; those of one key stay in
@@ -35,14 +36,8 @@ pub fn sorted<T: Copy>(
     count: usize,
     key: impl Fn(&T) -> usize,
 ) -> (Vec<T>, Vec<u32>) {
-    let starts = starts(count, entries.iter().map(&key));
-    let mut next = starts.clone();
-    let mut sorted = entries.to_vec();
-    for entry in entries {
-        let at = &mut next[key(entry)];
-        sorted[*at as usize] = *entry;
-        *at += 1;
-    }
+    let (order, starts) = order(entries.len(), count, |i| key(&entries[i as usize]));
+    let sorted = order.iter().map(|&i| entries[i as usize]).collect();
     (sorted, starts)
 }
 

@@ -82,6 +82,15 @@ impl Cell {
         (at, self.bounds.lead() + lead)
     }
 
+    /// Where it is cut that is to be cut at a byte: in front of the unit that the
+    /// byte is in, or at the end.
+    pub fn cut_at(&self, byte: u64) -> u64 {
+        match byte >= self.bytes {
+            true => self.bytes,
+            false => byte / self.unit * self.unit,
+        }
+    }
+
     /// True if all ranks that may be at the other end store it in one way.
     pub fn is_alike(&self, there: There) -> bool {
         match there {

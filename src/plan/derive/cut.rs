@@ -7,12 +7,17 @@ use crate::plan::decision::{Cuts, Order};
 use crate::rank::Rank;
 
 impl Routes<'_, '_> {
-    /// All streams as pairs, which exchange so many bytes.
-    pub fn pairs(&self, totals: &[u64]) -> Vec<Pair> {
-        let pairs = self.streams.iter().zip(totals);
-        let pair =
-            |(key, &total): (&StreamKey, &u64)| Pair::new(self.inputs, self.rank, key.peer, total);
-        pairs.map(pair).collect()
+    /// The cuts of all streams, by what goes each way: ways and bytes.
+    pub fn pair_cuts(&self, ways: impl Iterator<Item = (u32, u64)>) -> Vec<PairCut> {
+        let mut totals = vec![0u64; self.streams.len()];
+        for (way, bytes) in ways {
+            let total = &mut totals[self.stream_of(way)];
+            *total = total.saturating_add(bytes);
+        }
+        let streams = self.streams.iter().zip(totals);
+        let cut =
+            |(key, total): (&StreamKey, u64)| PairCut::new(self.inputs, self.rank, key.peer, total);
+        streams.map(cut).collect()
     }
 
     /// The one stream of a way that is no route.
@@ -21,7 +26,7 @@ impl Routes<'_, '_> {
     }
 
     /// Adds the next stretch of a pair, cut into buckets.
-    pub fn add_cut(&mut self, pair: &mut Pair, s: &Stretch) {
+    pub fn add_cut(&mut self, pair: &mut PairCut, s: &Stretch) {
         let walk = &self.walks[s.walk as usize];
         match self.inputs.decision.order {
             Order::Fraction => {
@@ -42,8 +47,8 @@ impl Routes<'_, '_> {
     }
 }
 
-/// What a pair exchanges while it is cut, in the order of both ends.
-pub struct Pair {
+/// What one rank sends another while it is cut, in the order of both ends.
+pub struct PairCut {
     total: u64,
     cuts: Cuts,
     /// Streams that carry the same are cut each by itself.
@@ -56,9 +61,9 @@ pub struct Pair {
     end: u64,
 }
 
-impl Pair {
-    fn new(inputs: Inputs<'_>, rank: Rank, peer: Rank, total: u64) -> Pair {
-        let mut pair = Pair {
+impl PairCut {
+    fn new(inputs: Inputs<'_>, rank: Rank, peer: Rank, total: u64) -> PairCut {
+        let mut pair = PairCut {
             total,
             cuts: inputs.cuts_of(total, 100),
             phase: scattered(u64::from(rank.0) + u64::from(peer.0)),
@@ -72,7 +77,7 @@ impl Pair {
     }
 
     /// Cuts that are made at most.
-    pub fn cut_count_max(&self) -> usize {
+    pub fn count_max(&self) -> usize {
         self.cuts.count.saturating_sub(1) as usize
     }
 
@@ -80,21 +85,23 @@ impl Pair {
     fn cut(&mut self, s: &Stretch, unit: impl Fn() -> u64, out: &mut Vec<Stretch>) {
         let mut cut = *s;
         while cut.from < s.to {
+            let is_last = self.part + 1 == self.cuts.count;
             let inside = s.from + self.end.saturating_sub(self.position);
-            cut.to = match inside >= s.to {
-                true => s.to,
-                false => (inside / unit() * unit()).max(cut.from),
+            let ends_inside = inside < s.to && !is_last;
+            cut.to = match ends_inside {
+                false => s.to,
+                true => (inside / unit() * unit()).max(cut.from),
             };
             if cut.from < cut.to {
                 cut.bucket = self.bucket;
                 out.push(cut);
             }
             cut.from = cut.to;
-            if inside < s.to {
+            if ends_inside {
                 self.enter(self.part + 1);
             }
         }
-        self.position += s.bytes();
+        self.position = self.position.saturating_add(s.bytes());
         while self.part + 1 < self.cuts.count && self.position >= self.end {
             self.enter(self.part + 1);
         }

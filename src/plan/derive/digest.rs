@@ -8,8 +8,8 @@ use crate::layout::tensor::TensorIndex;
 use crate::plan::program::{DigestItem, Side};
 
 impl<'a> Builder<'a> {
-    /// The buffers that these regions are of, without the regions. All that is
-    /// needed comes from somewhere, so those of the destination are there.
+    /// The buffers of regions that enter digests, without the regions. All that
+    /// is needed comes from somewhere, so those of the destination are there.
     pub fn add_digest_buffers(&mut self, walk: &Visit<'a>) {
         let part = self.part_of(Side::Source);
         for item in counted(walk) {

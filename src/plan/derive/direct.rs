@@ -8,7 +8,7 @@
 //!   segments          |-- to 8 ----|-- to 9 -----|     item 2, the rest to 9
 //! ```
 
-use super::cut::Pair;
+use super::cut::PairCut;
 use super::route::{Here, Hop, Routes, Stretch, There};
 use super::walk::{Group, Walk};
 use super::{HOLDINGS, NEEDS};
@@ -75,16 +75,14 @@ impl Routes<'_, '_> {
         }
     }
 
-    /// What this rank exchanges of a walk: all lines are cut at the same places.
+    /// What this rank exchanges of a walk by the wrap-around cut: segments of
+    /// lines.
     fn wrap(&mut self, w: usize) {
         let walk = &self.walks[w];
         let mut lines = self.lines(w);
-        let mut totals = vec![0; self.streams.len()];
-        for s in &lines.segments {
-            totals[self.stream_of(s.way)] += s.to - s.from;
-        }
-        let mut pairs = self.pairs(&totals);
-        let cuts: usize = pairs.iter().map(Pair::cut_count_max).sum();
+        let bytes = |s: &Segment| (s.way, s.to - s.from);
+        let mut pairs = self.pair_cuts(lines.segments.iter().map(bytes));
+        let cuts: usize = pairs.iter().map(PairCut::count_max).sum();
         let room = lines.met_count + cuts.min(lines.met_count);
         self.stretches.reserve(room.min(RESERVED_COUNT_MAX));
         for (i, item) in (0..).zip(&walk.items) {
@@ -106,11 +104,14 @@ impl Routes<'_, '_> {
             if let Some(own) = own.filter(|_| !group.needers.is_empty()) {
                 let turn = self.turn(group);
                 walk.shares(group, own, turn, |peer, from, to| {
-                    let hop = Hop::plain(peer, walk.direction, 0, There::Across);
-                    let way = self.way(&[hop]);
                     let [(begin, from), (end, to)] = [from, to].map(|at| walk.cut_at(group, at));
-                    lines.met_count += end - begin + 1;
-                    lines.segments.push(Segment { from, to, way });
+                    // Shares of less than a unit may be nothing.
+                    if from < to {
+                        let hop = Hop::plain(peer, walk.direction, 0, There::Across);
+                        let way = self.way(&[hop]);
+                        lines.met_count += end - begin + 1;
+                        lines.segments.push(Segment { from, to, way });
+                    }
                 });
             }
             lines.segments[first..].sort_unstable_by_key(|s| (s.from, s.to, s.way));
@@ -119,8 +120,8 @@ impl Routes<'_, '_> {
         lines
     }
 
-    /// The same of whole items, the holder moving on by one with each item and
-    /// needer.
+    /// What it exchanges of whole items, the holder moving on by one with each
+    /// item and needer.
     fn rotate(&mut self, w: usize) {
         let walk = &self.walks[w];
         let rota = |(group, own): (&Group, Option<u64>)| {
@@ -138,11 +139,7 @@ impl Routes<'_, '_> {
             }
         }
         let bytes = |i: u32| walk.cell_of(&walk.items[i as usize]).bytes;
-        let mut totals = vec![0; self.streams.len()];
-        for &(i, way) in &found {
-            totals[self.stream_of(way)] += bytes(i);
-        }
-        let mut pairs = self.pairs(&totals);
+        let mut pairs = self.pair_cuts(found.iter().map(|&(i, way)| (way, bytes(i))));
         for (i, way) in found {
             let pair = &mut pairs[self.stream_of(way)];
             self.add_cut(pair, &whole(w, i, (0, bytes(i)), way));

@@ -2,9 +2,9 @@
 //! them.
 //!
 //! ```text
-//!   stretches, as they were found    in order           by stream
-//!   bucket 1, item 7, to 8 and 9     bucket 0, item 2   to 8: 0·2, 1·7
-//!   bucket 0, item 2, to 8           bucket 1, item 7   to 9: 1·7
+//!   stretches by item                by bucket          by stream
+//!   item 2, bucket 1, to 8           bucket 0, item 7   to 8: 0·7, 1·2
+//!   item 7, bucket 0, to 8 and 9     bucket 1, item 2   to 9: 0·7
 //! ```
 //!
 //! Stretches are in order of walk, item and range. They are put in order of
@@ -92,8 +92,9 @@ impl Routes<'_, '_> {
                 *at += 1;
             }
         }
-        // What a rank needs it receives, what it holds it sends: only with the
-        // needs and holdings of others do streams carry stretches of two walks.
+        // What a rank needs it passes on in later stages than it sends what it
+        // holds: only with the needs and holdings of others do streams carry
+        // stretches of two walks.
         if self.walks.len() > HOLDINGS + 1 {
             for own in starts.windows(2) {
                 self.mix(&mut all[own[0] as usize..own[1] as usize]);
@@ -170,7 +171,7 @@ impl Routes<'_, '_> {
     fn by_bucket(&self) -> Vec<u32> {
         let buckets = self.inputs.decision.bucket_count as usize;
         let bucket = |i: u32| self.stretches[i as usize].bucket as usize;
-        counting::order(self.stretches.len(), buckets, bucket)
+        counting::order(self.stretches.len(), buckets, bucket).0
     }
 
     /// Puts legs of a stream in order whose stretches are of several walks.

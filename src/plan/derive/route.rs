@@ -434,10 +434,11 @@ impl<'w, 'a> Routes<'w, 'a> {
             firsts.push(items);
             items += walk.items.len();
         }
-        counting::order(self.stretches.len(), items, |i| {
+        let item = |i: u32| {
             let s = &self.stretches[i as usize];
             firsts[s.walk as usize] + s.item as usize
-        })
+        };
+        counting::order(self.stretches.len(), items, item).0
     }
 
     /// Every needed byte comes exactly once: each item is tiled by what we
@@ -506,7 +507,10 @@ impl<'h, S: Fn(u32) -> u64> Tiles<'h, S> {
                 return gap;
             }
         }
-        if self.to != from || self.held.first() == Some(&item) {
+        if self.held.first() == Some(&item) {
+            self.to = (self.size)(item);
+        }
+        if self.to != from {
             let (from, to) = (self.to, from);
             return Some(ItemRange { item, from, to });
         }
@@ -599,12 +603,7 @@ impl Walk<'_> {
             return (0, 0);
         };
         let item = &self.items[items[last] as usize];
-        let cell = self.cell_of(item);
-        let inside = (at - item.position).min(cell.bytes);
-        let inside = match inside == cell.bytes {
-            true => inside,
-            false => inside / cell.unit * cell.unit,
-        };
+        let inside = self.cell_of(item).cut_at(at - item.position);
         (last, item.position + inside)
     }
 
@@ -620,14 +619,7 @@ impl Walk<'_> {
                 to: cell.bytes,
             });
         }
-        let round = |at: u64| {
-            let inside = at.saturating_sub(item.position).min(cell.bytes);
-            match inside == cell.bytes {
-                true => inside,
-                false => inside / cell.unit * cell.unit,
-            }
-        };
-        let (from, to) = (round(from), round(to));
+        let [from, to] = [from, to].map(|at| cell.cut_at(at.saturating_sub(item.position)));
         (from < to).then_some(ItemRange {
             item: index,
             from,
@@ -658,7 +650,7 @@ mod tests {
 
     #[test]
     fn what_is_held_and_comes_too_is_found() {
-        assert_eq!(gap(&[(0, 0, 8), (1, 0, 4)], &[0]), Some((0, 0, 0)));
+        assert_eq!(gap(&[(0, 0, 8), (1, 0, 4)], &[0]), Some((0, 8, 0)));
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub struct LaidOut {
 /// What is made of a stream.
 #[derive(Clone, Copy, Default)]
 struct Made {
-    /// Those of the last batch, a range in [`Program::messages`].
+    /// Those of the last batch, a range in the program's.
     messages: (u32, u32),
     bytes: u64,
     /// Of what it carries, whoever the ends are.

@@ -160,7 +160,7 @@ impl<'a> Walk<'a> {
         let Some(place) = layout.place(self.rank) else {
             return Ok(());
         };
-        self.items.reserve(self.inputs.tables.tensors.len());
+        self.items.reserve(tensors.size_hint().0);
         for t in tensors {
             let tensor = &self.inputs.tables.tensors[t as usize];
             let traces = match self.traced[tensor.kind as usize] {
@@ -171,6 +171,7 @@ impl<'a> Walk<'a> {
                         Direction::Receive => self.find_needs(tensor, &place)?,
                         Direction::Send => self.find_holdings(tensor, &place)?,
                     }
+                    self.put_in_order(first);
                     let traces = (first, self.traces.len() as u32);
                     *self.traced[tensor.kind as usize].insert(traces)
                 }
@@ -178,6 +179,17 @@ impl<'a> Walk<'a> {
             self.add_items(t, traces, &place)?;
         }
         Ok(())
+    }
+
+    /// Puts what was found of a kind in the order that needers have it in: two
+    /// placements of a rank may hold cells of one demand by turns.
+    fn put_in_order(&mut self, first: u32) {
+        let cells = &self.cells;
+        let order = |t: &Trace| (t.demand, &cells[t.cell as usize].bounds);
+        let traces = &mut self.traces[first as usize..];
+        if !traces.is_sorted_by(|a, b| order(a) <= order(b)) {
+            traces.sort_unstable_by(|a, b| order(a).cmp(&order(b)));
+        }
     }
 
     /// What this rank needs of the first tensor of a kind.
@@ -222,12 +234,13 @@ impl<'a> Walk<'a> {
                         cells.push(self.cell(tensor, c, own.clone(), Needers::Slice(needers))?);
                     }
                 }
-                self.add_cells(cells)
+                let cells = self.add_cells(cells);
+                if is_regular {
+                    self.cells_of.insert(key, cells);
+                }
+                cells
             }
         };
-        if is_regular {
-            self.cells_of.insert(key, cells);
-        }
         self.trace(tensor, (j, j), cells)
     }
 
@@ -308,12 +321,13 @@ impl<'a> Walk<'a> {
             Some(&cells) => cells,
             None => {
                 let cells = self.placed_cells(tensor, (k, j), earlier, part, seat)?;
-                self.add_cells(cells)
+                let cells = self.add_cells(cells);
+                if is_regular {
+                    self.cells_of.insert(key, cells);
+                }
+                cells
             }
         };
-        if is_regular {
-            self.cells_of.insert(key, cells);
-        }
         self.trace(tensor, (k, j as u32), cells)
     }
 
