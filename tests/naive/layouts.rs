@@ -66,6 +66,8 @@ pub struct Side {
     fuse: bool,
     is_explicit: bool,
     shuffle: bool,
+    /// The last tensor is in a second buffer, whole.
+    is_last_twice: bool,
 }
 
 pub fn side(first: impl Strategy<Value = u32>) -> impl Strategy<Value = Side> {
@@ -76,15 +78,19 @@ pub fn side(first: impl Strategy<Value = u32>) -> impl Strategy<Value = Side> {
         any::<bool>(),
         prop::bool::weighted(0.3),
         prop::bool::weighted(0.2),
+        prop::bool::weighted(0.2),
     )
-        .prop_map(|(sizes, first, choices, fuse, is_explicit, shuffle)| Side {
-            sizes,
-            first,
-            choices,
-            fuse,
-            is_explicit,
-            shuffle,
-        })
+        .prop_map(
+            |(sizes, first, choices, fuse, is_explicit, shuffle, is_last_twice)| Side {
+                sizes,
+                first,
+                choices,
+                fuse,
+                is_explicit,
+                shuffle,
+                is_last_twice,
+            },
+        )
 }
 
 fn kind(k: usize, size: u64, n: u64) -> CutKind {
@@ -157,6 +163,9 @@ impl Side {
         }
         for (i, t) in tensors.iter().enumerate() {
             self.place(i, t, &mesh, &mut part);
+        }
+        if self.is_last_twice {
+            place_whole(tensors.len() - 1, &mut part);
         }
         // A copy has all of what it has at all.
         let is_cut = part
@@ -268,6 +277,34 @@ impl Side {
             member,
         });
     }
+}
+
+/// Places the last tensor once more, in a buffer of its own.
+fn place_whole(last: usize, part: &mut Part) {
+    part.rules.push(Rule {
+        mesh: 0,
+        stage_axis: None,
+        padded: 0,
+        cuts: Vec::new(),
+        dtype: None,
+        order: Default::default(),
+        split: None,
+        grouped: None,
+        conversion: None,
+    });
+    part.buffers.push(Buffer {
+        name: "whole".to_string(),
+        memory: Memory::Host,
+        shared_dims: 0,
+        members: vec![part.placements.len() as u32],
+    });
+    part.placements.push(Placement {
+        tensor: TensorIndex(last as u32),
+        rule: part.rules.len() as u32 - 1,
+        stage: None,
+        buffer: part.buffers.len() as u32 - 1,
+        member: 0,
+    });
 }
 
 /// The same description, view by view.
