@@ -12,6 +12,7 @@ use super::cut::PairCut;
 use super::route::{Here, Hop, Routes, Stretch, There};
 use super::walk::{Group, Walk};
 use super::{HOLDINGS, NEEDS};
+use crate::plan::counting;
 use crate::plan::decision::SourceRule;
 use crate::plan::line::Share;
 use crate::plan::locality::{Ends, Matching};
@@ -114,7 +115,8 @@ impl Routes<'_, '_> {
                     }
                 });
             }
-            lines.segments[first..].sort_unstable_by_key(|s| (s.from, s.to, s.way));
+            let range = |s: &Segment| (s.from, s.to);
+            counting::sort(&mut lines.segments[first..], |a, b| range(a).cmp(&range(b)));
             lines.open.push(first..lines.segments.len());
         }
         lines

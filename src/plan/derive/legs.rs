@@ -114,7 +114,8 @@ impl Routes<'_, '_> {
     /// that sends the same in the same stage to a rank that stores it alike.
     pub fn turns(&self, legs: &Legs) -> Vec<Turn> {
         let mut order: Vec<usize> = (0..self.streams.len()).collect();
-        order.sort_unstable_by_key(|&stream| self.streams[stream]);
+        let key = |stream: usize| self.streams[stream];
+        counting::sort(&mut order, |&a, &b| key(a).cmp(&key(b)));
         let mut first_of: FxHashMap<(u32, u64), usize> = FxHashMap::default();
         let turn = |stream: usize| {
             let StreamKey {

@@ -417,11 +417,9 @@ impl<'w, 'a> Routes<'w, 'a> {
             let by_item = self.by_item().into_iter();
             self.stretches = by_item.map(|i| self.stretches[i as usize]).collect();
         }
-        let range = |s: &Stretch| (s.from, s.to, s.way);
+        let range = |s: &Stretch| (s.from, s.to);
         for own in self.stretches.chunk_by_mut(|a, b| item(a) == item(b)) {
-            if !own.is_sorted_by_key(range) {
-                own.sort_unstable_by_key(range);
-            }
+            counting::sort(own, |a, b| range(a).cmp(&range(b)));
         }
     }
 

@@ -16,6 +16,7 @@ use crate::layout::tensor::{IndexBox, TensorIndex};
 use crate::layout::view::RankViews;
 use crate::plan::boxes::{ExplicitBox, ExplicitBoxes};
 use crate::plan::cells::{Splitter, StagedSlice};
+use crate::plan::counting;
 use crate::plan::decision::SourceGroup;
 use crate::plan::line::Line;
 use crate::plan::program::Direction;
@@ -187,9 +188,7 @@ impl<'a> Walk<'a> {
         let cells = &self.cells;
         let order = |t: &Trace| (t.demand, &cells[t.cell as usize].bounds);
         let traces = &mut self.traces[first as usize..];
-        if !traces.is_sorted_by(|a, b| order(a) <= order(b)) {
-            traces.sort_unstable_by(|a, b| order(a).cmp(&order(b)));
-        }
+        counting::sort(traces, |a, b| order(a).cmp(&order(b)));
     }
 
     /// What this rank needs of the first tensor of a kind.
