@@ -16,10 +16,10 @@
 //!
 //! Where nobody is near, this is the plain wrap-around cut.
 
-use super::counting;
 use super::line::Share;
 use super::ranks::RankSet;
 use super::slots::Slots;
+use super::sorting;
 use super::topology::{Site, Topology};
 use crate::layout::Layout;
 use crate::rank::Rank;
@@ -190,10 +190,10 @@ impl Matching {
     fn of(mut shares: Vec<UnitShare>, units: u64, holders: usize, needers: usize) -> Matching {
         shares.sort_unstable_by_key(|s| (s.needer, s.from));
         let needer = |s: &UnitShare| s.needer as usize;
-        let of_needer = counting::starts(needers, shares.iter().map(needer));
+        let of_needer = sorting::starts(needers, shares.iter().map(needer));
         let all: Vec<u32> = (0..shares.len() as u32).collect();
         let holder = |&i: &u32| shares[i as usize].holder as usize;
-        let (by_holder, of_holder) = counting::sorted(&all, holders, holder);
+        let (by_holder, of_holder) = sorting::sorted(&all, holders, holder);
         Matching {
             units,
             of_needer,

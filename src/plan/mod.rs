@@ -35,7 +35,6 @@ pub mod waterfill;
 mod boxes;
 mod bucket;
 mod cells;
-mod counting;
 mod derive;
 mod domains;
 mod fanout;
@@ -47,6 +46,7 @@ mod ranks;
 mod replan;
 mod senders;
 mod slots;
+mod sorting;
 mod tables;
 mod wire;
 

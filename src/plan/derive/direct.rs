@@ -9,21 +9,18 @@
 //! ```
 
 use super::cut::PairCut;
-use super::route::{Here, Hop, Routes, Stretch, There};
+use super::route::{Here, Hop, RESERVED_COUNT_MAX, Routes, Stretch, There};
 use super::walk::{Group, Walk};
 use super::{HOLDINGS, NEEDS};
-use crate::plan::counting;
 use crate::plan::decision::SourceRule;
 use crate::plan::line::Share;
 use crate::plan::locality::{Ends, Matching};
 use crate::plan::program::Direction;
+use crate::plan::sorting;
 use crate::rank::Rank;
 use smallvec::SmallVec;
 use std::ops::Range;
 use std::sync::Arc;
-
-/// Stretches that there is room for in advance, at most.
-const RESERVED_COUNT_MAX: usize = 1 << 17;
 
 /// What this rank exchanges with one peer of a group's stream.
 #[derive(Clone, Copy)]
@@ -116,7 +113,7 @@ impl Routes<'_, '_> {
                 });
             }
             let range = |s: &Segment| (s.from, s.to);
-            counting::sort(&mut lines.segments[first..], |a, b| range(a).cmp(&range(b)));
+            sorting::sort(&mut lines.segments[first..], |a, b| range(a).cmp(&range(b)));
             lines.open.push(first..lines.segments.len());
         }
         lines

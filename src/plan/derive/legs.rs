@@ -12,8 +12,8 @@
 
 use super::HOLDINGS;
 use super::route::{Portion, Routes, StreamKey, Stretch, There};
-use crate::plan::counting;
 use crate::plan::program::Direction;
+use crate::plan::sorting;
 use rustc_hash::{FxHashMap, FxHasher};
 use std::cmp::Ordering;
 use std::hash::Hasher;
@@ -74,7 +74,7 @@ impl Routes<'_, '_> {
             .iter()
             .flat_map(|&i| hops(i))
             .map(|hop| hop.0 as usize);
-        let starts = counting::starts(self.streams.len(), streams);
+        let starts = sorting::starts(self.streams.len(), streams);
         let mut next = starts.clone();
         let mut stretch = 0;
         let first = Leg {
@@ -115,7 +115,7 @@ impl Routes<'_, '_> {
     pub fn turns(&self, legs: &Legs) -> Vec<Turn> {
         let mut order: Vec<usize> = (0..self.streams.len()).collect();
         let key = |stream: usize| self.streams[stream];
-        counting::sort(&mut order, |&a, &b| key(a).cmp(&key(b)));
+        sorting::sort(&mut order, |&a, &b| key(a).cmp(&key(b)));
         let mut first_of: FxHashMap<(u32, u64), usize> = FxHashMap::default();
         let turn = |stream: usize| {
             let StreamKey {
@@ -157,7 +157,7 @@ impl Routes<'_, '_> {
             }
         }
         let steps = self.inputs.step_count() as usize;
-        counting::sorted(&all, steps, |b| b.step as usize).0
+        sorting::sorted(&all, steps, |b| b.step as usize).0
     }
 
     /// True if all ranks at the other ends store each of these alike.
@@ -172,7 +172,7 @@ impl Routes<'_, '_> {
     fn by_bucket(&self) -> Vec<u32> {
         let buckets = self.inputs.decision.bucket_count as usize;
         let bucket = |i: u32| self.stretches[i as usize].bucket as usize;
-        counting::order(self.stretches.len(), buckets, bucket).0
+        sorting::order(self.stretches.len(), buckets, bucket).0
     }
 
     /// Puts legs of a stream in order whose stretches are of several walks.

@@ -17,15 +17,18 @@ use super::visit::Visit;
 use super::walk::{Group, Item, Walk};
 use super::{Inputs, NEEDS};
 use crate::error::{Error, Result};
-use crate::plan::counting;
 use crate::plan::decision::{Cuts, Order};
 use crate::plan::layers::LayerItem;
 use crate::plan::program::Direction;
+use crate::plan::sorting;
 use crate::rank::Rank;
 use rustc_hash::FxHashMap;
 
 /// Alignment of what lies in relay memory.
 const RELAY_ALIGN_BYTES: u64 = 16;
+
+/// Stretches, pieces or messages that there is room for in advance, at most.
+pub const RESERVED_COUNT_MAX: usize = 1 << 17;
 
 /// Where a stretch lies on our side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -419,7 +422,7 @@ impl<'w, 'a> Routes<'w, 'a> {
         }
         let range = |s: &Stretch| (s.from, s.to);
         for own in self.stretches.chunk_by_mut(|a, b| item(a) == item(b)) {
-            counting::sort(own, |a, b| range(a).cmp(&range(b)));
+            sorting::sort(own, |a, b| range(a).cmp(&range(b)));
         }
     }
 
@@ -436,7 +439,7 @@ impl<'w, 'a> Routes<'w, 'a> {
             let s = &self.stretches[i as usize];
             firsts[s.walk as usize] + s.item as usize
         };
-        counting::order(self.stretches.len(), items, item).0
+        sorting::order(self.stretches.len(), items, item).0
     }
 
     /// Every needed byte comes exactly once: each item is tiled by what we

@@ -19,7 +19,7 @@
 use super::builder::Builder;
 use super::ends::{Ends, Form};
 use super::legs::{Leg, Turn};
-use super::route::{Here, Portion, Routes, StreamKey, Stretch, There};
+use super::route::{Here, Portion, RESERVED_COUNT_MAX, Routes, StreamKey, Stretch, There};
 use super::visit::Visit;
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Span, TensorIndex};
@@ -31,9 +31,6 @@ use xxhash_rust::xxh3::xxh3_128;
 
 /// Alignment of items in packed messages.
 pub const PACKED_ALIGN_BYTES: u64 = 16;
-
-/// Pieces and messages that there is room for in advance, at most.
-const RESERVED_COUNT_MAX: usize = 1 << 17;
 
 /// The pieces of a stretch that travel by themselves, for legs to ranks that
 /// store it in one way.
@@ -314,15 +311,22 @@ impl<'a> Builder<'a> {
         self.slot(side, key, &cell.own, lead)
     }
 
-    /// Ends a batch: what was not long enough for a message of its
-    /// own travels in one packed message.
+    /// Ends a batch: what was not long enough for a message of its own travels in
+    /// one packed message.
     fn close(&mut self, flow: &mut Flow<'_, 'a>) {
         if flow.packed.is_empty() {
             return;
         }
-        let start = self.program.pieces.len() as u32;
-        self.program.pieces.append(&mut flow.packed);
+        let mut pieces = std::mem::take(&mut flow.packed);
         let bytes = std::mem::take(&mut flow.packed_bytes);
+        self.add_pieces(flow, &mut pieces, bytes);
+        flow.packed = pieces;
+    }
+
+    /// A message of these pieces, which are taken out.
+    fn add_pieces(&mut self, flow: &mut Flow<'_, 'a>, pieces: &mut Vec<Piece>, bytes: u64) {
+        let start = self.program.pieces.len() as u32;
+        self.program.pieces.append(pieces);
         let end = self.program.pieces.len() as u32;
         self.add_message(flow, (start, end), bytes);
     }
@@ -342,11 +346,8 @@ impl<'a> Builder<'a> {
             at = self.add_box(portion, (b, first), wire, at, &mut pieces);
             first += b.elements();
         });
-        let start = self.program.pieces.len() as u32;
-        self.program.pieces.append(&mut pieces);
+        self.add_pieces(flow, &mut pieces, at);
         self.scratch = pieces;
-        let end = self.program.pieces.len() as u32;
-        self.add_message(flow, (start, end), at);
     }
 
     /// A range of a cell in the packed message of its bucket, box by box.

@@ -16,12 +16,12 @@ use crate::layout::tensor::{IndexBox, TensorIndex};
 use crate::layout::view::RankViews;
 use crate::plan::boxes::{ExplicitBox, ExplicitBoxes};
 use crate::plan::cells::{Splitter, StagedSlice};
-use crate::plan::counting;
 use crate::plan::decision::SourceGroup;
 use crate::plan::line::Line;
 use crate::plan::program::Direction;
 use crate::plan::ranks::RankSet;
 use crate::plan::slots::Slots;
+use crate::plan::sorting;
 use crate::plan::tables::{PlanTensor, placement};
 use crate::rank::Rank;
 use rustc_hash::FxHashMap;
@@ -188,7 +188,7 @@ impl<'a> Walk<'a> {
         let cells = &self.cells;
         let order = |t: &Trace| (t.demand, &cells[t.cell as usize].bounds);
         let traces = &mut self.traces[first as usize..];
-        counting::sort(traces, |a, b| order(a).cmp(&order(b)));
+        sorting::sort(traces, |a, b| order(a).cmp(&order(b)));
     }
 
     /// What this rank needs of the first tensor of a kind.

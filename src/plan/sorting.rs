@@ -1,5 +1,5 @@
-//! Sorting by small numbers (of items, of steps), by counting: it looks at each
-//! entry twice and compares none. And sorting of few things by anything.
+//! Sorting: by small numbers (of items, of steps), by counting, which looks at each
+//! entry twice and compares none; and of few things, by comparing.
 
 use std::cmp::Ordering;
 
