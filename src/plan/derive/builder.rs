@@ -2,7 +2,8 @@
 
 use super::Inputs;
 use super::cell::Cell;
-use super::stream::{LaidOut, split_boxes};
+use super::pattern::Patterns;
+use super::stream::split_boxes;
 use super::view::{OwnView, holding_view};
 use super::walk::Walk;
 use crate::error::Result;
@@ -33,8 +34,7 @@ pub struct Builder<'a> {
     loops: SmallVec<[Loop; 8]>,
     /// Where the boxes of each walk begin in the program.
     pub first_boxes: Vec<u32>,
-    /// By stretch.
-    pub laid_out: Vec<LaidOut>,
+    pub patterns: Patterns,
     /// Pieces of the message that is made.
     pub scratch: Vec<Piece>,
     /// The rank's parts of source and destination.
@@ -72,7 +72,7 @@ impl<'a> Builder<'a> {
             slots: FxHashMap::default(),
             loops: SmallVec::new(),
             first_boxes: Vec::new(),
-            laid_out: Vec::new(),
+            patterns: Patterns::default(),
             scratch: Vec::new(),
             parts: parts_of(inputs, rank),
         }

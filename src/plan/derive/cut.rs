@@ -2,16 +2,16 @@
 //! pair exchanges, or of layers.
 
 use super::Inputs;
-use super::route::{Routes, StreamKey, Stretch, scattered, share_of};
+use super::route::{Here, ItemRange, Routes, StreamKey, Stretch, scattered, share_of};
 use crate::plan::decision::{Cuts, Order};
 use crate::rank::Rank;
 
 impl Routes<'_, '_> {
-    /// The cuts of all streams, by what goes each way: ways and bytes.
-    pub fn pair_cuts(&self, ways: impl Iterator<Item = (u32, u64)>) -> Vec<PairCut> {
+    /// The cuts of all streams, by what they carry: streams and bytes.
+    pub fn pair_cuts(&self, carried: impl Iterator<Item = (u32, u64)>) -> Vec<PairCut> {
         let mut totals = vec![0u64; self.streams.len()];
-        for (way, bytes) in ways {
-            let total = &mut totals[self.stream_of(way)];
+        for (stream, bytes) in carried {
+            let total = &mut totals[stream as usize];
             *total = total.saturating_add(bytes);
         }
         let streams = self.streams.iter().zip(totals);
@@ -21,28 +21,31 @@ impl Routes<'_, '_> {
     }
 
     /// The one stream of a way that is no route.
-    pub fn stream_of(&self, way: u32) -> usize {
-        self.hops_of(way)[0].0 as usize
+    pub fn stream_of(&self, way: u32) -> u32 {
+        self.hops_of(way)[0].0
     }
 
-    /// Adds the next stretch of a pair, cut into buckets.
-    pub fn add_cut(&mut self, pair: &mut PairCut, s: &Stretch) {
-        let walk = &self.walks[s.walk as usize];
-        match self.inputs.decision.order {
-            Order::Fraction => {
-                let unit = || walk.cell_of(&walk.items[s.item as usize]).unit;
-                pair.cut(s, unit, &mut self.stretches);
-            }
-            Order::Layer => {
-                walk.cut_in_layers(s.item, (s.from, s.to), |bucket, from, to| {
-                    self.stretches.push(Stretch {
-                        bucket,
-                        from,
-                        to,
-                        ..*s
-                    });
-                });
-            }
+    /// Adds the next part of an item that a pair exchanges, cut into buckets.
+    #[inline]
+    pub fn add_cut(&mut self, pair: &mut PairCut, walk: usize, own: ItemRange, way: u32) {
+        let stretch = |bucket, from, to| Stretch {
+            walk: walk as u32,
+            item: own.item,
+            bucket,
+            from,
+            to,
+            here: Here::Buffer,
+            way,
+        };
+        let by_fraction = self.inputs.decision.order == Order::Fraction;
+        if by_fraction && let Some(bucket) = pair.bucket_of_whole(own.to - own.from) {
+            return self.stretches.push(stretch(bucket, own.from, own.to));
+        }
+        let walk = &self.walks[walk];
+        let add = |bucket, from, to| self.stretches.push(stretch(bucket, from, to));
+        match by_fraction {
+            true => pair.cut(own, walk.cell_of(&walk.items[own.item as usize]).unit, add),
+            false => walk.cut_in_layers(own.item, (own.from, own.to), add),
         }
     }
 }
@@ -81,27 +84,37 @@ impl PairCut {
         self.cuts.count.saturating_sub(1) as usize
     }
 
-    /// Cuts the next stretch where parts end, between its units.
-    fn cut(&mut self, s: &Stretch, unit: impl Fn() -> u64, out: &mut Vec<Stretch>) {
-        let mut cut = *s;
-        while cut.from < s.to {
+    /// The bucket of the next so many bytes, if no part ends with or in them.
+    fn bucket_of_whole(&mut self, bytes: u64) -> Option<u32> {
+        let to = self.position.saturating_add(bytes);
+        let is_last = self.part + 1 == self.cuts.count;
+        (is_last || to < self.end).then(|| {
+            self.position = to;
+            self.bucket
+        })
+    }
+
+    /// Cuts what comes next where parts end, between its units: calls `f` with
+    /// buckets and ranges.
+    fn cut(&mut self, own: ItemRange, unit: u64, mut f: impl FnMut(u32, u64, u64)) {
+        let mut from = own.from;
+        while from < own.to {
             let is_last = self.part + 1 == self.cuts.count;
-            let inside = s.from + self.end.saturating_sub(self.position);
-            let ends_inside = inside < s.to && !is_last;
-            cut.to = match ends_inside {
-                false => s.to,
-                true => (inside / unit() * unit()).max(cut.from),
+            let inside = own.from + self.end.saturating_sub(self.position);
+            let ends_inside = inside < own.to && !is_last;
+            let to = match ends_inside {
+                false => own.to,
+                true => (inside / unit * unit).max(from),
             };
-            if cut.from < cut.to {
-                cut.bucket = self.bucket;
-                out.push(cut);
+            if from < to {
+                f(self.bucket, from, to);
             }
-            cut.from = cut.to;
+            from = to;
             if ends_inside {
                 self.enter(self.part + 1);
             }
         }
-        self.position = self.position.saturating_add(s.bytes());
+        self.position = self.position.saturating_add(own.to - own.from);
         while self.part + 1 < self.cuts.count && self.position >= self.end {
             self.enter(self.part + 1);
         }

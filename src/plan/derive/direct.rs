@@ -9,7 +9,7 @@
 //! ```
 
 use super::cut::PairCut;
-use super::route::{Here, Hop, RESERVED_COUNT_MAX, Routes, Stretch, There};
+use super::route::{Hop, ItemRange, RESERVED_COUNT_MAX, Routes, There};
 use super::walk::{Group, Walk};
 use super::{HOLDINGS, NEEDS};
 use crate::plan::decision::SourceRule;
@@ -28,6 +28,7 @@ struct Segment {
     from: u64,
     to: u64,
     way: u32,
+    stream: u32,
 }
 
 /// The lines of a walk, of each group what this rank exchanges.
@@ -41,9 +42,9 @@ struct Lines {
 }
 
 impl Lines {
-    /// Calls `f` with the ways of the next item of a group, `range` of its line,
-    /// and with what of that range goes each.
-    fn next(&mut self, group: u32, range: Range<u64>, mut f: impl FnMut(u32, Range<u64>)) {
+    /// Calls `f` with the segments that the next item of a group meets, `range` of
+    /// its line, and with what of that range is in each.
+    fn next(&mut self, group: u32, range: Range<u64>, mut f: impl FnMut(&Segment, Range<u64>)) {
         let open = &mut self.open[group as usize];
         let is_behind = |s: &Segment| s.to <= range.start;
         open.start += self.segments[open.clone()]
@@ -56,7 +57,7 @@ impl Lines {
             }
             let own = s.from.max(range.start)..s.to.min(range.end);
             if !own.is_empty() {
-                f(s.way, own);
+                f(s, own);
             }
         }
     }
@@ -78,7 +79,7 @@ impl Routes<'_, '_> {
     fn wrap(&mut self, w: usize) {
         let walk = &self.walks[w];
         let mut lines = self.lines(w);
-        let bytes = |s: &Segment| (s.way, s.to - s.from);
+        let bytes = |s: &Segment| (s.stream, s.to - s.from);
         let mut pairs = self.pair_cuts(lines.segments.iter().map(bytes));
         let cuts: usize = pairs.iter().map(PairCut::count_max).sum();
         let room = lines.met_count + cuts.min(lines.met_count);
@@ -86,10 +87,13 @@ impl Routes<'_, '_> {
         for (i, item) in (0..).zip(&walk.items) {
             let begin = item.position;
             let range = begin..begin + walk.cell_of(item).bytes;
-            lines.next(item.group, range, |way, own| {
-                let pair = &mut pairs[self.stream_of(way)];
-                let own = (own.start - begin, own.end - begin);
-                self.add_cut(pair, &whole(w, i, own, way));
+            lines.next(item.group, range, |s, own| {
+                let own = ItemRange {
+                    item: i,
+                    from: own.start - begin,
+                    to: own.end - begin,
+                };
+                self.add_cut(&mut pairs[s.stream as usize], w, own, s.way);
             });
         }
     }
@@ -108,7 +112,12 @@ impl Routes<'_, '_> {
                         let hop = Hop::plain(peer, walk.direction, 0, There::Across);
                         let way = self.way(&[hop]);
                         lines.met_count += end - begin + 1;
-                        lines.segments.push(Segment { from, to, way });
+                        lines.segments.push(Segment {
+                            from,
+                            to,
+                            way,
+                            stream: self.stream_of(way),
+                        });
                     }
                 });
             }
@@ -138,24 +147,17 @@ impl Routes<'_, '_> {
             }
         }
         let bytes = |i: u32| walk.cell_of(&walk.items[i as usize]).bytes;
-        let mut pairs = self.pair_cuts(found.iter().map(|&(i, way)| (way, bytes(i))));
+        let stream = |way| self.stream_of(way);
+        let mut pairs = self.pair_cuts(found.iter().map(|&(i, way)| (stream(way), bytes(i))));
         for (i, way) in found {
-            let pair = &mut pairs[self.stream_of(way)];
-            self.add_cut(pair, &whole(w, i, (0, bytes(i)), way));
+            let pair = &mut pairs[self.stream_of(way) as usize];
+            let whole = ItemRange {
+                item: i,
+                from: 0,
+                to: bytes(i),
+            };
+            self.add_cut(pair, w, whole, way);
         }
-    }
-}
-
-/// A range of an item, in no bucket yet.
-fn whole(walk: usize, item: u32, (from, to): (u64, u64), way: u32) -> Stretch {
-    Stretch {
-        walk: walk as u32,
-        item,
-        bucket: 0,
-        from,
-        to,
-        here: Here::Buffer,
-        way,
     }
 }
 

@@ -7,8 +7,9 @@
 //!   item 7, bucket 0, to 8 and 9     bucket 1, item 2   to 9: 0·7
 //! ```
 //!
-//! Stretches are in order of walk, item and range. They are put in order of
-//! bucket, by counting, and then dealt to the streams: most are sent to several.
+//! Stretches are in order of walk, item and range, and are dealt to the streams:
+//! most are sent to several. Where that leaves streams out of order of bucket, they
+//! are put in that order first, by counting.
 
 use super::HOLDINGS;
 use super::route::{Portion, Routes, StreamKey, Stretch, There};
@@ -68,11 +69,30 @@ impl Legs {
 impl Routes<'_, '_> {
     /// Deals the stretches, which are in order, to the streams.
     pub fn legs(&self) -> Legs {
-        let order = self.by_bucket();
+        match self.are_by_bucket() {
+            true => self.deal(0..self.stretches.len() as u32),
+            false => self.deal(self.by_bucket().into_iter()),
+        }
+    }
+
+    /// True if no stream carries a stretch of an earlier bucket after one of a
+    /// later one.
+    fn are_by_bucket(&self) -> bool {
+        let mut last = vec![0; self.streams.len()];
+        self.stretches.iter().all(|s| {
+            self.hops_of(s.way).iter().all(|&(stream, _)| {
+                let before = std::mem::replace(&mut last[stream as usize], s.bucket);
+                before <= s.bucket
+            })
+        })
+    }
+
+    /// Deals the stretches, in some order, to the streams.
+    fn deal(&self, order: impl Iterator<Item = u32> + Clone) -> Legs {
         let hops = |i: u32| self.hops_of(self.stretches[i as usize].way);
         let streams = order
-            .iter()
-            .flat_map(|&i| hops(i))
+            .clone()
+            .flat_map(hops)
             .map(|hop| hop.0 as usize);
         let starts = sorting::starts(self.streams.len(), streams);
         let mut next = starts.clone();
@@ -82,7 +102,7 @@ impl Routes<'_, '_> {
             there: There::Across,
         };
         let mut all = vec![first; starts[self.streams.len()] as usize];
-        for &i in &order {
+        for i in order {
             if !self.is_again(i, stretch) {
                 stretch = i;
             }

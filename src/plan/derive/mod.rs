@@ -23,6 +23,7 @@ mod ends;
 mod exits;
 mod legs;
 mod memory;
+mod pattern;
 mod route;
 mod stream;
 mod two_stage;

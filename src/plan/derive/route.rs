@@ -83,7 +83,10 @@ pub struct Portion<'w, 'a> {
 
 impl<'w, 'a> Portion<'w, 'a> {
     pub fn of(walks: &'w [Visit<'a>], stretch: &'w Stretch) -> Portion<'w, 'a> {
-        let walk: &Walk<'_> = &walks[stretch.walk as usize];
+        Portion::in_walk(&walks[stretch.walk as usize], stretch)
+    }
+
+    pub fn in_walk(walk: &'w Walk<'a>, stretch: &'w Stretch) -> Portion<'w, 'a> {
         let item = &walk.items[stretch.item as usize];
         Portion {
             walk,
@@ -91,6 +94,13 @@ impl<'w, 'a> Portion<'w, 'a> {
             cell: walk.cell_of(item),
             stretch,
         }
+    }
+
+    /// True if it is a whole cell, in one buffer of ours.
+    pub fn is_whole_buffer(&self) -> bool {
+        let Stretch { from, to, here, .. } = *self.stretch;
+        let is_one_buffer = here == Here::Buffer && self.cell.own.split.is_none();
+        is_one_buffer && from == 0 && to == self.cell.bytes
     }
 }
 
@@ -412,17 +422,21 @@ impl<'w, 'a> Routes<'w, 'a> {
         at
     }
 
-    /// Puts the stretches in order of walk, item and range, equal ones beside
-    /// each other.
+    /// Puts the stretches in order of walk, item, range and bucket: those that
+    /// are the same part beside each other.
     pub fn put_in_order(&mut self) {
+        let place = |s: &Stretch| (s.walk, s.item, s.from, s.to, s.bucket);
+        if self.stretches.is_sorted_by_key(place) {
+            return;
+        }
         let item = |s: &Stretch| (s.walk, s.item);
         if !self.stretches.is_sorted_by_key(item) {
             let by_item = self.by_item().into_iter();
             self.stretches = by_item.map(|i| self.stretches[i as usize]).collect();
         }
-        let range = |s: &Stretch| (s.from, s.to);
+        let part = |s: &Stretch| (s.from, s.to, s.bucket);
         for own in self.stretches.chunk_by_mut(|a, b| item(a) == item(b)) {
-            sorting::sort(own, |a, b| range(a).cmp(&range(b)));
+            sorting::sort(own, |a, b| part(a).cmp(&part(b)));
         }
     }
 
@@ -484,7 +498,7 @@ impl<'w, 'a> Routes<'w, 'a> {
 struct Tiles<'h, S> {
     held: &'h [u32],
     size: S,
-    /// Up to here there is no gap.
+    /// The first item that is not full yet, and up to where it is.
     item: u32,
     to: u64,
 }
@@ -502,40 +516,42 @@ impl<'h, S: Fn(u32) -> u64> Tiles<'h, S> {
     /// The gap before a range: up to `from` there is none, and the next one, or
     /// the end of the item, is at `to`; before `from` if bytes come twice.
     fn add(&mut self, item: u32, from: u64, to: u64) -> Option<ItemRange> {
-        if self.item < item {
-            let gap = self.close(item);
-            if gap.is_some() {
-                return gap;
-            }
+        self.skip_held();
+        if item < self.item {
+            let (from, to) = ((self.size)(item), from);
+            return Some(ItemRange { item, from, to });
         }
-        if self.held.first() == Some(&item) {
-            self.to = (self.size)(item);
+        if item > self.item {
+            return self.close(item);
         }
         if self.to != from {
             let (from, to) = (self.to, from);
             return Some(ItemRange { item, from, to });
         }
         self.to = to;
+        if to == (self.size)(item) {
+            self.item += 1;
+            self.to = 0;
+        }
         None
     }
 
     /// The gap before the first byte of an item.
     fn close(&mut self, end: u32) -> Option<ItemRange> {
-        while self.item < end {
-            let (item, size) = (self.item, (self.size)(self.item));
-            if self.held.first() == Some(&item) {
-                self.held = &self.held[1..];
-            } else if self.to != size {
-                return Some(ItemRange {
-                    item,
-                    from: self.to,
-                    to: size,
-                });
-            }
+        self.skip_held();
+        let (item, from) = (self.item, self.to);
+        (item < end).then(|| ItemRange {
+            item,
+            from,
+            to: (self.size)(item),
+        })
+    }
+
+    fn skip_held(&mut self) {
+        while self.held.first() == Some(&self.item) {
+            self.held = &self.held[1..];
             self.item += 1;
-            self.to = 0;
         }
-        None
     }
 }
 

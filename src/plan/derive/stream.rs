@@ -16,11 +16,14 @@
 //!                      step 0     step 1     step 2     step 3
 //! ```
 
+use super::NEEDS;
 use super::builder::Builder;
 use super::ends::{Ends, Form};
 use super::legs::{Leg, Turn};
+use super::pattern::Patterns;
 use super::route::{Here, Portion, RESERVED_COUNT_MAX, Routes, StreamKey, Stretch, There};
 use super::visit::Visit;
+use super::walk::Walk;
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Span, TensorIndex};
 use crate::plan::piece::flat_boxes;
@@ -31,14 +34,6 @@ use xxhash_rust::xxh3::xxh3_128;
 
 /// Alignment of items in packed messages.
 pub const PACKED_ALIGN_BYTES: u64 = 16;
-
-/// The pieces of a stretch that travel by themselves, for legs to ranks that
-/// store it in one way.
-#[derive(Clone, Copy, Default)]
-pub struct LaidOut {
-    there: Option<There>,
-    pieces: (u32, u32),
-}
 
 /// What is made of a stream.
 #[derive(Clone, Copy, Default)]
@@ -51,13 +46,15 @@ struct Made {
 }
 
 /// One batch of a stream while its messages are made.
-struct Flow<'w, 'a> {
+pub struct Flow<'w, 'a> {
     walks: &'w [Visit<'a>],
+    /// The walk that was asked for last; often it is asked for again.
+    walk: (u32, &'w Walk<'a>),
     key: StreamKey,
     bucket: u32,
     /// Pieces of the packed message, and where it ends.
-    packed: Vec<Piece>,
-    packed_bytes: u64,
+    pub packed: Vec<Piece>,
+    pub packed_bytes: u64,
     /// What both ends must agree on.
     text: Vec<u8>,
 }
@@ -66,6 +63,7 @@ impl<'w, 'a> Flow<'w, 'a> {
     fn new(walks: &'w [Visit<'a>], rank: Rank) -> Flow<'w, 'a> {
         Flow {
             walks,
+            walk: (NEEDS as u32, &walks[NEEDS]),
             key: StreamKey {
                 peer: rank,
                 direction: Direction::Send,
@@ -84,6 +82,13 @@ impl<'w, 'a> Flow<'w, 'a> {
         self.bucket = bucket;
         self.text.clear();
         self.text.extend_from_slice(&hash.to_le_bytes());
+    }
+
+    fn portion(&mut self, stretch: &'w Stretch) -> Portion<'w, 'a> {
+        if self.walk.0 != stretch.walk {
+            self.walk = (stretch.walk, &self.walks[stretch.walk as usize]);
+        }
+        Portion::in_walk(self.walk.1, stretch)
     }
 
     /// What the other end must have of a stretch as well.
@@ -113,7 +118,7 @@ impl<'a> Builder<'a> {
         let room = legs.len().min(RESERVED_COUNT_MAX);
         self.program.messages.reserve(room);
         self.program.pieces.reserve(room);
-        self.laid_out = vec![LaidOut::default(); routes.stretches.len()];
+        self.patterns = Patterns::new(routes.stretches.len(), self.program.boxes.len());
         let turns = routes.turns(&legs);
         let mut flow = Flow::new(routes.walks, self.program.rank);
         let mut made = vec![Made::default(); routes.streams.len()];
@@ -186,11 +191,11 @@ impl<'a> Builder<'a> {
     }
 
     /// The messages of one batch of a stream, which has had some `before`.
-    fn add_batch(
+    fn add_batch<'w>(
         &mut self,
-        stretches: &[Stretch],
+        stretches: &'w [Stretch],
         legs: &[Leg],
-        flow: &mut Flow<'_, 'a>,
+        flow: &mut Flow<'w, 'a>,
         before: &Made,
     ) -> Made {
         let first = self.program.messages.len() as u32;
@@ -198,7 +203,8 @@ impl<'a> Builder<'a> {
         for leg in legs {
             let s = &stretches[leg.stretch as usize];
             bytes += s.bytes();
-            self.add_leg(flow, leg, &Portion::of(flow.walks, s));
+            let portion = flow.portion(s);
+            self.add_leg(flow, leg, &portion);
         }
         self.close(flow);
         Made {
@@ -218,41 +224,22 @@ impl<'a> Builder<'a> {
     }
 
     /// The box that pieces of a stretch are parts of.
-    fn box_of(&self, portion: &Portion<'_, '_>) -> u32 {
+    pub fn box_of(&self, portion: &Portion<'_, '_>) -> u32 {
         self.first_boxes[portion.stretch.walk as usize] + portion.item.cell
     }
 
-    /// A range of an item: long runs become messages of their own, the rest
-    /// joins the packed message of the bucket.
-    ///
-    /// What is sent to several is laid out once: messages of one piece each
-    /// have the same pieces, whoever they are for.
+    /// A range of an item, laid out once for all ends that store it alike.
     fn add_leg(&mut self, flow: &mut Flow<'_, 'a>, leg: &Leg, portion: &Portion<'_, 'a>) {
         flow.add_text(portion);
-        let laid = self.laid_out[leg.stretch as usize];
-        if laid.there == Some(leg.there) && portion.cell.is_alike(leg.there) {
-            for piece in laid.pieces.0..laid.pieces.1 {
-                let bytes = self.program.pieces[piece as usize].bytes;
-                self.add_message(flow, (piece, piece + 1), bytes);
-            }
-            return;
-        }
-        let before = (self.program.pieces.len(), self.program.messages.len());
-        let packed = flow.packed.len();
-        self.lay_out(flow, leg.there, portion);
-        let pieces = (before.0 as u32, self.program.pieces.len() as u32);
-        let messages = self.program.messages.len() - before.1;
-        let is_one_each = messages == self.program.pieces.len() - before.0;
-        let is_sent = flow.key.direction == Direction::Send;
-        if is_sent && is_one_each && packed == flow.packed.len() {
-            self.laid_out[leg.stretch as usize] = LaidOut {
-                there: Some(leg.there),
-                pieces,
-            };
+        match portion.cell.is_alike(leg.there) {
+            true => self.lay_out_once(flow, leg, portion),
+            false => self.lay_out(flow, leg.there, portion),
         }
     }
 
-    fn lay_out(&mut self, flow: &mut Flow<'_, 'a>, there: There, portion: &Portion<'_, 'a>) {
+    /// Long runs become messages of their own, the rest joins the packed message
+    /// of the bucket.
+    pub fn lay_out(&mut self, flow: &mut Flow<'_, 'a>, there: There, portion: &Portion<'_, 'a>) {
         let ends = Ends::of(portion, there, flow.key.peer);
         let Stretch { from, to, .. } = *portion.stretch;
         let wire = ends.wire;
@@ -302,7 +289,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Our buffer that holds what lies at `lead` on axis 0.
-    fn slot_of(&mut self, portion: &Portion<'_, 'a>, lead: u64) -> BufferSlot {
+    pub fn slot_of(&mut self, portion: &Portion<'_, 'a>, lead: u64) -> BufferSlot {
         let Portion {
             walk, item, cell, ..
         } = portion;
@@ -442,7 +429,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn add_message(&mut self, flow: &mut Flow<'_, 'a>, pieces: (u32, u32), bytes: u64) {
+    pub fn add_message(&mut self, flow: &mut Flow<'_, 'a>, pieces: (u32, u32), bytes: u64) {
         let p = &mut self.program;
         let is_direct = match &p.pieces[pieces.0 as usize..pieces.1 as usize] {
             [one] => one.region.dtype == one.wire && one.region.loops.0 == one.region.loops.1,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Optional, TypeVar
 
@@ -14,6 +12,32 @@ from .enums import Status
 from .errors import CallerError
 
 _Self = TypeVar("_Self", bound="Handle")
+
+
+class _Use:
+    """One call, or several, under way on a handle; `with` it gives the pointer."""
+
+    __slots__ = ("_handle",)
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    def __enter__(self) -> Any:
+        handle = self._handle
+        with handle._idle:
+            if handle._closing or handle._pointer is None:
+                raise CallerError(
+                    f"this {type(handle).__name__.lower()} is closed", Status.INVALID_STATE
+                )
+            handle._calls += 1
+        return handle._pointer
+
+    def __exit__(self, *_error: object) -> None:
+        handle = self._handle
+        with handle._idle:
+            handle._calls -= 1
+            if handle._closing:
+                handle._idle.notify_all()
 
 
 class Handle:
@@ -30,21 +54,9 @@ class Handle:
         self._pid = os.getpid()
         self._pointer = pointer
 
-    @contextmanager
-    def _use(self) -> Iterator[Any]:
-        """The pointer, which stays valid inside the block."""
-        with self._idle:
-            if self._closing or self._pointer is None:
-                raise CallerError(
-                    f"this {type(self).__name__.lower()} is closed", Status.INVALID_STATE
-                )
-            self._calls += 1
-        try:
-            yield self._pointer
-        finally:
-            with self._idle:
-                self._calls -= 1
-                self._idle.notify_all()
+    def _use(self) -> _Use:
+        """A block in which the pointer stays valid."""
+        return _Use(self)
 
     @property
     def closed(self) -> bool:

@@ -341,7 +341,7 @@ class Plan(Handle):
         info.struct_size = ctypes.sizeof(info)
         with self._use() as pointer:
             call(lib.wsync_plan_program_info, pointer, rank, ctypes.byref(info))
-        return ProgramInfo(*(getattr(info, name) for name in ProgramInfo._fields))
+        return ProgramInfo(*_PROGRAM_INFO.unpack(info))
 
     def program_infos(self, ranks: Iterable[int]) -> list[ProgramInfo]:
         """What each of `ranks` does, in their order.
