@@ -90,10 +90,7 @@ impl Routes<'_, '_> {
     /// Deals the stretches, in some order, to the streams.
     fn deal(&self, order: impl Iterator<Item = u32> + Clone) -> Legs {
         let hops = |i: u32| self.hops_of(self.stretches[i as usize].way);
-        let streams = order
-            .clone()
-            .flat_map(hops)
-            .map(|hop| hop.0 as usize);
+        let streams = order.clone().flat_map(hops).map(|hop| hop.0 as usize);
         let starts = sorting::starts(self.streams.len(), streams);
         let mut next = starts.clone();
         let mut stretch = 0;
