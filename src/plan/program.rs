@@ -287,9 +287,9 @@ impl Program {
 
     /// Every rank this one sends to or receives from, ascending.
     pub fn peers(&self) -> Vec<Rank> {
-        let mut peers: Vec<Rank> = self.messages.iter().map(|m| m.peer).collect();
         // Messages of a step are by peer.
-        peers.dedup();
+        let by_peer = self.messages.chunk_by(|a, b| a.peer == b.peer);
+        let mut peers: Vec<Rank> = by_peer.map(|of| of[0].peer).collect();
         peers.sort_unstable();
         peers.dedup();
         peers

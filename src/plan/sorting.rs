@@ -7,9 +7,7 @@ use std::cmp::Ordering;
 /// and the end.
 pub fn starts(count: usize, keys: impl Iterator<Item = usize>) -> Vec<u32> {
     let mut starts = vec![0u32; count + 1];
-    for key in keys {
-        starts[key + 1] += 1;
-    }
+    keys.for_each(|key| starts[key + 1] += 1);
     for key in 0..count {
         starts[key + 1] += starts[key];
     }

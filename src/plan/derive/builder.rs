@@ -25,7 +25,7 @@ pub struct Builder<'a> {
     pub program: Program,
     /// Relay memory of one bucket; two are in use at a time.
     pub relay_half_bytes: u64,
-    /// Slots of buffers of the rank's parts, by side and number.
+    /// Slots of whole buffers of the rank's parts, by side and number.
     part_slots: [Vec<Option<BufferSlot>>; 2],
     /// The same of split tensors, by local index as well.
     split_slots: [Vec<Vec<Option<BufferSlot>>>; 2],
@@ -67,7 +67,7 @@ impl<'a> Builder<'a> {
                 pair_balance: 0,
                 pairs: Vec::new(),
             },
-            part_slots: Default::default(),
+            part_slots: [inputs.source, inputs.destination].map(|l| part_slots(l, rank)),
             split_slots: Default::default(),
             slots: FxHashMap::default(),
             loops: SmallVec::new(),
@@ -90,32 +90,38 @@ impl<'a> Builder<'a> {
         let is_plain = own.split.is_none() && own.explicit.is_none();
         if is_plain
             && part == self.part_of(side)
-            && let Some(Some(slot)) = self.part_slots[side as usize].get(buffer as usize)
+            && let Some(known) = self.part_slots[side as usize].get_mut(buffer as usize)
         {
-            return *slot;
+            let buffers = &mut self.program.buffers;
+            return *known.get_or_insert_with(|| {
+                let buffer = LocalBuffer {
+                    buffer,
+                    split: None,
+                };
+                let key = BufferKey::Part { part, buffer };
+                add_buffer(buffers, BufferUse { side, key })
+            });
         }
         self.slot_of_key(side, key_of(part, buffer, own, lead))
     }
 
     fn slot_of_key(&mut self, side: Side, key: BufferKey) -> BufferSlot {
         let known = match key {
-            BufferKey::Part { part, buffer } if part == self.part_of(side) => {
-                let n = buffer.buffer as usize;
-                match buffer.split {
-                    None => entry(&mut self.part_slots[side as usize], n),
-                    Some((local, _)) => {
-                        let slots = entry(&mut self.split_slots[side as usize], n);
-                        entry(slots, local as usize)
-                    }
-                }
+            BufferKey::Part {
+                part,
+                buffer:
+                    LocalBuffer {
+                        buffer,
+                        split: Some((local, _)),
+                    },
+            } if part == self.part_of(side) => {
+                let slots = entry(&mut self.split_slots[side as usize], buffer as usize);
+                entry(slots, local as usize)
             }
             _ => self.slots.entry(BufferUse { side, key }).or_default(),
         };
         let buffers = &mut self.program.buffers;
-        *known.get_or_insert_with(|| {
-            buffers.push(BufferUse { side, key });
-            BufferSlot(buffers.len() as u32 - 1)
-        })
+        *known.get_or_insert_with(|| add_buffer(buffers, BufferUse { side, key }))
     }
 
     /// The region of `bounds` in an own view. `bounds` spans one index of a
@@ -346,6 +352,12 @@ impl<'a> Builder<'a> {
     }
 }
 
+/// Room for the slots of the buffers of the rank's part.
+fn part_slots(layout: &Layout, rank: Rank) -> Vec<Option<BufferSlot>> {
+    let part = layout.part_of(rank).map(|p| &layout.parts()[p as usize]);
+    vec![None; part.map_or(0, |p| p.buffers.len())]
+}
+
 fn parts_of(inputs: Inputs<'_>, rank: Rank) -> (u16, u16) {
     let part = |layout: &Layout| layout.part_of(rank).unwrap_or_default();
     (part(inputs.source), part(inputs.destination))
@@ -363,6 +375,11 @@ fn key_of(part: u16, buffer: u32, own: &OwnView, lead: u64) -> BufferKey {
         part,
         buffer: LocalBuffer { buffer, split },
     }
+}
+
+fn add_buffer(buffers: &mut Vec<BufferUse>, used: BufferUse) -> BufferSlot {
+    buffers.push(used);
+    BufferSlot(buffers.len() as u32 - 1)
 }
 
 /// The entry of a table that grows as far as it is asked for.

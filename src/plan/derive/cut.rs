@@ -37,15 +37,31 @@ impl Routes<'_, '_> {
             here: Here::Buffer,
             way,
         };
-        let by_fraction = self.inputs.decision.order == Order::Fraction;
-        if by_fraction && let Some(bucket) = pair.bucket_of_whole(own.to - own.from) {
-            return self.stretches.push(stretch(bucket, own.from, own.to));
+        let bucket = match self.inputs.decision.order {
+            Order::Fraction => pair.bucket_of_whole(own.to - own.from),
+            Order::Layer => None,
+        };
+        match bucket {
+            Some(bucket) => self.stretches.push(stretch(bucket, own.from, own.to)),
+            None => self.cut_up(pair, walk, own, stretch),
         }
+    }
+
+    fn cut_up(
+        &mut self,
+        pair: &mut PairCut,
+        walk: usize,
+        own: ItemRange,
+        stretch: impl Fn(u32, u64, u64) -> Stretch,
+    ) {
         let walk = &self.walks[walk];
         let add = |bucket, from, to| self.stretches.push(stretch(bucket, from, to));
-        match by_fraction {
-            true => pair.cut(own, walk.cell_of(&walk.items[own.item as usize]).unit, add),
-            false => walk.cut_in_layers(own.item, (own.from, own.to), add),
+        match self.inputs.decision.order {
+            Order::Fraction => {
+                let unit = walk.cell_of(&walk.items[own.item as usize]).unit;
+                pair.cut(own, unit, add);
+            }
+            Order::Layer => walk.cut_in_layers(own.item, (own.from, own.to), add),
         }
     }
 }

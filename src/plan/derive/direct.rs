@@ -46,12 +46,11 @@ impl Lines {
     /// its line, and with what of that range is in each.
     fn next(&mut self, group: u32, range: Range<u64>, mut f: impl FnMut(&Segment, Range<u64>)) {
         let open = &mut self.open[group as usize];
-        let is_behind = |s: &Segment| s.to <= range.start;
-        open.start += self.segments[open.clone()]
-            .iter()
-            .take_while(|s| is_behind(s))
-            .count();
         for s in &self.segments[open.clone()] {
+            if s.to <= range.start {
+                open.start += 1;
+                continue;
+            }
             if s.from >= range.end {
                 break;
             }

@@ -113,7 +113,9 @@ impl<'a> Builder<'a> {
         }
         let pieces = &mut self.program.pieces;
         let first = pieces.len() as u32;
-        pieces.extend(likes.iter().map(|like| piece(like, 0)));
+        for like in likes {
+            pieces.push(piece(like, 0));
+        }
         let pieces = (first, pieces.len() as u32);
         self.add_each(flow, pieces);
         self.note_pieces(leg, pieces);

@@ -442,18 +442,15 @@ impl<'a> Walk<'a> {
     fn add_items(&mut self, t: u32, traces: (u32, u32), place: &Place<'_>) -> Result<()> {
         let tensor = &self.inputs.tables.tensors[t as usize];
         let placed = match self.direction {
-            Direction::Receive => &tensor.needers,
-            Direction::Send => &tensor.holders,
+            Direction::Receive => tensor.needers.as_slice(),
+            Direction::Send => tensor.holders.as_slice(),
+        };
+        let placements = match place {
+            Place::Part(part, _) => Some(part.placements.as_slice()),
+            Place::Explicit(_) => None,
         };
         for trace in &self.traces[traces.0 as usize..traces.1 as usize] {
-            let buffer = match place {
-                Place::Part(part, _) => {
-                    let r = placed[trace.own as usize];
-                    part.placements[r.placement as usize].buffer
-                }
-                Place::Explicit(_) => 0,
-            };
-            let bytes = self.cells[trace.cell as usize].bytes;
+            let of = |all: &[Placement]| all[placed[trace.own as usize].placement as usize].buffer;
             let group = &mut self.groups[trace.group as usize];
             group.items.push(self.items.len() as u32);
             self.items.push(Item {
@@ -461,9 +458,10 @@ impl<'a> Walk<'a> {
                 demand: trace.demand,
                 group: trace.group,
                 cell: trace.cell,
-                buffer,
+                buffer: placements.map_or(0, of),
                 position: group.bytes,
             });
+            let bytes = self.cells[trace.cell as usize].bytes;
             group.bytes = group
                 .bytes
                 .checked_add(bytes)
