@@ -226,11 +226,21 @@ impl std::fmt::Display for Mesh {
 }
 
 /// Ranges of coordinates, one per axis of one mesh of one part.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MeshSlice {
     pub part: u16,
     pub mesh: u16,
     pub ranges: SmallVec<[(u32, u32); 8]>,
+}
+
+impl Clone for MeshSlice {
+    /// Ranges as one copy: the derived way goes range by range.
+    fn clone(&self) -> MeshSlice {
+        MeshSlice {
+            ranges: SmallVec::from_slice(&self.ranges),
+            ..*self
+        }
+    }
 }
 
 impl MeshSlice {

@@ -188,7 +188,8 @@ impl Matching {
     }
 
     fn of(mut shares: Vec<UnitShare>, units: u64, holders: usize, needers: usize) -> Matching {
-        shares.sort_unstable_by_key(|s| (s.needer, s.from));
+        let place = |s: &UnitShare| (s.needer, s.from);
+        sorting::sort(&mut shares, |a, b| place(a).cmp(&place(b)));
         let needer = |s: &UnitShare| s.needer as usize;
         let of_needer = sorting::starts(needers, shares.iter().map(needer));
         let all: Vec<u32> = (0..shares.len() as u32).collect();
@@ -282,7 +283,7 @@ fn at_level(order: impl Iterator<Item = u32>, places: &[Places], level: usize) -
     let mut at: Vec<(u64, u32)> = order
         .filter_map(|i| Some((*places[i as usize].get(level)?, i)))
         .collect();
-    at.sort_by_key(|p| p.0);
+    sorting::sort(&mut at, |a, b| a.0.cmp(&b.0));
     at
 }
 

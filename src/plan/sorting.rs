@@ -1,17 +1,24 @@
 //! Sorting: by small numbers (of items, of steps), by counting, which looks at each
 //! entry twice and compares none; and of few things, by comparing.
 
+use smallvec::SmallVec;
 use std::cmp::Ordering;
 
 /// Where the entries of each of `count` keys begin among all in order of key,
 /// and the end.
 pub fn starts(count: usize, keys: impl Iterator<Item = usize>) -> Vec<u32> {
-    let mut starts = vec![0u32; count + 1];
-    keys.for_each(|key| starts[key + 1] += 1);
-    for key in 0..count {
-        starts[key + 1] += starts[key];
+    let mut counts = vec![0u32; count + 1];
+    keys.for_each(|key| counts[key] += 1);
+    starts_of(counts)
+}
+
+/// The same of how many entries each key has, and a last count of 0.
+pub fn starts_of(mut counts: Vec<u32>) -> Vec<u32> {
+    let mut next = 0;
+    for count in &mut counts {
+        next += std::mem::replace(count, next);
     }
-    starts
+    counts
 }
 
 /// The numbers below `total` in order of key, each below `count`; those of one
@@ -47,8 +54,8 @@ pub fn sort<T: Copy>(entries: &mut [T], order: impl Fn(&T, &T) -> Ordering) {
     if entries.is_sorted_by(|a, b| order(a, b).is_le()) {
         return;
     }
-    let before = entries.to_vec();
-    let mut all: Vec<u32> = (0..before.len() as u32).collect();
+    let before: SmallVec<[T; 8]> = SmallVec::from_slice(entries);
+    let mut all: SmallVec<[u32; 8]> = (0..before.len() as u32).collect();
     sort_numbers(&mut all, &|a, b| {
         order(&before[a as usize], &before[b as usize]).then(a.cmp(&b))
     });

@@ -26,20 +26,22 @@ pub struct PlacementRef {
 
 pub type Refs = SmallVec<[PlacementRef; 2]>;
 
-/// One tensor that moves.
+/// One tensor that moves. Beside each other is what a walk looks at of every
+/// one.
 #[derive(Clone, Debug)]
+#[repr(C)]
 pub struct PlanTensor {
-    pub source: TensorIndex,
-    pub destination: TensorIndex,
     pub class: u32,
     /// Which of [`Tables::kinds`] it is of.
     pub kind: u32,
+    /// Symbolic placements on both sides, in order of part and placement.
+    pub needers: Refs,
+    pub holders: Refs,
+    pub source: TensorIndex,
+    pub destination: TensorIndex,
     /// Dtype in which the source stores it.
     pub source_dtype: Dtype,
     pub granule: Dims,
-    /// Symbolic placements on both sides, in order of part and placement.
-    pub holders: Refs,
-    pub needers: Refs,
     /// Explicit boxes on both sides, sorted by box.
     pub explicit_holders: ExplicitBoxes,
     pub explicit_needers: ExplicitBoxes,

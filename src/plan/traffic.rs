@@ -12,10 +12,12 @@
 use super::Plan;
 use super::blocks::{Blocks, Unit};
 use super::program::{Direction, Program};
+use super::sorting;
 use super::topology::Topology;
 use crate::error::Result;
 use crate::rank::Rank;
 use serde::Serialize;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 /// Ranks of a side that a matrix shows one by one; of more, their hosts.
@@ -178,16 +180,17 @@ impl Count {
 
     fn finish(mut self, plan: &Plan, topology: &Topology) -> Traffic {
         let mut t = self.traffic;
-        t.ranks.sort_unstable_by_key(|r| r.rank);
+        sorting::sort(&mut t.ranks, |a, b| a.rank.cmp(&b.rank));
         t.matrix = Matrix::of(&self.pairs, topology);
         t.pair_count = self.pairs.len() as u64;
-        self.pairs
-            .sort_unstable_by_key(|p| (std::cmp::Reverse(p.bytes), p.from, p.to));
+        let largest = |p: &PairLoad| (Reverse(p.bytes), p.from, p.to);
+        sorting::sort(&mut self.pairs, |a, b| largest(a).cmp(&largest(b)));
         self.pairs.truncate(LARGEST_COUNT);
         t.pairs = self.pairs;
         let name = |i: u32| plan.tensors()[i as usize].name.clone();
         let mut tensors: Vec<(u32, u64)> = self.tensors.into_iter().collect();
-        tensors.sort_unstable_by_key(|&(i, bytes)| (std::cmp::Reverse(bytes), i));
+        let largest = |&(i, bytes): &(u32, u64)| (Reverse(bytes), i);
+        sorting::sort(&mut tensors, |a, b| largest(a).cmp(&largest(b)));
         tensors.truncate(LARGEST_COUNT);
         t.tensors = tensors
             .into_iter()

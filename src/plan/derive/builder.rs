@@ -26,7 +26,7 @@ pub struct Builder<'a> {
     /// Relay memory of one bucket; two are in use at a time.
     pub relay_half_bytes: u64,
     /// Slots of whole buffers of the rank's parts, by side and number.
-    part_slots: [Vec<Option<BufferSlot>>; 2],
+    pub part_slots: [Vec<Option<BufferSlot>>; 2],
     /// The same of split tensors, by local index as well.
     split_slots: [Vec<Vec<Option<BufferSlot>>>; 2],
     /// Slots of all other buffers.
@@ -80,6 +80,7 @@ impl<'a> Builder<'a> {
 
     /// The slot of the buffer, of one of the rank's placements or views, that
     /// holds what lies at `lead` on axis 0.
+    #[inline]
     pub fn slot(
         &mut self,
         side: Side,

@@ -112,8 +112,11 @@ pub fn run_elements(bounds: &IndexBox, wire: Dtype, strides: &[i64], dtype: Dtyp
 
 /// 128 bits of the bounds of a box.
 pub fn hash_of(bounds: &IndexBox) -> u128 {
-    let ends = bounds.spans().iter().flat_map(|s| [s.lo, s.hi]);
-    let text: SmallVec<[u8; 128]> = ends.flat_map(u64::to_le_bytes).collect();
+    let mut text: SmallVec<[u8; 128]> = SmallVec::new();
+    for s in bounds.spans() {
+        text.extend_from_slice(&s.lo.to_le_bytes());
+        text.extend_from_slice(&s.hi.to_le_bytes());
+    }
     xxh3_128(&text)
 }
 

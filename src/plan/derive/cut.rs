@@ -47,6 +47,8 @@ impl Routes<'_, '_> {
         }
     }
 
+    /// The same where it may have to be cut.
+    #[inline(never)]
     fn cut_up(
         &mut self,
         pair: &mut PairCut,

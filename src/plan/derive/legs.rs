@@ -12,7 +12,7 @@
 //! are put in that order first, by counting.
 
 use super::HOLDINGS;
-use super::route::{Portion, Routes, StreamKey, Stretch, There};
+use super::route::{Portion, RESERVED_COUNT_MAX, Routes, StreamKey, Stretch, There};
 use crate::plan::program::Direction;
 use crate::plan::sorting;
 use rustc_hash::{FxHashMap, FxHasher};
@@ -69,29 +69,33 @@ impl Legs {
 impl Routes<'_, '_> {
     /// Deals the stretches, which are in order, to the streams.
     pub fn legs(&self) -> Legs {
-        match self.are_by_bucket() {
-            true => self.deal(0..self.stretches.len() as u32),
-            false => self.deal(self.by_bucket().into_iter()),
+        let (starts, are_by_bucket) = self.starts();
+        match are_by_bucket {
+            true => self.deal(starts, 0..self.stretches.len() as u32),
+            false => self.deal(starts, self.by_bucket().into_iter()),
         }
     }
 
-    /// True if no stream carries a stretch of an earlier bucket after one of a
-    /// later one.
-    fn are_by_bucket(&self) -> bool {
+    /// Where the legs of each stream begin; and true if no stream carries a
+    /// stretch of an earlier bucket after one of a later one.
+    fn starts(&self) -> (Vec<u32>, bool) {
+        let mut counts = vec![0; self.streams.len() + 1];
         let mut last = vec![0; self.streams.len()];
-        self.stretches.iter().all(|s| {
-            self.hops_of(s.way).iter().all(|&(stream, _)| {
-                let before = std::mem::replace(&mut last[stream as usize], s.bucket);
-                before <= s.bucket
-            })
-        })
+        let mut are_by_bucket = true;
+        for s in &self.stretches {
+            for &(stream, _) in self.hops_of(s.way) {
+                let stream = stream as usize;
+                counts[stream] += 1;
+                are_by_bucket &= last[stream] <= s.bucket;
+                last[stream] = s.bucket;
+            }
+        }
+        (sorting::starts_of(counts), are_by_bucket)
     }
 
     /// Deals the stretches, in some order, to the streams.
-    fn deal(&self, order: impl Iterator<Item = u32> + Clone) -> Legs {
+    fn deal(&self, starts: Vec<u32>, order: impl Iterator<Item = u32>) -> Legs {
         let hops = |i: u32| self.hops_of(self.stretches[i as usize].way);
-        let streams = order.clone().flat_map(hops).map(|hop| hop.0 as usize);
-        let starts = sorting::starts(self.streams.len(), streams);
         let mut next = starts.clone();
         let mut stretch = 0;
         let first = Leg {
@@ -134,6 +138,7 @@ impl Routes<'_, '_> {
         let key = |stream: usize| self.streams[stream];
         sorting::sort(&mut order, |&a, &b| key(a).cmp(&key(b)));
         let mut first_of: FxHashMap<(u32, u64), usize> = FxHashMap::default();
+        first_of.reserve(order.len());
         let turn = |stream: usize| {
             let StreamKey {
                 direction, stage, ..
@@ -157,7 +162,8 @@ impl Routes<'_, '_> {
     /// What the streams carry, by step; in a step by turn.
     pub fn batches(&self, legs: &Legs, turns: &[Turn]) -> Vec<Batch> {
         let bucket = |leg: &Leg| self.stretches[leg.stretch as usize].bucket;
-        let mut all = Vec::new();
+        let most = turns.len() * self.inputs.decision.bucket_count as usize;
+        let mut all = Vec::with_capacity(most.min(legs.len()).min(RESERVED_COUNT_MAX));
         for (turn, &Turn { stream, .. }) in (0..).zip(turns) {
             let stage = self.streams[stream].stage;
             let mut first = legs.starts[stream];

@@ -68,9 +68,12 @@ impl Patterns {
 impl<'a> Builder<'a> {
     /// Lays out a leg as it was before, if it was.
     pub fn lay_out_once(&mut self, flow: &mut Flow<'_, 'a>, leg: &Leg, portion: &Portion<'_, 'a>) {
-        let laid_out = self.patterns.laid_out[leg.stretch as usize];
-        if laid_out.there == Some(leg.there) {
-            return self.add_each(flow, laid_out.pieces);
+        // Each stretch is received once.
+        if flow.is_sent() {
+            let laid_out = self.patterns.laid_out[leg.stretch as usize];
+            if laid_out.there == Some(leg.there) {
+                return self.add_each(flow, laid_out.pieces);
+            }
         }
         let is_whole = portion.is_whole_buffer();
         let pattern = match is_whole {
@@ -118,7 +121,9 @@ impl<'a> Builder<'a> {
         }
         let pieces = (first, pieces.len() as u32);
         self.add_each(flow, pieces);
-        self.note_pieces(leg, pieces);
+        if flow.is_sent() {
+            self.note_pieces(leg, pieces);
+        }
     }
 
     /// Lays out a leg, and notes how.
@@ -140,7 +145,9 @@ impl<'a> Builder<'a> {
                 if is_whole {
                     self.patterns.add(within, leg.there, pieces, false);
                 }
-                self.note_pieces(leg, (first as u32, self.program.pieces.len() as u32));
+                if flow.is_sent() {
+                    self.note_pieces(leg, (first as u32, self.program.pieces.len() as u32));
+                }
             }
             ([], packed @ [_]) if is_whole => {
                 self.patterns.add(within, leg.there, packed, true);

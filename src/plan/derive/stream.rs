@@ -35,6 +35,9 @@ use xxhash_rust::xxh3::xxh3_128;
 /// Alignment of items in packed messages.
 pub const PACKED_ALIGN_BYTES: u64 = 16;
 
+/// Room for the text of a batch from the start.
+const TEXT_BYTES_USUAL: usize = 1 << 13;
+
 /// What is made of a stream.
 #[derive(Clone, Copy, Default)]
 struct Made {
@@ -72,7 +75,7 @@ impl<'w, 'a> Flow<'w, 'a> {
             bucket: 0,
             packed: Vec::new(),
             packed_bytes: 0,
-            text: Vec::new(),
+            text: Vec::with_capacity(TEXT_BYTES_USUAL),
         }
     }
 
@@ -82,6 +85,10 @@ impl<'w, 'a> Flow<'w, 'a> {
         self.bucket = bucket;
         self.text.clear();
         self.text.extend_from_slice(&hash.to_le_bytes());
+    }
+
+    pub fn is_sent(&self) -> bool {
+        self.key.direction == Direction::Send
     }
 
     fn portion(&mut self, stretch: &'w Stretch) -> Portion<'w, 'a> {
@@ -118,6 +125,8 @@ impl<'a> Builder<'a> {
         let room = legs.len().min(RESERVED_COUNT_MAX);
         self.program.messages.reserve(room);
         self.program.pieces.reserve(room);
+        let buffers = self.part_slots.iter().map(Vec::len).sum();
+        self.program.buffers.reserve(room.min(buffers));
         self.patterns = Patterns::new(routes.stretches.len(), self.program.boxes.len());
         let turns = routes.turns(&legs);
         let mut flow = Flow::new(routes.walks, self.program.rank);
@@ -429,6 +438,7 @@ impl<'a> Builder<'a> {
         }
     }
 
+    #[inline(always)]
     pub fn add_message(&mut self, flow: &mut Flow<'_, 'a>, pieces: (u32, u32), bytes: u64) {
         let p = &mut self.program;
         let is_direct = match &p.pieces[pieces.0 as usize..pieces.1 as usize] {

@@ -179,7 +179,17 @@ impl<'a> Walk<'a> {
             };
             self.add_items(t, traces, &place)?;
         }
+        self.list_items();
         Ok(())
+    }
+
+    /// Tells every group which items it has.
+    fn list_items(&mut self) {
+        let group = |i: u32| self.items[i as usize].group as usize;
+        let (order, starts) = sorting::order(self.items.len(), self.groups.len(), group);
+        for (group, own) in self.groups.iter_mut().zip(starts.windows(2)) {
+            group.items = order[own[0] as usize..own[1] as usize].to_vec();
+        }
     }
 
     /// Puts what was found of a kind in the order that needers have it in: two
@@ -439,6 +449,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Puts one tensor's cells on their lines.
+    #[inline(always)]
     fn add_items(&mut self, t: u32, traces: (u32, u32), place: &Place<'_>) -> Result<()> {
         let tensor = &self.inputs.tables.tensors[t as usize];
         let placed = match self.direction {
@@ -452,7 +463,6 @@ impl<'a> Walk<'a> {
         for trace in &self.traces[traces.0 as usize..traces.1 as usize] {
             let of = |all: &[Placement]| all[placed[trace.own as usize].placement as usize].buffer;
             let group = &mut self.groups[trace.group as usize];
-            group.items.push(self.items.len() as u32);
             self.items.push(Item {
                 tensor: t,
                 demand: trace.demand,

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::layout::frame;
 use crate::layout::mesh::RankList;
 use crate::limits::{NAME_BYTES_MAX, RANK_COUNT_MAX};
+use crate::plan::sorting;
 use crate::rank::Rank;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
@@ -116,7 +117,7 @@ impl Topology {
     /// two domains.
     pub fn discover(places: &[RankPlace], like: &TopologySpec) -> Result<Topology> {
         let mut sorted: Vec<&RankPlace> = places.iter().collect();
-        sorted.sort_unstable_by_key(|p| p.rank);
+        sorting::sort(&mut sorted, |a, b| a.rank.cmp(&b.rank));
         if sorted.is_empty() {
             return Err(Error::invalid("topology: no rank has said where it is"));
         }

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::layout::mesh::RankList;
 use crate::limits::RANK_COUNT_MAX;
+use crate::plan::sorting;
 use crate::rank::Rank;
 use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
@@ -521,6 +522,6 @@ fn runs_of(placement: &[PlacementRun]) -> Result<Vec<Run>> {
             }
         }
     }
-    runs.sort_unstable_by_key(|r| r.first);
+    sorting::sort(&mut runs, |a, b| a.first.cmp(&b.first));
     Ok(runs)
 }

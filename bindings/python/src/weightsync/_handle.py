@@ -24,7 +24,7 @@ class _Use:
 
     def __enter__(self) -> Any:
         handle = self._handle
-        with handle._idle:
+        with handle._lock:
             if handle._closing or handle._pointer is None:
                 raise CallerError(
                     f"this {type(handle).__name__.lower()} is closed", Status.INVALID_STATE
@@ -34,7 +34,7 @@ class _Use:
 
     def __exit__(self, *_error: object) -> None:
         handle = self._handle
-        with handle._idle:
+        with handle._lock:
             handle._calls -= 1
             if handle._closing:
                 handle._idle.notify_all()
@@ -49,7 +49,8 @@ class Handle:
 
     def __init__(self, pointer: Any) -> None:
         self._calls = 0
-        self._idle = threading.Condition()
+        self._lock = threading.RLock()
+        self._idle = threading.Condition(self._lock)
         self._closing = False
         self._pid = os.getpid()
         self._pointer = pointer
