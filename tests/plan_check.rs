@@ -1,5 +1,6 @@
 //! What a plan is refused for, and what it takes: layouts as files say them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use weightsync::layout::Layout;
 use weightsync::plan::Plan;
@@ -341,4 +342,27 @@ fn who_holds_a_tensor_in_two_buffers_sends_it_in_order() {
             Plan::create(s, d, &options).unwrap().verify().unwrap();
         }
     }
+}
+
+/// What goes to many ranks is packed once a bucket, though neighbours begin in
+/// different buckets.
+#[test]
+fn what_many_get_in_few_buckets_is_packed_once_in_each() {
+    let source = r#"{"ranks": [0], "tensors": [
+        {"name": "a", "shape": [64], "dtype": "bf16"},
+        {"name": "b", "shape": [64], "dtype": "bf16"}]}"#;
+    let destination = r#"{"ranks": {"first": 1, "count": 256}, "meshes": {"m": [["dp", 256]]},
+        "copies": {"axes": ["dp"]}, "tensors": [
+        {"name": "a", "shape": [64], "dtype": "bf16"},
+        {"name": "b", "shape": [64], "dtype": "bf16"}]}"#;
+    let options = PlanOptions {
+        bucket_count: 2,
+        ..PlanOptions::default()
+    };
+    let plan = Plan::create(layout(source), layout(destination), &options).unwrap();
+    let program = plan.program(Rank(0)).unwrap();
+    let buckets: BTreeSet<u32> = program.messages.iter().map(|m| m.bucket).collect();
+    assert_eq!((program.messages.len(), buckets.len()), (256, 2));
+    let packs = program.steps.iter().flat_map(|s| program.packs_of(s));
+    assert_eq!(packs.count(), 2);
 }

@@ -17,6 +17,7 @@ is asked for the plan of one rank and for the plans of all ranks:
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import statistics
@@ -316,7 +317,10 @@ def compare(dp: int, replicas: int) -> None:
 
 
 def main() -> None:
+    without_gc = [arg for arg in sys.argv if arg == "--no-gc"]
     if sys.argv[1:2] == ["--case"]:
+        if without_gc:
+            gc.disable()
         return compare(int(sys.argv[2]), int(sys.argv[3]))
     cases = [(4, 8), (4, 128), (16, 8), (16, 128)]
     if "--quick" in sys.argv:
@@ -326,7 +330,9 @@ def main() -> None:
     for case in cases:
         # In a process of its own, since what Python's garbage collector does
         # depends on what there was before.
-        subprocess.run([sys.executable, __file__, "--case", *map(str, case)], check=True)
+        subprocess.run(
+            [sys.executable, __file__, "--case", *map(str, case), *without_gc], check=True
+        )
 
 
 if __name__ == "__main__":

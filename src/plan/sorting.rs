@@ -1,5 +1,5 @@
 //! Sorting: by small numbers (of items, of steps), by counting, which looks at each
-//! entry twice and compares none; and of few things, by comparing.
+//! entry twice and compares none; and of all else, by comparing.
 
 use smallvec::SmallVec;
 use std::cmp::Ordering;

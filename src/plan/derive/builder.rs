@@ -80,7 +80,6 @@ impl<'a> Builder<'a> {
 
     /// The slot of the buffer, of one of the rank's placements or views, that
     /// holds what lies at `lead` on axis 0.
-    #[inline]
     pub fn slot(
         &mut self,
         side: Side,

@@ -47,7 +47,8 @@ impl Routes<'_, '_> {
         }
     }
 
-    /// The same where it may have to be cut.
+    /// The same where it may have to be cut. By itself, so that what is not cut,
+    /// which is most, goes a short way.
     #[inline(never)]
     fn cut_up(
         &mut self,

@@ -68,12 +68,9 @@ impl Patterns {
 impl<'a> Builder<'a> {
     /// Lays out a leg as it was before, if it was.
     pub fn lay_out_once(&mut self, flow: &mut Flow<'_, 'a>, leg: &Leg, portion: &Portion<'_, 'a>) {
-        // Each stretch is received once.
-        if flow.is_sent() {
-            let laid_out = self.patterns.laid_out[leg.stretch as usize];
-            if laid_out.there == Some(leg.there) {
-                return self.add_each(flow, laid_out.pieces);
-            }
+        let laid_out = self.patterns.laid_out[leg.stretch as usize];
+        if flow.is_sent() && laid_out.there == Some(leg.there) {
+            return self.add_each(flow, laid_out.pieces);
         }
         let is_whole = portion.is_whole_buffer();
         let pattern = match is_whole {
@@ -121,9 +118,7 @@ impl<'a> Builder<'a> {
         }
         let pieces = (first, pieces.len() as u32);
         self.add_each(flow, pieces);
-        if flow.is_sent() {
-            self.note_pieces(leg, pieces);
-        }
+        self.note_pieces(flow, leg, pieces);
     }
 
     /// Lays out a leg, and notes how.
@@ -145,9 +140,8 @@ impl<'a> Builder<'a> {
                 if is_whole {
                     self.patterns.add(within, leg.there, pieces, false);
                 }
-                if flow.is_sent() {
-                    self.note_pieces(leg, (first as u32, self.program.pieces.len() as u32));
-                }
+                let pieces = (first as u32, self.program.pieces.len() as u32);
+                self.note_pieces(flow, leg, pieces);
             }
             ([], packed @ [_]) if is_whole => {
                 self.patterns.add(within, leg.there, packed, true);
@@ -156,11 +150,14 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn note_pieces(&mut self, leg: &Leg, pieces: (u32, u32)) {
-        self.patterns.laid_out[leg.stretch as usize] = LaidOut {
-            there: Some(leg.there),
-            pieces,
-        };
+    /// Notes the pieces of a stretch that is sent: it is received but once.
+    fn note_pieces(&mut self, flow: &Flow<'_, 'a>, leg: &Leg, pieces: (u32, u32)) {
+        if flow.is_sent() {
+            self.patterns.laid_out[leg.stretch as usize] = LaidOut {
+                there: Some(leg.there),
+                pieces,
+            };
+        }
     }
 
     /// A message of each of some pieces.

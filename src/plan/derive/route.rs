@@ -483,9 +483,7 @@ impl<'w, 'a> Routes<'w, 'a> {
         let needed = self.stretches.iter();
         let needed = needed.take_while(|s| s.walk as usize == NEEDS);
         for s in needed.filter(|s| s.here == Here::Buffer) {
-            let mut receives = self.ways[s.way as usize].receives;
-            while receives > 0 {
-                receives -= 1;
+            for _ in 0..self.ways[s.way as usize].receives {
                 let gap = tiles.add(s.item, s.from, s.to);
                 if gap.is_some() {
                     return gap;

@@ -438,6 +438,7 @@ impl<'a> Builder<'a> {
         }
     }
 
+    // Called for every message, to write one down: the call was a part of that.
     #[inline(always)]
     pub fn add_message(&mut self, flow: &mut Flow<'_, 'a>, pieces: (u32, u32), bytes: u64) {
         let p = &mut self.program;

@@ -449,6 +449,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Puts one tensor's cells on their lines.
+    // Called for every tensor, and most have one cell: the call was half of it.
     #[inline(always)]
     fn add_items(&mut self, t: u32, traces: (u32, u32), place: &Place<'_>) -> Result<()> {
         let tensor = &self.inputs.tables.tensors[t as usize];
