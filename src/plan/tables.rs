@@ -22,6 +22,8 @@ use std::collections::BTreeMap;
 pub struct PlacementRef {
     pub part: u16,
     pub placement: u32,
+    /// The placement's, so that a walk need not look at the part as well.
+    pub buffer: u32,
 }
 
 pub type Refs = SmallVec<[PlacementRef; 2]>;
@@ -277,11 +279,12 @@ fn placement_refs(layout: &Layout, tensor: TensorIndex) -> Refs {
 
 /// Adds those of a tensor, the first of which is at `first` if there is one.
 fn push_refs(part: usize, of: &Part, first: usize, tensor: TensorIndex, out: &mut Refs) {
-    let own = of.placements[first..].iter();
-    let count = own.take_while(|x| x.tensor == tensor).count();
-    out.extend((first..first + count).map(|i| PlacementRef {
+    let own = (first..).zip(&of.placements[first..]);
+    let own = own.take_while(|(_, p)| p.tensor == tensor);
+    out.extend(own.map(|(i, p)| PlacementRef {
         part: part as u16,
         placement: i as u32,
+        buffer: p.buffer,
     }));
 }
 

@@ -69,50 +69,13 @@ impl Legs {
 impl Routes<'_, '_> {
     /// Deals the stretches, which are in order, to the streams.
     pub fn legs(&self) -> Legs {
-        let (starts, are_by_bucket) = self.starts();
-        match are_by_bucket {
-            true => self.deal(starts, 0..self.stretches.len() as u32),
-            false => self.deal(starts, self.by_bucket().into_iter()),
-        }
-    }
-
-    /// Where the legs of each stream begin; and true if no stream carries a
-    /// stretch of an earlier bucket after one of a later one.
-    fn starts(&self) -> (Vec<u32>, bool) {
-        let mut counts = vec![0; self.streams.len() + 1];
-        let mut last = vec![0; self.streams.len()];
-        let mut are_by_bucket = true;
-        for s in &self.stretches {
-            for &(stream, _) in self.hops_of(s.way) {
-                let stream = stream as usize;
-                counts[stream] += 1;
-                are_by_bucket &= last[stream] <= s.bucket;
-                last[stream] = s.bucket;
-            }
-        }
-        (sorting::starts_of(counts), are_by_bucket)
-    }
-
-    /// Deals the stretches, in some order, to the streams.
-    fn deal(&self, starts: Vec<u32>, order: impl Iterator<Item = u32>) -> Legs {
-        let hops = |i: u32| self.hops_of(self.stretches[i as usize].way);
-        let mut next = starts.clone();
-        let mut stretch = 0;
-        let first = Leg {
-            stretch,
-            there: There::Across,
-        };
-        let mut all = vec![first; starts[self.streams.len()] as usize];
-        for i in order {
-            if !self.is_again(i, stretch) {
-                stretch = i;
-            }
-            for &(stream, there) in hops(i) {
-                let at = &mut next[stream as usize];
-                all[*at as usize] = Leg { stretch, there };
-                *at += 1;
-            }
-        }
+        let starts = self.starts();
+        let dealt = self.deal(&starts, (0..).zip(&self.stretches));
+        let mut all = dealt.unwrap_or_else(|| {
+            let by_bucket = self.by_bucket().into_iter();
+            let order = by_bucket.map(|i| (i, &self.stretches[i as usize]));
+            self.deal(&starts, order).unwrap_or_default()
+        });
         // What a rank needs it passes on in later stages than it sends what it
         // holds: only with the needs and holdings of others do streams carry
         // stretches of two walks.
@@ -124,11 +87,52 @@ impl Routes<'_, '_> {
         Legs { all, starts }
     }
 
-    /// True if a stretch is the same part of the same item as another one.
-    fn is_again(&self, stretch: u32, other: u32) -> bool {
-        let [a, b] = [stretch, other].map(|i| &self.stretches[i as usize]);
-        let part = |s: &Stretch| (s.item, s.from, s.to, s.walk, s.bucket, s.here);
-        part(a) == part(b)
+    /// Where the legs of each stream begin.
+    fn starts(&self) -> Vec<u32> {
+        let mut uses = vec![0; self.way_count()];
+        for s in &self.stretches {
+            uses[s.way as usize] += 1;
+        }
+        let mut counts = vec![0; self.streams.len() + 1];
+        for (way, uses) in (0..).zip(uses) {
+            for &(stream, _) in self.hops_of(way) {
+                counts[stream as usize] += uses;
+            }
+        }
+        sorting::starts_of(counts)
+    }
+
+    /// Deals the stretches, in some order, to the streams. `None` if one comes
+    /// after one of a later bucket in its stream.
+    fn deal<'s>(
+        &self,
+        starts: &[u32],
+        order: impl Iterator<Item = (u32, &'s Stretch)>,
+    ) -> Option<Vec<Leg>> {
+        // Of each stream, where the next leg comes, and the bucket of the last.
+        let mut ends: Vec<(u32, u32)> = starts.iter().map(|&start| (start, 0)).collect();
+        let first = Leg {
+            stretch: 0,
+            there: There::Across,
+        };
+        let mut all = vec![first; starts[self.streams.len()] as usize];
+        let mut last: Option<(u32, &Stretch)> = None;
+        for (i, s) in order {
+            let (stretch, _) = *match &mut last {
+                Some(last) if last.1.is_again(s) => last,
+                last => last.insert((i, s)),
+            };
+            for &(stream, there) in self.hops_of(s.way) {
+                let (next, bucket) = &mut ends[stream as usize];
+                if s.bucket < *bucket {
+                    return None;
+                }
+                *bucket = s.bucket;
+                all[*next as usize] = Leg { stretch, there };
+                *next += 1;
+            }
+        }
+        Some(all)
     }
 
     /// The streams in order of key, each with an earlier one, if there is one,

@@ -70,6 +70,12 @@ impl Stretch {
     pub fn bytes(&self) -> u64 {
         self.to - self.from
     }
+
+    /// True if another one is the same part of the same item.
+    pub fn is_again(&self, other: &Stretch) -> bool {
+        let part = |s: &Stretch| (s.from, s.to, s.walk, s.bucket, s.here);
+        self.item == other.item && part(self) == part(other)
+    }
 }
 
 /// A stretch with what it is a part of.
@@ -306,6 +312,10 @@ impl<'w, 'a> Routes<'w, 'a> {
         Portion::of(self.walks, s)
     }
 
+    pub fn way_count(&self) -> usize {
+        self.ways.len()
+    }
+
     /// The streams of a way, and how the other ends have what they carry.
     pub fn hops_of(&self, way: u32) -> &[(u32, There)] {
         let (first, end) = self.ways[way as usize].hops;
@@ -505,24 +515,28 @@ struct Tiles<'h, S> {
 
 impl<'h, S: Fn(u32) -> u64> Tiles<'h, S> {
     fn new(held: &'h [u32], size: S) -> Tiles<'h, S> {
-        Tiles {
+        let mut tiles = Tiles {
             held,
             size,
             item: 0,
             to: 0,
-        }
+        };
+        tiles.skip_held();
+        tiles
     }
 
     /// The gap before a range: up to `from` there is none, and the next one, or
     /// the end of the item, is at `to`; before `from` if bytes come twice.
     fn add(&mut self, item: u32, from: u64, to: u64) -> Option<ItemRange> {
-        self.skip_held();
-        if item < self.item {
-            let (from, to) = ((self.size)(item), from);
-            return Some(ItemRange { item, from, to });
-        }
-        if item > self.item {
-            return self.close(item);
+        if item != self.item {
+            return match item < self.item {
+                true => Some(ItemRange {
+                    item,
+                    from: (self.size)(item),
+                    to: from,
+                }),
+                false => self.close(item),
+            };
         }
         if self.to != from {
             let (from, to) = (self.to, from);
@@ -532,13 +546,13 @@ impl<'h, S: Fn(u32) -> u64> Tiles<'h, S> {
         if to == (self.size)(item) {
             self.item += 1;
             self.to = 0;
+            self.skip_held();
         }
         None
     }
 
     /// The gap before the first byte of an item.
-    fn close(&mut self, end: u32) -> Option<ItemRange> {
-        self.skip_held();
+    fn close(&self, end: u32) -> Option<ItemRange> {
         let (item, from) = (self.item, self.to);
         (item < end).then(|| ItemRange {
             item,

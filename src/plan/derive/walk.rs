@@ -22,7 +22,7 @@ use crate::plan::program::Direction;
 use crate::plan::ranks::RankSet;
 use crate::plan::slots::Slots;
 use crate::plan::sorting;
-use crate::plan::tables::{PlanTensor, placement};
+use crate::plan::tables::{PlanTensor, Tables, placement};
 use crate::rank::Rank;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
@@ -87,15 +87,17 @@ pub struct Walk<'a> {
     /// For whom it was made.
     rank: Rank,
     pub direction: Direction,
+    /// The rank is described view by view.
+    is_listed: bool,
     pub cells: Vec<Cell>,
     /// The cells of a class.
     cells_of: FxHashMap<PlacedClass, (u32, u32)>,
     pub groups: Vec<Group>,
     group_of: FxHashMap<GroupKey, u32>,
-    /// Of all kinds that have come up, one after the other.
+    /// Of all kinds, one after the other.
     traces: Vec<Trace>,
     /// Which of them are of a kind.
-    traced: Vec<Option<(u32, u32)>>,
+    traced: Vec<(u32, u32)>,
     pub items: Vec<Item>,
 }
 
@@ -116,31 +118,43 @@ impl<'a> Walk<'a> {
     /// The walk over what `rank` needs, or over what it holds and somebody
     /// needs.
     pub fn over(inputs: Inputs<'a>, rank: Rank, direction: Direction) -> Result<Walk<'a>> {
-        let mut walk = Walk::new(inputs, rank, direction);
+        let mut walk = Walk::new(inputs, rank, direction)?;
+        walk.make_room();
         walk.collect(0..inputs.tables.tensors.len() as u32)?;
         Ok(walk)
     }
 
     /// What `rank` needs of one tensor of each kind.
     pub fn over_kinds(inputs: Inputs<'a>, rank: Rank) -> Result<Walk<'a>> {
-        let mut walk = Walk::new(inputs, rank, Direction::Receive);
+        let mut walk = Walk::new(inputs, rank, Direction::Receive)?;
         walk.collect(inputs.tables.kinds.iter().map(|k| k.first))?;
         Ok(walk)
     }
 
-    fn new(inputs: Inputs<'a>, rank: Rank, direction: Direction) -> Walk<'a> {
-        Walk {
+    /// One without items.
+    fn new(inputs: Inputs<'a>, rank: Rank, direction: Direction) -> Result<Walk<'a>> {
+        let layout = match direction {
+            Direction::Receive => inputs.destination,
+            Direction::Send => inputs.source,
+        };
+        let place = layout.place(rank);
+        let mut walk = Walk {
             inputs,
             rank,
             direction,
+            is_listed: matches!(place, Some(Place::Explicit(_))),
             cells: Vec::new(),
             cells_of: FxHashMap::default(),
             groups: Vec::new(),
             group_of: FxHashMap::default(),
             traces: Vec::new(),
-            traced: vec![None; inputs.tables.kinds.len()],
+            traced: Vec::new(),
             items: Vec::new(),
+        };
+        if let Some(place) = &place {
+            walk.find_kinds(place)?;
         }
+        Ok(walk)
     }
 
     pub fn splitter(&self, tensor: &'a PlanTensor) -> Splitter<'a> {
@@ -151,45 +165,46 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Items for every box this rank needs, or holds for somebody, of some
-    /// tensors, in order.
-    fn collect(&mut self, tensors: impl Iterator<Item = u32>) -> Result<()> {
-        let layout = match self.direction {
-            Direction::Receive => self.inputs.destination,
-            Direction::Send => self.inputs.source,
-        };
-        let Some(place) = layout.place(self.rank) else {
-            return Ok(());
-        };
-        self.items.reserve(tensors.size_hint().0);
-        for t in tensors {
-            let tensor = &self.inputs.tables.tensors[t as usize];
-            let traces = match self.traced[tensor.kind as usize] {
-                Some(traces) => traces,
-                None => {
-                    let first = self.traces.len() as u32;
-                    match self.direction {
-                        Direction::Receive => self.find_needs(tensor, &place)?,
-                        Direction::Send => self.find_holdings(tensor, &place)?,
-                    }
-                    self.put_in_order(first);
-                    let traces = (first, self.traces.len() as u32);
-                    *self.traced[tensor.kind as usize].insert(traces)
-                }
-            };
-            self.add_items(t, traces, &place)?;
+    /// Finds of each kind what this rank needs, or holds for somebody.
+    fn find_kinds(&mut self, place: &Place<'a>) -> Result<()> {
+        let Tables { tensors, kinds, .. } = self.inputs.tables;
+        self.traced.reserve(kinds.len());
+        for kind in kinds {
+            let tensor = &tensors[kind.first as usize];
+            let first = self.traces.len() as u32;
+            match self.direction {
+                Direction::Receive => self.find_needs(tensor, place)?,
+                Direction::Send => self.find_holdings(tensor, place)?,
+            }
+            self.put_in_order(first);
+            self.traced.push((first, self.traces.len() as u32));
         }
-        self.list_items();
         Ok(())
     }
 
-    /// Tells every group which items it has.
-    fn list_items(&mut self) {
-        let group = |i: u32| self.items[i as usize].group as usize;
-        let (order, starts) = sorting::order(self.items.len(), self.groups.len(), group);
-        for (group, own) in self.groups.iter_mut().zip(starts.windows(2)) {
-            group.items = order[own[0] as usize..own[1] as usize].to_vec();
+    /// Room for the items of all tensors.
+    fn make_room(&mut self) {
+        let mut counts = vec![0; self.groups.len()];
+        for (kind, &(first, end)) in self.inputs.tables.kinds.iter().zip(&self.traced) {
+            for trace in &self.traces[first as usize..end as usize] {
+                counts[trace.group as usize] += kind.count as usize;
+            }
         }
+        self.items.reserve(counts.iter().sum());
+        for (group, count) in self.groups.iter_mut().zip(counts) {
+            group.items.reserve_exact(count);
+        }
+    }
+
+    /// Items of some tensors, in order.
+    fn collect(&mut self, tensors: impl Iterator<Item = u32>) -> Result<()> {
+        if self.traces.is_empty() {
+            return Ok(());
+        }
+        for t in tensors {
+            self.add_items(t)?;
+        }
+        Ok(())
     }
 
     /// Puts what was found of a kind in the order that needers have it in: two
@@ -451,25 +466,26 @@ impl<'a> Walk<'a> {
     /// Puts one tensor's cells on their lines.
     // Called for every tensor, and most have one cell: the call was half of it.
     #[inline(always)]
-    fn add_items(&mut self, t: u32, traces: (u32, u32), place: &Place<'_>) -> Result<()> {
+    fn add_items(&mut self, t: u32) -> Result<()> {
         let tensor = &self.inputs.tables.tensors[t as usize];
         let placed = match self.direction {
             Direction::Receive => tensor.needers.as_slice(),
             Direction::Send => tensor.holders.as_slice(),
         };
-        let placements = match place {
-            Place::Part(part, _) => Some(part.placements.as_slice()),
-            Place::Explicit(_) => None,
-        };
-        for trace in &self.traces[traces.0 as usize..traces.1 as usize] {
-            let of = |all: &[Placement]| all[placed[trace.own as usize].placement as usize].buffer;
+        let (first, end) = self.traced[tensor.kind as usize];
+        for trace in &self.traces[first as usize..end as usize] {
+            let buffer = match self.is_listed {
+                false => placed[trace.own as usize].buffer,
+                true => 0,
+            };
             let group = &mut self.groups[trace.group as usize];
+            group.items.push(self.items.len() as u32);
             self.items.push(Item {
                 tensor: t,
                 demand: trace.demand,
                 group: trace.group,
                 cell: trace.cell,
-                buffer: placements.map_or(0, of),
+                buffer,
                 position: group.bytes,
             });
             let bytes = self.cells[trace.cell as usize].bytes;
