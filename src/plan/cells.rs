@@ -29,10 +29,16 @@ impl StagedSlice {
     /// The slice at a stage.
     pub fn at(&self, stage: Option<u32>) -> MeshSlice {
         let mut s = self.slice.clone();
-        if let (Some(axis), Some(stage)) = (self.stage_axis, stage) {
-            s.ranges[axis as usize] = (stage, stage + 1);
+        if let Some((axis, range)) = self.staged(stage) {
+            s.ranges[axis] = range;
         }
         s
+    }
+
+    /// The axis whose range is another one at a stage, and that range.
+    pub fn staged(&self, stage: Option<u32>) -> Option<(usize, (u32, u32))> {
+        let (axis, stage) = (self.stage_axis?, stage?);
+        Some((axis as usize, (stage, stage + 1)))
     }
 }
 

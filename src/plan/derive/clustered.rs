@@ -11,8 +11,8 @@
 //! Needers in a domain with a holder get everything from holders there.
 
 use super::cluster::{Cluster, Clusters};
+use super::group::Group;
 use super::route::{Hop, ItemRange, Route, Routes, There};
-use super::walk::Group;
 use super::{HOLDINGS, Inputs, NEEDS};
 use crate::plan::decision::{SourceRule, Spread, Strategy};
 use crate::plan::domains::{Runs, within};

@@ -37,11 +37,7 @@ impl Routes<'_, '_> {
             here: Here::Buffer,
             way,
         };
-        let bucket = match self.inputs.decision.order {
-            Order::Fraction => pair.bucket_of_whole(own.to - own.from),
-            Order::Layer => None,
-        };
-        match bucket {
+        match pair.bucket_of_whole(own.to - own.from) {
             Some(bucket) => self.stretches.push(stretch(bucket, own.from, own.to)),
             None => self.cut_up(pair, walk, own, stretch),
         }
@@ -78,7 +74,8 @@ pub struct PairCut {
     /// How many bytes there were, and in which part the next one is.
     position: u64,
     part: u64,
-    /// The bucket of that part, and how many bytes there are up to its end.
+    /// The bucket of that part, and how many bytes there are up to its end; no
+    /// limit to the last, and none where layers tell the bucket.
     bucket: u32,
     end: u64,
 }
@@ -94,7 +91,9 @@ impl PairCut {
             bucket: 0,
             end: 0,
         };
-        pair.enter(0);
+        if inputs.decision.order == Order::Fraction {
+            pair.enter(0);
+        }
         pair
     }
 
@@ -106,8 +105,7 @@ impl PairCut {
     /// The bucket of the next so many bytes, if no part ends with or in them.
     fn bucket_of_whole(&mut self, bytes: u64) -> Option<u32> {
         let to = self.position.saturating_add(bytes);
-        let is_last = self.part + 1 == self.cuts.count;
-        (is_last || to < self.end).then(|| {
+        (to < self.end).then(|| {
             self.position = to;
             self.bucket
         })
@@ -118,9 +116,9 @@ impl PairCut {
     fn cut(&mut self, own: ItemRange, unit: u64, mut f: impl FnMut(u32, u64, u64)) {
         let mut from = own.from;
         while from < own.to {
-            let is_last = self.part + 1 == self.cuts.count;
-            let inside = own.from + self.end.saturating_sub(self.position);
-            let ends_inside = inside < own.to && !is_last;
+            let inside = self.end.saturating_sub(self.position);
+            let inside = own.from.saturating_add(inside);
+            let ends_inside = inside < own.to && !self.is_last();
             let to = match ends_inside {
                 false => own.to,
                 true => (inside / unit * unit).max(from),
@@ -134,7 +132,7 @@ impl PairCut {
             }
         }
         self.position = self.position.saturating_add(own.to - own.from);
-        while self.part + 1 < self.cuts.count && self.position >= self.end {
+        while self.position >= self.end && !self.is_last() {
             self.enter(self.part + 1);
         }
     }
@@ -142,6 +140,13 @@ impl PairCut {
     fn enter(&mut self, part: u64) {
         self.part = part;
         self.bucket = self.cuts.bucket_of(part, self.phase);
-        self.end = share_of(part + 1, self.total, self.cuts.count);
+        self.end = match self.is_last() {
+            true => u64::MAX,
+            false => share_of(part + 1, self.total, self.cuts.count),
+        };
+    }
+
+    fn is_last(&self) -> bool {
+        self.part + 1 >= self.cuts.count
     }
 }

@@ -9,8 +9,9 @@
 //! ```
 
 use super::cut::PairCut;
+use super::group::Group;
 use super::route::{Hop, ItemRange, RESERVED_COUNT_MAX, Routes, There};
-use super::walk::{Group, Walk};
+use super::walk::Walk;
 use super::{HOLDINGS, NEEDS};
 use crate::plan::decision::SourceRule;
 use crate::plan::line::Share;

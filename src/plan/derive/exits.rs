@@ -12,8 +12,8 @@
 //! each has its turn as often as it is fast. Where several ranks of the domain
 //! hold the bytes, they share the others out among themselves.
 
+use super::group::Group;
 use super::route::{Hop, Routes, There};
-use super::walk::Group;
 use crate::plan::program::Direction;
 use crate::plan::slots::Slots;
 use crate::rank::Rank;

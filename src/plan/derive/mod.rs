@@ -21,6 +21,7 @@ mod digest;
 mod direct;
 mod ends;
 mod exits;
+mod group;
 mod legs;
 mod memory;
 mod pattern;

@@ -38,7 +38,7 @@ struct Pattern {
 /// What has been laid out.
 #[derive(Default)]
 pub struct Patterns {
-    /// By stretch.
+    /// By stretch; nothing where none is sent.
     laid_out: Vec<LaidOut>,
     /// By box of the program.
     whole: Vec<Option<Pattern>>,
@@ -46,9 +46,9 @@ pub struct Patterns {
 }
 
 impl Patterns {
-    pub fn new(stretch_count: usize, box_count: usize) -> Patterns {
+    pub fn new(sent_count: usize, box_count: usize) -> Patterns {
         Patterns {
-            laid_out: vec![LaidOut::default(); stretch_count],
+            laid_out: vec![LaidOut::default(); sent_count],
             whole: vec![None; box_count],
             pieces: Vec::new(),
         }
@@ -68,9 +68,11 @@ impl Patterns {
 impl<'a> Builder<'a> {
     /// Lays out a leg as it was before, if it was.
     pub fn lay_out_once(&mut self, flow: &mut Flow<'_, 'a>, leg: &Leg, portion: &Portion<'_, 'a>) {
-        let laid_out = self.patterns.laid_out[leg.stretch as usize];
-        if flow.is_sent() && laid_out.there == Some(leg.there) {
-            return self.add_each(flow, laid_out.pieces);
+        if flow.is_sent() {
+            let laid_out = self.patterns.laid_out[leg.stretch as usize];
+            if laid_out.there == Some(leg.there) {
+                return self.add_each(flow, laid_out.pieces);
+            }
         }
         let is_whole = portion.is_whole_buffer();
         let pattern = match is_whole {

@@ -13,8 +13,9 @@
 //! ```
 
 use super::cell::Cell;
+use super::group::Group;
 use super::visit::Visit;
-use super::walk::{Group, Item, Walk};
+use super::walk::{Item, Walk};
 use super::{Inputs, NEEDS};
 use crate::error::{Error, Result};
 use crate::plan::decision::{Cuts, Order};
@@ -23,6 +24,8 @@ use crate::plan::program::Direction;
 use crate::plan::sorting;
 use crate::rank::Rank;
 use rustc_hash::FxHashMap;
+use std::cmp::Ordering;
+use std::num::NonZeroU64;
 
 /// Alignment of what lies in relay memory.
 const RELAY_ALIGN_BYTES: u64 = 16;
@@ -35,8 +38,23 @@ pub const RESERVED_COUNT_MAX: usize = 1 << 17;
 pub enum Here {
     /// In a buffer of the layout.
     Buffer,
-    /// In relay memory, so many bytes from the start of its bucket.
-    Relay(u64),
+    /// In relay memory, from some byte of its bucket on.
+    Relay(RelayStart),
+}
+
+/// A byte of the relay memory of a bucket. One more is kept, so that [`Here`]
+/// takes no more room than a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayStart(NonZeroU64);
+
+impl RelayStart {
+    fn new(byte: u64) -> RelayStart {
+        RelayStart(NonZeroU64::MIN.saturating_add(byte))
+    }
+
+    pub fn byte(self) -> u64 {
+        self.0.get() - 1
+    }
 }
 
 /// Where a stretch lies at the other end.
@@ -408,7 +426,7 @@ impl<'w, 'a> Routes<'w, 'a> {
         way: u32,
     ) {
         let here = match self.ways[way as usize].is_relayed {
-            true => Here::Relay(self.relay(bucket, to - from)),
+            true => Here::Relay(RelayStart::new(self.relay(bucket, to - from))),
             false => Here::Buffer,
         };
         self.stretches.push(Stretch {
@@ -493,14 +511,13 @@ impl<'w, 'a> Routes<'w, 'a> {
         let needed = self.stretches.iter();
         let needed = needed.take_while(|s| s.walk as usize == NEEDS);
         for s in needed.filter(|s| s.here == Here::Buffer) {
-            for _ in 0..self.ways[s.way as usize].receives {
-                let gap = tiles.add(s.item, s.from, s.to);
-                if gap.is_some() {
-                    return gap;
-                }
+            let receives = self.ways[s.way as usize].receives;
+            let is_right = receives == 0 || (tiles.add(s.item, s.from, s.to) && receives == 1);
+            if !is_right {
+                return Some(tiles.gap_before(s.item, s.from));
             }
         }
-        tiles.close(items)
+        tiles.gap_at_end(items)
     }
 }
 
@@ -525,22 +542,11 @@ impl<'h, S: Fn(u32) -> u64> Tiles<'h, S> {
         tiles
     }
 
-    /// The gap before a range: up to `from` there is none, and the next one, or
-    /// the end of the item, is at `to`; before `from` if bytes come twice.
-    fn add(&mut self, item: u32, from: u64, to: u64) -> Option<ItemRange> {
-        if item != self.item {
-            return match item < self.item {
-                true => Some(ItemRange {
-                    item,
-                    from: (self.size)(item),
-                    to: from,
-                }),
-                false => self.close(item),
-            };
-        }
-        if self.to != from {
-            let (from, to) = (self.to, from);
-            return Some(ItemRange { item, from, to });
+    /// Adds a range; false if it is not the one that comes next.
+    #[inline]
+    fn add(&mut self, item: u32, from: u64, to: u64) -> bool {
+        if item != self.item || from != self.to {
+            return false;
         }
         self.to = to;
         if to == (self.size)(item) {
@@ -548,17 +554,24 @@ impl<'h, S: Fn(u32) -> u64> Tiles<'h, S> {
             self.to = 0;
             self.skip_held();
         }
-        None
+        true
     }
 
-    /// The gap before the first byte of an item.
-    fn close(&self, end: u32) -> Option<ItemRange> {
-        let (item, from) = (self.item, self.to);
-        (item < end).then(|| ItemRange {
-            item,
-            from,
-            to: (self.size)(item),
-        })
+    /// The gap before a range that does not come next: up to `from` there is
+    /// none, and the next one, or the end of the item, is at `to`; before `from`
+    /// if bytes come twice.
+    fn gap_before(&self, item: u32, from: u64) -> ItemRange {
+        let (item, from, to) = match item.cmp(&self.item) {
+            Ordering::Less => (item, (self.size)(item), from),
+            Ordering::Equal => (item, self.to, from),
+            Ordering::Greater => (self.item, self.to, (self.size)(self.item)),
+        };
+        ItemRange { item, from, to }
+    }
+
+    /// What is missing where nothing more comes.
+    fn gap_at_end(&self, items: u32) -> Option<ItemRange> {
+        (self.item < items).then(|| self.gap_before(items, 0))
     }
 
     fn skip_held(&mut self) {
@@ -667,8 +680,11 @@ mod tests {
     fn gap(ranges: &[(u32, u64, u64)], held: &[u32]) -> Option<(u32, u64, u64)> {
         let mut tiles = Tiles::new(held, |item| [8, 4][item as usize]);
         let mut ranges = ranges.iter();
-        let found = ranges.find_map(|&(item, from, to)| tiles.add(item, from, to));
-        let gap = found.or_else(|| tiles.close(2));
+        let next = ranges.find(|&&(item, from, to)| !tiles.add(item, from, to));
+        let gap = match next {
+            Some(&(item, from, _)) => Some(tiles.gap_before(item, from)),
+            None => tiles.gap_at_end(2),
+        };
         gap.map(|g| (g.item, g.from, g.to))
     }
 

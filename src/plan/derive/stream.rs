@@ -21,7 +21,9 @@ use super::builder::Builder;
 use super::ends::{Ends, Form};
 use super::legs::{Leg, Turn};
 use super::pattern::Patterns;
-use super::route::{Here, Portion, RESERVED_COUNT_MAX, Routes, StreamKey, Stretch, There};
+use super::route::{
+    Here, Portion, RESERVED_COUNT_MAX, RelayStart, Routes, StreamKey, Stretch, There,
+};
 use super::visit::Visit;
 use super::walk::Walk;
 use crate::layout::dtype::Dtype;
@@ -127,7 +129,12 @@ impl<'a> Builder<'a> {
         self.program.pieces.reserve(room);
         let buffers = self.part_slots.iter().map(Vec::len).sum();
         self.program.buffers.reserve(room.min(buffers));
-        self.patterns = Patterns::new(routes.stretches.len(), self.program.boxes.len());
+        let sends = routes
+            .streams
+            .iter()
+            .any(|s| s.direction == Direction::Send);
+        let sent = if sends { routes.stretches.len() } else { 0 };
+        self.patterns = Patterns::new(sent, self.program.boxes.len());
         let turns = routes.turns(&legs);
         let mut flow = Flow::new(routes.walks, self.program.rank);
         let mut made = vec![Made::default(); routes.streams.len()];
@@ -271,7 +278,7 @@ impl<'a> Builder<'a> {
     ) {
         let run = part.end - part.start;
         let region = match portion.stretch.here {
-            Here::Relay(base) => self.relay_region(portion.stretch, part.start, run, wire, base),
+            Here::Relay(at) => self.relay_region(portion.stretch, part.start, run, wire, at),
             Here::Buffer => {
                 let (offset, lead) = portion.cell.locate(part.start);
                 Region {
@@ -413,8 +420,8 @@ impl<'a> Builder<'a> {
             cell,
             stretch,
         } = *portion;
-        if let Here::Relay(base) = stretch.here {
-            return self.relay_region(stretch, first, bounds.elements(), wire, base);
+        if let Here::Relay(at) = stretch.here {
+            return self.relay_region(stretch, first, bounds.elements(), wire, at);
         }
         let side = side_of(walk.direction);
         let whole = match bounds == &cell.bounds {
@@ -427,11 +434,18 @@ impl<'a> Builder<'a> {
 
     /// Where a run of a stretch lies in relay memory: stretches lie there in
     /// canonical order, so that a run is a run.
-    fn relay_region(&self, s: &Stretch, first: u64, run: u64, wire: Dtype, base: u64) -> Region {
+    fn relay_region(
+        &self,
+        s: &Stretch,
+        first: u64,
+        run: u64,
+        wire: Dtype,
+        at: RelayStart,
+    ) -> Region {
         let half = u64::from(s.bucket % 2) * self.relay_half_bytes;
         Region {
             slot: BufferSlot::RELAY,
-            offset: half + base + first * wire.bytes() - s.from,
+            offset: half + at.byte() + first * wire.bytes() - s.from,
             dtype: wire,
             run,
             loops: (0, 0),

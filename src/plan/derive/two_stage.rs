@@ -9,8 +9,8 @@
 //! another one from relay memory. What a group's mapped senders do not hold is
 //! taken by each member in need straight from a holder, by the wrap-around cut.
 
+use super::group::Group;
 use super::route::{Hop, Route, Routes, There};
-use super::walk::Group;
 use super::{HOLDINGS, NEEDS};
 use crate::plan::program::Direction;
 use crate::plan::two_stage::TwoStage;

@@ -12,7 +12,8 @@
 //! share.
 
 use super::Inputs;
-use super::walk::{Group, Walk};
+use super::group::Group;
+use super::walk::Walk;
 use crate::error::Result;
 use crate::layout::Place;
 use crate::layout::mesh::Coords;

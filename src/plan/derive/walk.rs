@@ -7,22 +7,18 @@
 
 use super::Inputs;
 use super::cell::{Cell, Needers};
+use super::group::{Group, GroupKey};
 use super::view::{OwnView, explicit_own, own_views, view_of};
 use crate::error::{Error, Result};
 use crate::layout::Place;
-use crate::layout::mesh::MeshSlice;
 use crate::layout::placement::{Part, Placement, Seat};
 use crate::layout::tensor::{IndexBox, TensorIndex};
 use crate::layout::view::RankViews;
 use crate::plan::boxes::{ExplicitBox, ExplicitBoxes};
-use crate::plan::cells::{Splitter, StagedSlice};
-use crate::plan::decision::SourceGroup;
-use crate::plan::line::Line;
+use crate::plan::cells::Splitter;
 use crate::plan::program::Direction;
-use crate::plan::ranks::RankSet;
-use crate::plan::slots::Slots;
 use crate::plan::sorting;
-use crate::plan::tables::{PlanTensor, Tables, placement};
+use crate::plan::tables::{PlanTensor, Tables};
 use crate::rank::Rank;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
@@ -38,32 +34,6 @@ pub struct Item {
     /// Buffer of the placement on our side.
     pub buffer: u32,
     pub position: u64,
-}
-
-/// All items of one (holder set, needer set).
-pub struct Group {
-    pub holders: RankSet,
-    pub needers: RankSet,
-    /// How the holders share the work.
-    pub slots: Slots,
-    /// All needers, those that hold it too included.
-    pub needer_count: u64,
-    pub bytes: u64,
-    pub items: Vec<u32>,
-    /// Which part and stage of the source it comes from.
-    pub origin: SourceGroup,
-}
-
-impl Group {
-    /// The line of the stream, from holder `turn` on.
-    pub fn line(&self, turn: u64) -> Line {
-        Line {
-            bytes: self.bytes,
-            slots: self.slots.clone(),
-            needers: self.needers.len(),
-            turn,
-        }
-    }
 }
 
 /// Class, own placement (0 for receivers), needing placement.
@@ -93,25 +63,12 @@ pub struct Walk<'a> {
     /// The cells of a class.
     cells_of: FxHashMap<PlacedClass, (u32, u32)>,
     pub groups: Vec<Group>,
-    group_of: FxHashMap<GroupKey, u32>,
+    pub group_of: FxHashMap<GroupKey, u32>,
     /// Of all kinds, one after the other.
     traces: Vec<Trace>,
     /// Which of them are of a kind.
     traced: Vec<(u32, u32)>,
     pub items: Vec<Item>,
-}
-
-#[derive(PartialEq, Eq, Hash)]
-struct GroupKey {
-    holders: SmallVec<[MeshSlice; 1]>,
-    listed: Vec<Rank>,
-    needers: NeederKey,
-}
-
-#[derive(PartialEq, Eq, Hash)]
-enum NeederKey {
-    Slice(MeshSlice),
-    Listed(Vec<Rank>),
 }
 
 impl<'a> Walk<'a> {
@@ -495,73 +452,6 @@ impl<'a> Walk<'a> {
                 .ok_or_else(|| Error::limit("the bytes on one line exceed 64 bits".to_string()))?;
         }
         Ok(())
-    }
-
-    fn group(&mut self, tensor: &PlanTensor, cell: usize) -> Result<u32> {
-        let (source, destination) = (self.inputs.source, self.inputs.destination);
-        let cell = &self.cells[cell];
-        let key = GroupKey {
-            holders: cell
-                .holders
-                .slices
-                .iter()
-                .map(|s| {
-                    s.at(placement(source, tensor.holders[s.placement as usize])
-                        .1
-                        .stage)
-                })
-                .collect(),
-            listed: cell.holders.listed.iter().map(|e| e.0).collect(),
-            needers: match &cell.needers {
-                Needers::Slice(s) => NeederKey::Slice(
-                    s.at(placement(destination, tensor.needers[s.placement as usize])
-                        .1
-                        .stage),
-                ),
-                Needers::Listed(j) => NeederKey::Listed(
-                    tensor.explicit_needers[*j as usize]
-                        .ranks
-                        .iter()
-                        .map(|e| e.0)
-                        .collect(),
-                ),
-            },
-        };
-        if let Some(&g) = self.group_of.get(&key) {
-            return Ok(g);
-        }
-        let holders = RankSet::union(source, &key.holders, &key.listed);
-        if holders.is_empty() {
-            return Err(Error::layout(format!(
-                "tensor \"{}\": box {} is needed and held by no source rank",
-                self.name(tensor),
-                cell.bounds
-            )));
-        }
-        let needers = match &key.needers {
-            NeederKey::Slice(s) => RankSet::union(destination, std::slice::from_ref(s), &[]),
-            NeederKey::Listed(v) => RankSet::union(destination, &[], v),
-        };
-        let needer_count = needers.len();
-        let needers = needers.less(destination, &holders, source);
-        let first = key.holders.first();
-        let stage = |s: &StagedSlice| placement(source, tensor.holders[s.placement as usize]).1;
-        let origin = SourceGroup {
-            part: first.map_or(0, |s| s.part),
-            stage: cell.holders.slices.first().and_then(|s| stage(s).stage),
-        };
-        let id = self.groups.len() as u32;
-        self.groups.push(Group {
-            origin,
-            slots: self.inputs.senders.slots(&holders),
-            holders,
-            needers,
-            needer_count,
-            bytes: 0,
-            items: Vec::new(),
-        });
-        self.group_of.insert(key, id);
-        Ok(id)
     }
 
     pub fn cell_of(&self, item: &Item) -> &Cell {
