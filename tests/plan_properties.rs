@@ -66,6 +66,7 @@ fn infos_are_of_programs(plan: &Plan) {
         assert_eq!(info, plan.program_info(rank).unwrap());
         assert_eq!(info.buffers as usize, program.buffers.len(), "rank {rank}");
         assert_eq!(info.messages as usize, program.messages.len());
+        assert_eq!(info.peers as usize, program.peers().len());
         assert_eq!(info.staging_bytes, program.memory_bytes());
     }
 }

@@ -115,10 +115,10 @@ impl Check<'_> {
                     m.peer
                 )));
             }
-            if let Some(m) = p.messages_of(step).iter().find(|m| m.step as usize != i) {
+            if let Some(m) = p.messages_of(step).iter().find(|m| m.step() as usize != i) {
                 return Err(broken(format!(
                     "a message of step {} is in step {i}",
-                    m.step
+                    m.step()
                 )));
             }
         }
@@ -126,7 +126,7 @@ impl Check<'_> {
     }
 
     fn message(&self, m: &Message) -> Result<()> {
-        let what = || format!("a message of step {} with rank {}", m.step, m.peer);
+        let what = || format!("a message of step {} with rank {}", m.step(), m.peer);
         if m.peer.0 >= RANK_COUNT_MAX || !is_inside(m.pieces, self.program.pieces.len()) {
             return Err(broken(format!("{} names what does not exist", what())));
         }

@@ -83,7 +83,7 @@ pub(crate) fn stage_host_sends(program: &mut Program, is_host: &[bool]) {
         let is_ours = m.is_direct && m.direction == Direction::Send;
         let pieces = program.pieces_of(m);
         if is_ours && pieces.iter().any(|p| reads_host(p.region.slot)) {
-            let end = &mut ends[m.step as usize];
+            let end = &mut ends[m.step() as usize];
             moved.push((i, *end));
             *end += m.bytes.next_multiple_of(16);
         }
@@ -97,7 +97,7 @@ pub(crate) fn stage_host_sends(program: &mut Program, is_host: &[bool]) {
     for (i, at) in moved {
         let m = &mut program.messages[i];
         m.is_direct = false;
-        m.staging = halves[m.step as usize % 2] + at;
+        m.staging = halves[m.step() as usize % 2] + at;
     }
     program.staging_bytes = base + largest(0) + largest(1);
 }

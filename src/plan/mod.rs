@@ -801,7 +801,7 @@ impl Plan {
             let pieces = program.pieces_of(m);
             let is_in = pieces.iter().any(|p| p.tensor.index() == index);
             if m.direction == program::Direction::Receive && is_in {
-                last = last.max(Some(m.step));
+                last = last.max(Some(m.step()));
             }
         }
         if program.locals.iter().any(|l| l.tensor.index() == index) {

@@ -189,7 +189,7 @@ impl Plan {
     ) -> Result<Cell> {
         let is_it = |m: &&super::program::Message| {
             m.direction == Direction::Send
-                && (m.peer, m.step, m.stage, m.bucket) == (to, step, stage, bucket)
+                && (m.peer, m.step(), m.stage, m.bucket) == (to, step, stage, bucket)
         };
         for m in p.messages.iter().filter(is_it) {
             for x in p.pieces_of(m) {

@@ -98,6 +98,13 @@ pub struct Piece {
     pub wire: Dtype,
 }
 
+impl Piece {
+    /// True if it is one contiguous run that needs no conversion.
+    pub fn is_direct(&self) -> bool {
+        self.region.dtype == self.wire && self.region.loops.0 == self.region.loops.1
+    }
+}
+
 /// Which way a message goes, seen from the program's rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -111,7 +118,6 @@ pub enum Direction {
 pub struct Message {
     pub peer: Rank,
     pub direction: Direction,
-    pub step: u32,
     /// Stage of the route: 0 for direct, 1 for a forward.
     pub stage: u32,
     pub bucket: u32,
@@ -127,6 +133,13 @@ pub struct Message {
     pub is_packed_before: bool,
     /// Where the message lies in this rank's staging, unless `is_direct`.
     pub staging: u64,
+}
+
+impl Message {
+    /// Bucket `b` of stage `s` travels in step `b + s`.
+    pub fn step(&self) -> u32 {
+        self.bucket.saturating_add(self.stage)
+    }
 }
 
 /// A copy within the rank: source region to destination region.

@@ -6,6 +6,7 @@ use super::program::Program;
 use crate::crew;
 use crate::error::Result;
 use crate::rank::Rank;
+use smallvec::SmallVec;
 
 /// What one rank does in one execution of a plan; all zero if it takes no part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +31,10 @@ pub struct ProgramInfo {
 impl ProgramInfo {
     fn of(program: &Program) -> ProgramInfo {
         let direct = program.messages.iter().filter(|m| m.is_direct).count();
+        // Of messages there are many more than of pairs, each of which has some.
+        let mut peers: SmallVec<[Rank; 32]> = program.pairs.iter().map(|p| p.peer).collect();
+        peers.sort_unstable();
+        peers.dedup();
         ProgramInfo {
             bytes_sent: program.bytes_sent,
             bytes_received: program.bytes_received,
@@ -37,7 +42,7 @@ impl ProgramInfo {
             staging_bytes: program.memory_bytes(),
             messages: program.messages.len() as u64,
             messages_direct: direct as u64,
-            peers: program.peers().len() as u32,
+            peers: peers.len() as u32,
             buffers: program.buffers.len() as u32,
         }
     }

@@ -129,7 +129,7 @@ impl Plan {
             };
             for x in p.pieces_of(m) {
                 ops.extend(p.boxes_of(x).iter().map(|bounds| Op {
-                    step: m.step,
+                    step: m.step(),
                     stage: m.stage,
                     bucket: m.bucket,
                     peer: m.peer.0,

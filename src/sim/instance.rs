@@ -191,9 +191,9 @@ impl<'a> Builder<'a> {
             };
             if !m.is_direct && !m.is_packed_before {
                 let pieces = program.pieces_of(m).iter();
-                staged[m.step as usize] += pieces.map(|p| p.bytes).sum::<u64>();
+                staged[m.step() as usize] += pieces.map(|p| p.bytes).sum::<u64>();
             }
-            let flow = self.flow(from, to, m.step);
+            let flow = self.flow(from, to, m.step());
             match m.direction {
                 Direction::Send => self.instance.flows[flow].bytes += m.bytes,
                 Direction::Receive => self.expected[flow] += m.bytes,

@@ -194,7 +194,6 @@ impl Builder {
         let message = Message {
             peer: Rank(peer),
             direction,
-            step,
             stage: 0,
             bucket: step,
             bytes,
@@ -243,18 +242,18 @@ impl Builder {
     pub fn build(mut self, steps: u32) -> Program {
         let p = &mut self.program;
         // Stable: the order within a pair is the order of the calls.
-        self.messages.sort_by_key(|(m, _)| (m.step, m.peer));
+        self.messages.sort_by_key(|(m, _)| (m.step(), m.peer));
         self.locals.sort_by_key(|(step, _)| *step);
         // Two steps in flight: even steps in the lower half, odd in the upper.
         let mut needs = vec![0u64; steps as usize];
         for (m, _) in self.messages.iter_mut().filter(|(m, _)| !m.is_direct) {
-            let need = &mut needs[m.step as usize];
+            let need = &mut needs[m.step() as usize];
             m.staging = *need;
             *need += m.bytes.next_multiple_of(64);
         }
         let half = needs.iter().copied().max().unwrap_or(0);
         for (mut m, pieces) in self.messages {
-            if m.step % 2 == 1 && !m.is_direct {
+            if m.step() % 2 == 1 && !m.is_direct {
                 m.staging += half;
             }
             let first = p.pieces.len() as u32;
@@ -269,8 +268,8 @@ impl Builder {
         p.staging_bytes = 2 * half;
         for step in 0..steps {
             let messages = (
-                p.messages.partition_point(|m| m.step < step) as u32,
-                p.messages.partition_point(|m| m.step <= step) as u32,
+                p.messages.partition_point(|m| m.step() < step) as u32,
+                p.messages.partition_point(|m| m.step() <= step) as u32,
             );
             let locals = (
                 self.locals.partition_point(|(s, _)| *s < step) as u32,

@@ -80,6 +80,7 @@ impl<'a> Builder<'a> {
 
     /// The slot of the buffer, of one of the rank's placements or views, that
     /// holds what lies at `lead` on axis 0.
+    #[inline]
     pub fn slot(
         &mut self,
         side: Side,
@@ -105,6 +106,7 @@ impl<'a> Builder<'a> {
         self.slot_of_key(side, key_of(part, buffer, own, lead))
     }
 
+    #[inline(never)]
     fn slot_of_key(&mut self, side: Side, key: BufferKey) -> BufferSlot {
         let known = match key {
             BufferKey::Part {
@@ -314,7 +316,7 @@ impl<'a> Builder<'a> {
         let mut packed: FxHashMap<u32, u64> = FxHashMap::default();
         let step_count = self.inputs.step_count();
         for step in 0..step_count {
-            let n = p.messages[first as usize..].partition_point(|m| m.step == step) as u32;
+            let n = p.messages[first as usize..].partition_point(|m| m.step() == step) as u32;
             let mut at = 0;
             packed.clear();
             for m in &mut p.messages[first as usize..(first + n) as usize] {
@@ -341,7 +343,7 @@ impl<'a> Builder<'a> {
         }
         // Two steps are in flight: odd ones use the second half.
         for m in &mut p.messages {
-            if !m.is_direct && m.step % 2 == 1 {
+            if !m.is_direct && m.step() % 2 == 1 {
                 m.staging += half;
             }
         }

@@ -73,6 +73,7 @@ impl Routes<'_, '_> {
                 }
             }
         }
+        self.put_in_order(0);
     }
 
     /// Needers that no sender shares a domain with; `None` if these are all.

@@ -66,11 +66,17 @@ impl Lines {
 impl Routes<'_, '_> {
     /// Cuts every line, and what a pair exchanges into buckets.
     pub fn direct(&mut self) {
-        for w in [NEEDS, HOLDINGS] {
-            match self.inputs.decision.source_rule {
-                SourceRule::Wrap => self.wrap(w),
-                SourceRule::Rotate => self.rotate(w),
-            }
+        self.cut_lines(NEEDS);
+        // What a needer gets of an item does not overlap: it is in order.
+        let first = self.stretches.len();
+        self.cut_lines(HOLDINGS);
+        self.put_in_order(first);
+    }
+
+    fn cut_lines(&mut self, w: usize) {
+        match self.inputs.decision.source_rule {
+            SourceRule::Wrap => self.wrap(w),
+            SourceRule::Rotate => self.rotate(w),
         }
     }
 

@@ -164,7 +164,6 @@ fn routes<'w, 'a>(inputs: Inputs<'a>, rank: Rank, walks: &'w [Visit<'a>]) -> Rou
         (Strategy::TwoStage, Some(mapped)) => routes.two_stage(mapped),
         (Strategy::TwoStage | Strategy::Direct, _) => routes.direct(),
     }
-    routes.put_in_order();
     routes
 }
 

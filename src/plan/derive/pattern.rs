@@ -113,13 +113,14 @@ impl<'a> Builder<'a> {
             }
             return;
         }
-        let pieces = &mut self.program.pieces;
-        let first = pieces.len() as u32;
+        let program = &mut self.program;
+        let first = program.pieces.len() as u32;
         for like in likes {
-            pieces.push(piece(like, 0));
+            let at = program.pieces.len() as u32;
+            program.pieces.push(piece(like, 0));
+            flow.add_message(program, (at, at + 1), like.bytes, like.is_direct());
         }
-        let pieces = (first, pieces.len() as u32);
-        self.add_each(flow, pieces);
+        let pieces = (first, program.pieces.len() as u32);
         self.note_pieces(flow, leg, pieces);
     }
 

@@ -450,27 +450,28 @@ impl<'w, 'a> Routes<'w, 'a> {
         at
     }
 
-    /// Puts the stretches in order of walk, item, range and bucket: those that
-    /// are the same part beside each other.
-    pub fn put_in_order(&mut self) {
+    /// Puts the stretches from `first` on in order of walk, item, range and
+    /// bucket: those that are the same part beside each other.
+    pub fn put_in_order(&mut self, first: usize) {
         let place = |s: &Stretch| (s.walk, s.item, s.from, s.to, s.bucket);
-        if self.stretches.is_sorted_by_key(place) {
+        let own = &self.stretches[first..];
+        if own.is_sorted_by_key(place) {
             return;
         }
         let item = |s: &Stretch| (s.walk, s.item);
-        if !self.stretches.is_sorted_by_key(item) {
-            let by_item = self.by_item().into_iter();
-            self.stretches = by_item.map(|i| self.stretches[i as usize]).collect();
+        if !own.is_sorted_by_key(item) {
+            let by_item = self.by_item(own).into_iter();
+            let sorted: Vec<Stretch> = by_item.map(|i| own[i as usize]).collect();
+            self.stretches[first..].copy_from_slice(&sorted);
         }
         let part = |s: &Stretch| (s.from, s.to, s.bucket);
-        for own in self.stretches.chunk_by_mut(|a, b| item(a) == item(b)) {
-            sorting::sort(own, |a, b| part(a).cmp(&part(b)));
+        for same in self.stretches[first..].chunk_by_mut(|a, b| item(a) == item(b)) {
+            sorting::sort(same, |a, b| part(a).cmp(&part(b)));
         }
     }
 
-    /// The stretches in order of walk and item; those of an item as they were
-    /// found.
-    fn by_item(&self) -> Vec<u32> {
+    /// Some stretches in order of walk and item; those of an item as they are.
+    fn by_item(&self, stretches: &[Stretch]) -> Vec<u32> {
         let mut firsts = Vec::with_capacity(self.walks.len());
         let mut items = 0;
         for walk in self.walks {
@@ -478,14 +479,16 @@ impl<'w, 'a> Routes<'w, 'a> {
             items += walk.items.len();
         }
         let item = |i: u32| {
-            let s = &self.stretches[i as usize];
+            let s = &stretches[i as usize];
             firsts[s.walk as usize] + s.item as usize
         };
-        sorting::order(self.stretches.len(), items, item).0
+        sorting::order(stretches.len(), items, item).0
     }
 
     /// Every needed byte comes exactly once: each item is tiled by what we
     /// receive of it, and the items tile the boxes of this rank.
+    // By itself, like the passes before and after it: measured.
+    #[inline(never)]
     pub fn verify(&self) -> Result<()> {
         let walk = &self.walks[NEEDS];
         let size = |item: u32| walk.cell_of(&walk.items[item as usize]).bytes;

@@ -77,6 +77,7 @@ impl Routes<'_, '_> {
                 self.pass_on(mapped, w, walk.rank, group);
             }
         }
+        self.put_in_order(0);
     }
 
     /// How weight-mapping group `g` gets the stream of `group`; `None` if none

@@ -437,14 +437,17 @@ fn ends<'a>(step: &'a Queued, index: u32, posted: &'a Posted) -> (End<'a>, End<'
 /// Refuses a message that is not the one we are waiting for.
 fn check_match(from: &Message, to: &Message, me: Rank, posted: &Posted) -> Result<()> {
     let sender = posted.sender.rank;
-    if from.bytes == to.bytes && from.step == to.step && from.peer == me {
+    if from.bytes == to.bytes && from.step() == to.step() && from.peer == me {
         return Ok(());
     }
     Err(Error::new(
         Status::Protocol,
         format!(
             "rank {sender} sent {} bytes of its step {}, rank {me} waits for {} bytes of its step {}",
-            from.bytes, from.step, to.bytes, to.step
+            from.bytes,
+            from.step(),
+            to.bytes,
+            to.step()
         ),
     )
     .by(sender))

@@ -339,7 +339,6 @@ mod tests {
             Some(Message {
                 peer: Rank(peer as u32),
                 direction,
-                step: 0,
                 stage: 0,
                 bucket: 0,
                 bytes,
