@@ -316,10 +316,11 @@ impl<'a> Builder<'a> {
         let mut packed: FxHashMap<u32, u64> = FxHashMap::default();
         let step_count = self.inputs.step_count();
         for step in 0..step_count {
-            let n = p.messages[first as usize..].partition_point(|m| m.step() == step) as u32;
-            let mut at = 0;
+            let (mut at, mut end) = (0, first);
             packed.clear();
-            for m in &mut p.messages[first as usize..(first + n) as usize] {
+            let rest = p.messages[first as usize..].iter_mut();
+            for m in rest.take_while(|m| m.step() == step) {
+                end += 1;
                 if m.is_packed_before {
                     m.staging = packed[&m.pieces.0];
                 } else if !m.is_direct {
@@ -332,18 +333,21 @@ impl<'a> Builder<'a> {
             }
             half = half.max(at);
             p.steps.push(Step {
-                messages: (first, first + n),
+                messages: (first, end),
                 locals: match step {
                     0 => (0, p.locals.len() as u32),
                     _ => (0, 0),
                 },
                 staging_bytes: at,
             });
-            first += n;
+            first = end;
         }
         // Two steps are in flight: odd ones use the second half.
-        for m in &mut p.messages {
-            if !m.is_direct && m.step() % 2 == 1 {
+        let odd = p.steps.iter().skip(1).step_by(2);
+        for step in odd.filter(|s| s.staging_bytes > 0) {
+            let (first, end) = step.messages;
+            let messages = &mut p.messages[first as usize..end as usize];
+            for m in messages.iter_mut().filter(|m| !m.is_direct) {
                 m.staging += half;
             }
         }

@@ -136,16 +136,20 @@ impl<'a> Walk<'a> {
         needers: Needers,
     ) -> Result<Cell> {
         let holders = self.splitter(tensor).holders(&bounds);
-        let there = self.needer_view(tensor, &needers)?;
-        let wire = self.wire(tensor, there.dtype)?;
         let are_needers_alike = self.are_needers_alike(tensor, &needers);
-        let (peers, is_alike_across) = match self.direction {
-            Direction::Send => ([there].into_iter().collect(), are_needers_alike),
+        let (needed, peers, is_alike_across) = match self.direction {
+            Direction::Send => {
+                let there = self.needer_view(tensor, &needers)?;
+                let dtype = there.dtype;
+                (dtype, [there].into_iter().collect(), are_needers_alike)
+            }
             Direction::Receive => (
+                own.dtype,
                 self.holder_views(tensor, &holders),
                 self.are_holders_alike(tensor, &holders),
             ),
         };
+        let wire = self.wire(tensor, needed)?;
         let bytes = bounds.elements() * wire.bytes();
         let axis = contiguous_from(&bounds, &own.strides, own.dtype.bytes());
         let across = |p: &PeerView| run_elements(&bounds, wire, &p.strides, p.dtype);
