@@ -90,9 +90,10 @@ impl Routes<'_, '_> {
         let cuts: usize = pairs.iter().map(PairCut::count_max).sum();
         let room = lines.met_count + cuts.min(lines.met_count);
         self.stretches.reserve(room.min(RESERVED_COUNT_MAX));
-        for (i, item) in (0..).zip(&walk.items) {
+        let (items, cells) = (&walk.items[..], &walk.cells[..]);
+        for (i, item) in (0..).zip(items) {
             let begin = item.position;
-            let range = begin..begin + walk.cell_of(item).bytes;
+            let range = begin..begin + cells[item.cell as usize].bytes;
             lines.next(item.group, range, |s, own| {
                 let own = ItemRange {
                     item: i,

@@ -491,7 +491,8 @@ impl<'w, 'a> Routes<'w, 'a> {
     #[inline(never)]
     pub fn verify(&self) -> Result<()> {
         let walk = &self.walks[NEEDS];
-        let size = |item: u32| walk.cell_of(&walk.items[item as usize]).bytes;
+        let (items, cells) = (&walk.items[..], &walk.cells[..]);
+        let size = |item: u32| cells[items[item as usize].cell as usize].bytes;
         let Some(gap) = self.first_gap(walk.items.len() as u32, size) else {
             return Ok(());
         };
@@ -511,10 +512,11 @@ impl<'w, 'a> Routes<'w, 'a> {
 
     fn first_gap(&self, items: u32, size: impl Fn(u32) -> u64) -> Option<ItemRange> {
         let mut tiles = Tiles::new(&self.locals, size);
+        let ways = &self.ways[..];
         let needed = self.stretches.iter();
         let needed = needed.take_while(|s| s.walk as usize == NEEDS);
         for s in needed.filter(|s| s.here == Here::Buffer) {
-            let receives = self.ways[s.way as usize].receives;
+            let receives = ways[s.way as usize].receives;
             let is_right = receives == 0 || (tiles.add(s.item, s.from, s.to) && receives == 1);
             if !is_right {
                 return Some(tiles.gap_before(s.item, s.from));
@@ -645,6 +647,13 @@ impl Walk<'_> {
     /// items, and in front of the unit that the byte is in.
     pub fn cut_at(&self, group: &Group, at: u64) -> (usize, u64) {
         let items = &group.items;
+        // Most often it is an end of it, which need not be searched for.
+        if at >= group.bytes {
+            return (items.len().saturating_sub(1), group.bytes);
+        }
+        if at == 0 {
+            return (0, 0);
+        }
         let before = items.partition_point(|&i| self.items[i as usize].position <= at);
         let Some(last) = before.checked_sub(1) else {
             return (0, 0);

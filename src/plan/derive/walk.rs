@@ -48,6 +48,8 @@ struct Trace {
     demand: u32,
     cell: u32,
     group: u32,
+    /// Of the cell.
+    bytes: u64,
 }
 
 /// One walk over own tensors, as needer or as holder. Ranks at alike places
@@ -153,13 +155,40 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Items of some tensors, in order.
+    /// Puts the cells of some tensors on their lines, in order.
     fn collect(&mut self, tensors: impl Iterator<Item = u32>) -> Result<()> {
         if self.traces.is_empty() {
             return Ok(());
         }
+        let all = &self.inputs.tables.tensors[..];
+        let (traced, traces) = (&self.traced[..], &self.traces[..]);
+        let (groups, items) = (&mut self.groups[..], &mut self.items);
         for t in tensors {
-            self.add_items(t)?;
+            let tensor = &all[t as usize];
+            let placed = match self.direction {
+                Direction::Receive => tensor.needers.as_slice(),
+                Direction::Send => tensor.holders.as_slice(),
+            };
+            let (first, end) = traced[tensor.kind as usize];
+            for trace in &traces[first as usize..end as usize] {
+                let group = &mut groups[trace.group as usize];
+                group.items.push(items.len() as u32);
+                items.push(Item {
+                    tensor: t,
+                    demand: trace.demand,
+                    group: trace.group,
+                    cell: trace.cell,
+                    buffer: match self.is_listed {
+                        false => placed[trace.own as usize].buffer,
+                        true => 0,
+                    },
+                    position: group.bytes,
+                });
+                let bytes = group.bytes.checked_add(trace.bytes);
+                group.bytes = bytes.ok_or_else(|| {
+                    Error::limit("the bytes on one line exceed 64 bits".to_string())
+                })?;
+            }
         }
         Ok(())
     }
@@ -415,41 +444,8 @@ impl<'a> Walk<'a> {
                 demand,
                 cell,
                 group,
+                bytes: self.cells[cell as usize].bytes,
             });
-        }
-        Ok(())
-    }
-
-    /// Puts one tensor's cells on their lines.
-    // Called for every tensor, and most have one cell: the call was half of it.
-    #[inline(always)]
-    fn add_items(&mut self, t: u32) -> Result<()> {
-        let tensor = &self.inputs.tables.tensors[t as usize];
-        let placed = match self.direction {
-            Direction::Receive => tensor.needers.as_slice(),
-            Direction::Send => tensor.holders.as_slice(),
-        };
-        let (first, end) = self.traced[tensor.kind as usize];
-        for trace in &self.traces[first as usize..end as usize] {
-            let buffer = match self.is_listed {
-                false => placed[trace.own as usize].buffer,
-                true => 0,
-            };
-            let group = &mut self.groups[trace.group as usize];
-            group.items.push(self.items.len() as u32);
-            self.items.push(Item {
-                tensor: t,
-                demand: trace.demand,
-                group: trace.group,
-                cell: trace.cell,
-                buffer,
-                position: group.bytes,
-            });
-            let bytes = self.cells[trace.cell as usize].bytes;
-            group.bytes = group
-                .bytes
-                .checked_add(bytes)
-                .ok_or_else(|| Error::limit("the bytes on one line exceed 64 bits".to_string()))?;
         }
         Ok(())
     }
