@@ -22,16 +22,22 @@ use std::collections::BTreeMap;
 pub struct PlacementRef {
     pub part: u16,
     pub placement: u32,
-    /// The placement's, so that a walk need not look at the part as well.
-    pub buffer: u32,
 }
 
 pub type Refs = SmallVec<[PlacementRef; 2]>;
 
-/// One tensor that moves. Beside each other is what a walk looks at of every
-/// one.
+/// What a walk looks at of every tensor. By itself, as walks take much less time
+/// over what lies together.
+#[derive(Clone, Copy, Debug)]
+pub struct Glance {
+    /// Which of [`Tables::kinds`] it is of.
+    pub kind: u32,
+    /// Buffer of its first placement on each side, if it has one.
+    pub buffers: [u32; 2],
+}
+
+/// One tensor that moves.
 #[derive(Clone, Debug)]
-#[repr(C)]
 pub struct PlanTensor {
     pub class: u32,
     /// Which of [`Tables::kinds`] it is of.
@@ -53,6 +59,8 @@ pub struct PlanTensor {
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
     pub tensors: Vec<PlanTensor>,
+    /// Of the tensors.
+    pub glances: Vec<Glance>,
     pub kinds: Vec<Kind>,
     /// The tensors in one destination copy.
     pub copy_bytes: u64,
@@ -158,7 +166,18 @@ impl<'a> Joint<'a> {
         };
         found.class = self.class_of(&found);
         found.kind = self.kind_of(&found);
+        let first = |layout, refs: &[PlacementRef]| {
+            refs.first().map_or(0, |r| placement(layout, *r).1.buffer)
+        };
+        let buffers = [
+            first(self.source, &found.holders),
+            first(self.destination, &found.needers),
+        ];
         let tables = &mut self.tables;
+        tables.glances.push(Glance {
+            kind: found.kind,
+            buffers,
+        });
         tables.kinds[found.kind as usize].count += 1;
         tables.tensors.push(found);
         Ok(())
@@ -279,12 +298,11 @@ fn placement_refs(layout: &Layout, tensor: TensorIndex) -> Refs {
 
 /// Adds those of a tensor, the first of which is at `first` if there is one.
 fn push_refs(part: usize, of: &Part, first: usize, tensor: TensorIndex, out: &mut Refs) {
-    let own = (first..).zip(&of.placements[first..]);
-    let own = own.take_while(|(_, p)| p.tensor == tensor);
-    out.extend(own.map(|(i, p)| PlacementRef {
+    let own = of.placements[first..].iter();
+    let count = own.take_while(|x| x.tensor == tensor).count();
+    out.extend((first..first + count).map(|i| PlacementRef {
         part: part as u16,
         placement: i as u32,
-        buffer: p.buffer,
     }));
 }
 

@@ -120,10 +120,22 @@ pub fn hash_of(bounds: &IndexBox) -> u128 {
     xxh3_128(&text)
 }
 
+/// Who needs a cell: a placement of the tensor, or one of its explicit boxes.
 #[derive(Clone, Debug)]
 pub enum Needers {
     Slice(StagedSlice),
     Listed(u32),
+}
+
+impl Needers {
+    /// Which of the tensor's demands, in their order: placements, then explicit
+    /// boxes.
+    pub fn demand(&self) -> (bool, u32) {
+        match self {
+            Needers::Slice(s) => (false, s.placement),
+            Needers::Listed(j) => (true, *j),
+        }
+    }
 }
 
 impl<'a> Walk<'a> {

@@ -9,7 +9,7 @@
 //!
 //! Both ends see the same two, so both find the same messages.
 
-use super::cell::{Cell, run_elements};
+use super::cell::{Cell, Needers, run_elements};
 use super::route::{Here, Portion, There};
 use super::view::{holding_view, needing_view};
 use super::walk::{Item, Walk};
@@ -130,7 +130,10 @@ impl<'a> Walk<'a> {
     /// demand.
     fn run_of_needer(&self, item: &Item, cell: &Cell, wire: Dtype, needer: Rank) -> u64 {
         let tensor = &self.inputs.tables.tensors[item.tensor as usize];
-        let placed = tensor.needers.get(item.demand as usize);
+        let placed = match &cell.needers {
+            Needers::Slice(s) => tensor.needers.get(s.placement as usize),
+            Needers::Listed(_) => None,
+        };
         let view = placed.and_then(|r| needing_view(self.inputs.destination, *r, needer));
         let view = view.as_ref().or(cell.peers.first());
         view.map_or(0, |v| run_elements(&cell.bounds, wire, &v.strides, v.dtype))

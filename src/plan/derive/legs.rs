@@ -219,7 +219,7 @@ impl Routes<'_, '_> {
         }
         // Of two ranks' needs: as the one who sends both has them.
         let [a, b] = [self.portion(a), self.portion(b)];
-        let key = |p: &Portion<'_, '_>| (p.item.tensor, p.item.demand);
+        let key = |p: &Portion<'_, '_>| (p.item.tensor, p.cell.needers.demand());
         let range = |p: &Portion<'_, '_>| (p.stretch.from, p.stretch.to);
         let bounds = a.cell.bounds.cmp(&b.cell.bounds);
         let keys = key(&a).cmp(&key(&b));

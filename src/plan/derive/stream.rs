@@ -29,9 +29,7 @@ use super::walk::Walk;
 use crate::layout::dtype::Dtype;
 use crate::layout::tensor::{IndexBox, Span, TensorIndex};
 use crate::plan::piece::flat_boxes;
-use crate::plan::program::{
-    BufferSlot, Direction, Message, PairHash, Piece, Program, Region, Side,
-};
+use crate::plan::program::{BufferSlot, Direction, Message, PairHash, Piece, Program, Region};
 use crate::rank::Rank;
 use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_128;
@@ -336,7 +334,7 @@ impl<'a> Builder<'a> {
         let Portion {
             walk, item, cell, ..
         } = portion;
-        let side = side_of(walk.direction);
+        let side = walk.side();
         let key = (self.part_of(side), item.buffer);
         self.slot(side, key, &cell.own, lead)
     }
@@ -450,7 +448,7 @@ impl<'a> Builder<'a> {
         if let Here::Relay(at) = stretch.here {
             return self.relay_region(stretch, first, bounds.elements(), wire, at);
         }
-        let side = side_of(walk.direction);
+        let side = walk.side();
         let whole = match bounds == &cell.bounds {
             true => self.region_of_whole(side, item.buffer, cell),
             false => None,
@@ -487,14 +485,6 @@ impl<'a> Builder<'a> {
             _ => false,
         };
         flow.add_message(p, pieces, bytes, is_direct);
-    }
-}
-
-/// The side of a layout that a walk is over.
-fn side_of(direction: Direction) -> Side {
-    match direction {
-        Direction::Send => Side::Source,
-        Direction::Receive => Side::Destination,
     }
 }
 

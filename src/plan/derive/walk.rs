@@ -16,9 +16,9 @@ use crate::layout::tensor::{IndexBox, TensorIndex};
 use crate::layout::view::RankViews;
 use crate::plan::boxes::{ExplicitBox, ExplicitBoxes};
 use crate::plan::cells::Splitter;
-use crate::plan::program::Direction;
+use crate::plan::program::{Direction, Side};
 use crate::plan::sorting;
-use crate::plan::tables::{PlanTensor, Tables};
+use crate::plan::tables::{Glance, PlanTensor, Tables, placement};
 use crate::rank::Rank;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
@@ -26,12 +26,11 @@ use smallvec::SmallVec;
 /// One cell of one tensor on its line.
 pub struct Item {
     pub tensor: u32,
-    /// Which of the tensor's demands: placements, then explicit boxes.
-    pub demand: u32,
     pub group: u32,
     /// Index of the cell.
     pub cell: u32,
-    /// Buffer of the placement on our side.
+    /// Buffer of the placement on our side, unless the rank is described view by
+    /// view.
     pub buffer: u32,
     pub position: u64,
 }
@@ -45,7 +44,6 @@ type PlacedClass = (u32, u32, u32);
 struct Trace {
     /// Which of the tensor's placements on our side.
     own: u32,
-    demand: u32,
     cell: u32,
     group: u32,
     /// Of the cell.
@@ -59,8 +57,6 @@ pub struct Walk<'a> {
     /// For whom it was made.
     rank: Rank,
     pub direction: Direction,
-    /// The rank is described view by view.
-    is_listed: bool,
     pub cells: Vec<Cell>,
     /// The cells of a class.
     cells_of: FxHashMap<PlacedClass, (u32, u32)>,
@@ -101,7 +97,6 @@ impl<'a> Walk<'a> {
             inputs,
             rank,
             direction,
-            is_listed: matches!(place, Some(Place::Explicit(_))),
             cells: Vec::new(),
             cells_of: FxHashMap::default(),
             groups: Vec::new(),
@@ -114,6 +109,14 @@ impl<'a> Walk<'a> {
             walk.find_kinds(place)?;
         }
         Ok(walk)
+    }
+
+    /// The side that it is over.
+    pub fn side(&self) -> Side {
+        match self.direction {
+            Direction::Send => Side::Source,
+            Direction::Receive => Side::Destination,
+        }
     }
 
     pub fn splitter(&self, tensor: &'a PlanTensor) -> Splitter<'a> {
@@ -160,27 +163,27 @@ impl<'a> Walk<'a> {
         if self.traces.is_empty() {
             return Ok(());
         }
-        let all = &self.inputs.tables.tensors[..];
+        let Tables {
+            tensors: all,
+            glances,
+            ..
+        } = self.inputs.tables;
+        let side = self.side();
         let (traced, traces) = (&self.traced[..], &self.traces[..]);
         let (groups, items) = (&mut self.groups[..], &mut self.items);
         for t in tensors {
-            let tensor = &all[t as usize];
-            let placed = match self.direction {
-                Direction::Receive => tensor.needers.as_slice(),
-                Direction::Send => tensor.holders.as_slice(),
-            };
-            let (first, end) = traced[tensor.kind as usize];
+            let Glance { kind, buffers } = glances[t as usize];
+            let (first, end) = traced[kind as usize];
             for trace in &traces[first as usize..end as usize] {
                 let group = &mut groups[trace.group as usize];
                 group.items.push(items.len() as u32);
                 items.push(Item {
                     tensor: t,
-                    demand: trace.demand,
                     group: trace.group,
                     cell: trace.cell,
-                    buffer: match self.is_listed {
-                        false => placed[trace.own as usize].buffer,
-                        true => 0,
+                    buffer: match trace.own {
+                        0 => buffers[side as usize],
+                        own => buffer_of(self.inputs, side, &all[t as usize], own),
                     },
                     position: group.bytes,
                 });
@@ -197,7 +200,8 @@ impl<'a> Walk<'a> {
     /// placements of a rank may hold cells of one demand by turns.
     fn put_in_order(&mut self, first: u32) {
         let cells = &self.cells;
-        let order = |t: &Trace| (t.demand, &cells[t.cell as usize].bounds);
+        let cell = |t: &Trace| &cells[t.cell as usize];
+        let order = |t: &Trace| (cell(t).needers.demand(), &cell(t).bounds);
         let traces = &mut self.traces[first as usize..];
         sorting::sort(traces, |a, b| order(a).cmp(&order(b)));
     }
@@ -251,7 +255,7 @@ impl<'a> Walk<'a> {
                 cells
             }
         };
-        self.trace(tensor, (j, j), cells)
+        self.trace(tensor, j, cells)
     }
 
     fn need_listed(
@@ -267,7 +271,7 @@ impl<'a> Walk<'a> {
             cells.push(self.cell(tensor, c, own.clone(), Needers::Listed(j))?);
         }
         let cells = self.add_cells(cells);
-        self.trace(tensor, (0, tensor.needers.len() as u32 + j), cells)
+        self.trace(tensor, 0, cells)
     }
 
     /// What this rank holds of the first tensor of a kind and somebody needs.
@@ -338,7 +342,7 @@ impl<'a> Walk<'a> {
                 cells
             }
         };
-        self.trace(tensor, (k, j as u32), cells)
+        self.trace(tensor, k, cells)
     }
 
     /// The cells of demand `j` in what placement `k` holds here, less what
@@ -379,7 +383,7 @@ impl<'a> Walk<'a> {
             covered.push(bounds.clone());
         }
         let cells = self.add_cells(cells);
-        self.trace(tensor, (0, j as u32), cells)
+        self.trace(tensor, 0, cells)
     }
 
     /// The cells of demand `j` inside a box we hold, less what is `covered`.
@@ -431,17 +435,11 @@ impl<'a> Walk<'a> {
     }
 
     /// Notes which groups some cells of a kind of tensors are in.
-    fn trace(
-        &mut self,
-        tensor: &PlanTensor,
-        (own, demand): (u32, u32),
-        cells: (u32, u32),
-    ) -> Result<()> {
+    fn trace(&mut self, tensor: &PlanTensor, own: u32, cells: (u32, u32)) -> Result<()> {
         for cell in cells.0..cells.1 {
             let group = self.group(tensor, cell as usize)?;
             self.traces.push(Trace {
                 own,
-                demand,
                 cell,
                 group,
                 bytes: self.cells[cell as usize].bytes,
@@ -453,6 +451,15 @@ impl<'a> Walk<'a> {
     pub fn cell_of(&self, item: &Item) -> &Cell {
         &self.cells[item.cell as usize]
     }
+}
+
+/// The buffer of a placement of a tensor.
+fn buffer_of(inputs: Inputs<'_>, side: Side, tensor: &PlanTensor, own: u32) -> u32 {
+    let (layout, placed) = match side {
+        Side::Source => (inputs.source, &tensor.holders),
+        Side::Destination => (inputs.destination, &tensor.needers),
+    };
+    placement(layout, placed[own as usize]).1.buffer
 }
 
 /// The demands that may want some of `held`: all placements, and the explicit
