@@ -73,6 +73,7 @@ impl Routes<'_, '_> {
         self.put_in_order(first);
     }
 
+    /// What this rank exchanges of a walk.
     fn cut_lines(&mut self, w: usize) {
         match self.inputs.decision.source_rule {
             SourceRule::Wrap => self.wrap(w),

@@ -48,7 +48,8 @@ impl Group {
     }
 }
 
-/// Who holds and who needs a cell, in numbers: each list with how long it is.
+/// Who holds and who needs a cell, in numbers: every list but the last with how
+/// long it is. The same numbers are the same sets.
 pub type GroupKey = SmallVec<[u64; 20]>;
 
 impl Walk<'_> {
@@ -143,6 +144,7 @@ impl Walk<'_> {
     }
 }
 
+/// Adds a slice, as it is at a stage.
 fn add_slice(s: &StagedSlice, stage: Option<u32>, key: &mut GroupKey) {
     let number = |(lo, hi): (u32, u32)| u64::from(lo) << 32 | u64::from(hi);
     let MeshSlice { part, mesh, ranges } = &s.slice;

@@ -72,6 +72,7 @@ impl Routes<'_, '_> {
         let starts = self.starts();
         let dealt = self.deal(&starts, (0..).zip(&self.stretches));
         let mut all = dealt.unwrap_or_else(|| {
+            // In this order none comes after one of a later bucket.
             let by_bucket = self.by_bucket().into_iter();
             let order = by_bucket.map(|i| (i, &self.stretches[i as usize]));
             self.deal(&starts, order).unwrap_or_default()

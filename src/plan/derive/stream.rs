@@ -117,6 +117,7 @@ impl<'w, 'a> Flow<'w, 'a> {
         self.text.extend_from_slice(&text);
     }
 
+    /// A message of some pieces; direct if it is one that is.
     // Called for every message, to write one down: the call was a part of that.
     #[inline(always)]
     pub fn add_message(

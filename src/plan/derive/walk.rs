@@ -144,7 +144,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Room for the items of all tensors.
+    /// Room for the items of all tensors: a kind has as many of each as tensors.
     fn make_room(&mut self) {
         let mut counts = vec![0; self.groups.len()];
         for (kind, &(first, end)) in self.inputs.tables.kinds.iter().zip(&self.traced) {
