@@ -516,9 +516,8 @@ impl<'w, 'a> Routes<'w, 'a> {
         let needed = self.stretches.iter();
         let needed = needed.take_while(|s| s.walk as usize == NEEDS);
         for s in needed.filter(|s| s.here == Here::Buffer) {
-            let receives = ways[s.way as usize].receives;
-            let is_right = receives == 0 || (tiles.add(s.item, s.from, s.to) && receives == 1);
-            if !is_right {
+            let times = ways[s.way as usize].receives;
+            if !tiles.add(times, s.item, s.from, s.to) {
                 return Some(tiles.gap_before(s.item, s.from));
             }
         }
@@ -547,9 +546,13 @@ impl<'h, S: Fn(u32) -> u64> Tiles<'h, S> {
         tiles
     }
 
-    /// Adds a range; false if it is not the one that comes next.
+    /// Adds a range that comes so many times; false if it comes twice, or is not
+    /// the one that comes next.
     #[inline]
-    fn add(&mut self, item: u32, from: u64, to: u64) -> bool {
+    fn add(&mut self, times: u32, item: u32, from: u64, to: u64) -> bool {
+        if times == 0 {
+            return true;
+        }
         if item != self.item || from != self.to {
             return false;
         }
@@ -559,7 +562,7 @@ impl<'h, S: Fn(u32) -> u64> Tiles<'h, S> {
             self.to = 0;
             self.skip_held();
         }
-        true
+        times == 1
     }
 
     /// The gap before a range that does not come next: up to `from` there is
@@ -692,7 +695,7 @@ mod tests {
     fn gap(ranges: &[(u32, u64, u64)], held: &[u32]) -> Option<(u32, u64, u64)> {
         let mut tiles = Tiles::new(held, |item| [8, 4][item as usize]);
         let mut ranges = ranges.iter();
-        let next = ranges.find(|&&(item, from, to)| !tiles.add(item, from, to));
+        let next = ranges.find(|&&(item, from, to)| !tiles.add(1, item, from, to));
         let gap = match next {
             Some(&(item, from, _)) => Some(tiles.gap_before(item, from)),
             None => tiles.gap_at_end(2),
@@ -705,6 +708,15 @@ mod tests {
         assert_eq!(gap(&[(0, 0, 4), (0, 4, 8), (1, 0, 4)], &[]), None);
         assert_eq!(gap(&[(0, 0, 4), (0, 4, 8)], &[1]), None);
         assert_eq!(gap(&[], &[0, 1]), None);
+    }
+
+    #[test]
+    fn what_comes_twice_at_a_time_is_found() {
+        let mut tiles = Tiles::new(&[], |_| 8);
+        assert!(tiles.add(0, 0, 0, 4));
+        assert!(!tiles.add(2, 0, 0, 4));
+        let gap = tiles.gap_before(0, 0);
+        assert_eq!((gap.item, gap.from, gap.to), (0, 4, 0));
     }
 
     #[test]
