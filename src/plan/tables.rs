@@ -39,17 +39,15 @@ pub struct Glance {
 /// One tensor that moves.
 #[derive(Clone, Debug)]
 pub struct PlanTensor {
-    pub class: u32,
-    /// Which of [`Tables::kinds`] it is of.
-    pub kind: u32,
-    /// Symbolic placements on both sides, in order of part and placement.
-    pub needers: Refs,
-    pub holders: Refs,
     pub source: TensorIndex,
     pub destination: TensorIndex,
+    pub class: u32,
     /// Dtype in which the source stores it.
     pub source_dtype: Dtype,
     pub granule: Dims,
+    /// Symbolic placements on both sides, in order of part and placement.
+    pub holders: Refs,
+    pub needers: Refs,
     /// Explicit boxes on both sides, sorted by box.
     pub explicit_holders: ExplicitBoxes,
     pub explicit_needers: ExplicitBoxes,
@@ -156,7 +154,6 @@ impl<'a> Joint<'a> {
             source: held,
             destination: index,
             class: 0,
-            kind: 0,
             source_dtype: one_dtype(self.source, twin, &holders, &explicit_holders)?,
             granule: pairs.map(|(a, b)| *a.max(b)).collect(),
             holders,
@@ -165,20 +162,14 @@ impl<'a> Joint<'a> {
             explicit_needers: boxes_of(&self.needed, index.index()),
         };
         found.class = self.class_of(&found);
-        found.kind = self.kind_of(&found);
-        let first = |layout, refs: &[PlacementRef]| {
-            refs.first().map_or(0, |r| placement(layout, *r).1.buffer)
-        };
+        let kind = self.kind_of(&found);
         let buffers = [
-            first(self.source, &found.holders),
-            first(self.destination, &found.needers),
+            first_buffer(self.source, &found.holders),
+            first_buffer(self.destination, &found.needers),
         ];
         let tables = &mut self.tables;
-        tables.glances.push(Glance {
-            kind: found.kind,
-            buffers,
-        });
-        tables.kinds[found.kind as usize].count += 1;
+        tables.glances.push(Glance { kind, buffers });
+        tables.kinds[kind as usize].count += 1;
         tables.tensors.push(found);
         Ok(())
     }
@@ -294,6 +285,11 @@ fn placement_refs(layout: &Layout, tensor: TensorIndex) -> Refs {
         push_refs(p, part, first, tensor, &mut refs);
     }
     refs
+}
+
+/// The buffer of the first of some placements; 0 if there are none.
+fn first_buffer(layout: &Layout, refs: &[PlacementRef]) -> u32 {
+    refs.first().map_or(0, |r| placement(layout, *r).1.buffer)
 }
 
 /// Adds those of a tensor, the first of which is at `first` if there is one.

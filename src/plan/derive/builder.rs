@@ -80,7 +80,6 @@ impl<'a> Builder<'a> {
 
     /// The slot of the buffer, of one of the rank's placements or views, that
     /// holds what lies at `lead` on axis 0.
-    #[inline]
     pub fn slot(
         &mut self,
         side: Side,
@@ -106,7 +105,6 @@ impl<'a> Builder<'a> {
         self.slot_of_key(side, key_of(part, buffer, own, lead))
     }
 
-    #[inline(never)]
     fn slot_of_key(&mut self, side: Side, key: BufferKey) -> BufferSlot {
         let known = match key {
             BufferKey::Part {

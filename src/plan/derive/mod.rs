@@ -207,7 +207,7 @@ pub fn needs(inputs: Inputs<'_>, rank: Rank) -> Result<Vec<Need>> {
     let wanted = items.filter(|i| walk.own(i.group).is_some());
     let need = wanted.map(|i| {
         let cell = walk.cell_of(i);
-        let kind = inputs.tables.tensors[i.tensor as usize].kind;
+        let kind = inputs.tables.glances[i.tensor as usize].kind;
         let count = inputs.tables.kinds[kind as usize].count;
         Need {
             kind,
